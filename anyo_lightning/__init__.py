@@ -1,0 +1,1 @@
+"""LLMs as pure encoders, nearest-neighbour search as the recommender."""

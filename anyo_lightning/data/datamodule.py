@@ -1,0 +1,219 @@
+"""One DataModule for every variant: source, split, windows, batches."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from anyo_lightning.data.batches import (
+    HistoryBatch,
+    HistoryDataset,
+    Supervision,
+    TokenBudgetBatches,
+    query_windows,
+    training_windows,
+)
+from anyo_lightning.data.sources import Columns, Source, load_source, read_files
+from anyo_lightning.data.splits import Queries, Split, Strategy, Ties, make_split
+from anyo_lightning.data.tokens import ItemTokenStore
+from anyo_lightning.errors import InputError
+from anyo_lightning.fetch import cache_folder
+
+
+class RecDataModule(LightningDataModule):
+    """Histories of a data set, in token-budget batches, for training, validation, test and prediction.
+
+    Args:
+        source: Named data set (`ml-100k`) or folder in a published form; not with `interactions`.
+        interactions: The user's own file of interactions (CSV, TSV, Parquet, JSONL, also .gz).
+        items: The user's own catalogue file.
+        columns: Names of the columns of these two files.
+        template: Item text with `{column}` fields, such as `{title} ({year}), {genres}`; by default what is there.
+        k_core: Every user and every item left has at least this many interactions.
+        rating_threshold: Keep only interactions rated at least this.
+        ties: Order of a user's interactions at one timestamp.
+        ties_seed: Seed of `ties: shuffle`.
+        strategy: How to split.
+        ratios: For `ratio`: shares of validation and test.
+        times: For `global_time`: first timestamps of validation and of test.
+        quantiles: For `global_time` without `times`: shares of interactions before validation and before test.
+        supervision: `all` trains every item boundary of a window in one pass, `last` one prefix a sample.
+        max_items: Most items of a history that are read.
+        overlap: Share of a training window that the next one reads again, as context: less is cheaper.
+        max_tokens: Most tokens of a history that are read, where items are read as text.
+        max_item_tokens: Most tokens of one item's text, its separator included.
+        batch_tokens: Most padded tokens a training batch (items, where no text is read).
+        evaluation_batch_tokens: The same for validation, test and prediction.
+        seed: Seed of the shuffle.
+        num_workers: Processes that assemble batches; 0 is fast enough for most.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str = "ml-100k",
+        interactions: Path | None = None,
+        items: Path | None = None,
+        columns: Columns = Columns(),  # noqa: B008 - frozen
+        template: str | None = None,
+        k_core: int = 5,
+        rating_threshold: float | None = None,
+        ties: Ties = "file_order",
+        ties_seed: int = 0,
+        strategy: Strategy = "leave_one_out",
+        ratios: tuple[float, float] = (0.1, 0.1),
+        times: tuple[float, float] | None = None,
+        quantiles: tuple[float, float] = (0.8, 0.9),
+        supervision: Supervision = "all",
+        max_items: int = 100,
+        overlap: float = 0.5,
+        max_tokens: int = 1536,
+        max_item_tokens: int = 48,
+        batch_tokens: int = 8192,
+        evaluation_batch_tokens: int = 16384,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= overlap < 1:
+            raise InputError(f"Expected data.overlap in [0, 1), got {overlap}")
+        if max_item_tokens * 2 > max_tokens:
+            raise InputError(
+                f"Expected data.max_tokens to be at least {2 * max_item_tokens}, twice data.max_item_tokens, "
+                f"got {max_tokens}"
+            )
+        self.source, self.interactions, self.items, self.columns = source, interactions, items, columns
+        self.split_settings = {
+            "template": template,
+            "k_core": k_core,
+            "rating_threshold": rating_threshold,
+            "ties": ties,
+            "ties_seed": ties_seed,
+            "strategy": strategy,
+            "ratios": ratios,
+            "times": times,
+            "quantiles": quantiles,
+        }
+        self.supervision: Supervision = supervision
+        self.max_items, self.max_tokens, self.max_item_tokens = max_items, max_tokens, max_item_tokens
+        self.overlap = overlap
+        self.batch_tokens, self.evaluation_batch_tokens = batch_tokens, evaluation_batch_tokens
+        self.seed, self.num_workers = seed, num_workers
+        self.tokens: ItemTokenStore | None = None
+        self._split: Split | None = None
+        self._queries: dict[str, Queries] = {}
+
+    @property
+    def split(self) -> Split:
+        """The split; there after `setup`."""
+        assert self._split is not None, "setup has not run"
+        return self._split
+
+    def queries(self, stage: Literal["validation", "test"]) -> Queries:
+        """The rows to rank in a stage."""
+        if stage not in self._queries:
+            self._queries[stage] = self.split.queries(stage)
+        return self._queries[stage]
+
+    def read(self) -> Source:
+        """Read the data set, fetching it where it is a named one.
+
+        Raises:
+            InputError: When it cannot be found or read.
+        """
+        if self.interactions is not None:
+            return read_files(self.interactions, self.items, columns=self.columns)
+        if self.items is not None:
+            raise InputError("Expected data.interactions beside data.items, got no file")
+        return load_source(self.source)
+
+    def prepare_data(self) -> None:
+        """Fetch and read once, on one process, so that the others find the files."""
+        if self._split is None:
+            self._split = make_split(self.read(), **self.split_settings)  # type: ignore[arg-type]
+
+    def setup(self, stage: str) -> None:
+        """Read and split, on every process."""
+        self.prepare_data()
+
+    def read_as_text(self, tokenizer: PreTrainedTokenizerBase, *, identity: str) -> None:
+        """Let batches carry tokens; a module calls this when its encoder reads text.
+
+        Each item's text ends in the tokenizer's end-of-sequence (or separator) token: there the state is taken.
+
+        Args:
+            tokenizer: The backbone's tokenizer.
+            identity: Name and revision of the tokenizer, for the cache.
+        """
+        separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        assert separator is not None, "the tokenizer has neither an end-of-sequence nor a separator token"
+        self.tokens = ItemTokenStore.build(
+            self.split.item_texts,
+            lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"],
+            separator=separator,
+            max_tokens=self.max_item_tokens,
+            folder=cache_folder() / "tokens",
+            identity=identity,
+        )
+
+    @property
+    def item_token_counts(self) -> np.ndarray | None:
+        """(catalogue,) tokens of each item's text, where histories are read as text."""
+        return self.tokens.lengths if self.tokens else None
+
+    def train_dataloader(self) -> DataLoader[HistoryBatch]:
+        """Windows of the training sequences, each target supervised exactly once an epoch."""
+        windows = training_windows(
+            self.split,
+            self._item_lengths(),
+            max_items=self.max_items,
+            max_length=self._max_length(),
+            supervision=self.supervision,
+            overlap=self.overlap,
+        )
+        if not len(windows):
+            raise InputError("Expected a user with at least 2 training interactions, got none")
+        dataset = HistoryDataset.training(self.split, windows, self.tokens)
+        return self._loader(dataset, windows.length, self.batch_tokens, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[HistoryBatch]:
+        """The validation queries."""
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[HistoryBatch]:
+        """The test queries; their histories include the validation items."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[HistoryBatch]:
+        """The test queries."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, stage: Literal["validation", "test"]) -> DataLoader[HistoryBatch]:
+        queries, lengths = self.queries(stage), self._item_lengths()
+        start, end = query_windows(queries, lengths, max_items=self.max_items, max_length=self._max_length())
+        positions = np.concatenate([[0], np.cumsum(lengths[queries.items], dtype=np.int64)])
+        dataset = HistoryDataset.evaluation(queries, (start, end), self.tokens)
+        return self._loader(dataset, positions[end] - positions[start], self.evaluation_batch_tokens, shuffle=False)
+
+    def _loader(
+        self, dataset: HistoryDataset, lengths: np.ndarray, budget: int, *, shuffle: bool
+    ) -> DataLoader[HistoryBatch]:
+        trainer = self.trainer
+        batches = TokenBudgetBatches(
+            lengths,
+            budget=budget,
+            seed=self.seed if shuffle else None,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        # Each element is a whole batch already: the sampler yields lists of rows.
+        return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=self.num_workers)
+
+    def _item_lengths(self) -> np.ndarray:
+        return self.tokens.lengths if self.tokens else np.ones(self.split.catalogue_size, dtype=np.int64)
+
+    def _max_length(self) -> int:
+        return self.max_tokens if self.tokens else self.max_items

@@ -1,0 +1,64 @@
+"""Item texts, tokenised once: a flat, memory-mapped array of token ids and the span of each item."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+Tokenize = Callable[[list[str]], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class ItemTokenStore:
+    """The tokens of every item; each item's span ends in the separator token."""
+
+    token_ids: np.ndarray  # (tokens of all items,) int32, memory-mapped
+    offsets: np.ndarray  # (catalogue + 1,) int64
+    separator: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(catalogue,) tokens of each item, its separator included."""
+        return np.diff(self.offsets)
+
+    def gather(self, item_ids: np.ndarray) -> np.ndarray:
+        """The tokens of these items, one after another."""
+        return np.concatenate([self.token_ids[self.offsets[i] : self.offsets[i + 1]] for i in item_ids])
+
+    @classmethod
+    def build(
+        cls, texts: Sequence[str], tokenize: Tokenize, *, separator: int, max_tokens: int, folder: Path, identity: str
+    ) -> "ItemTokenStore":
+        """Tokenise texts, or open what an earlier run has tokenised.
+
+        Args:
+            texts: The catalogue's texts.
+            tokenize: Texts to token ids, without special tokens.
+            separator: Token that ends each item.
+            max_tokens: Most tokens an item, its separator included; the rest of the text is cut off.
+            folder: Where stores are kept, one folder a content hash.
+            identity: Name of the tokenizer, part of the hash.
+
+        Returns:
+            The store, memory-mapped.
+        """
+        key = json.dumps([identity, separator, max_tokens, list(texts)])
+        place = folder / hashlib.sha256(key.encode()).hexdigest()[:24]
+        if not place.is_dir():
+            spans = [[*tokens[: max_tokens - 1], separator] for tokens in tokenize(list(texts))]
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=folder, prefix=".tokens-") as temporary:
+                unfinished = Path(temporary) / "store"
+                unfinished.mkdir()
+                np.save(unfinished / "token_ids.npy", np.concatenate([np.array(s, np.int32) for s in spans]))
+                np.save(unfinished / "offsets.npy", np.cumsum([0, *map(len, spans)], dtype=np.int64))
+                try:
+                    unfinished.rename(place)
+                except OSError:
+                    if not place.is_dir():  # else another process was faster, with the same bytes
+                        raise
+        return cls(np.load(place / "token_ids.npy", mmap_mode="r"), np.load(place / "offsets.npy"), separator)

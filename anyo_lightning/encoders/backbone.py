@@ -1,0 +1,252 @@
+"""A large language model as an encoder: loading, depth, LoRA, precision, and one forward pass to its last states.
+
+The frozen base is held in `dtype`, LoRA weights in float32. The forward pass opens its own autocast of `dtype`, and
+peft's cast of each LoRA input to float32 is switched off, so that every matrix product runs in `dtype` whatever
+precision surrounds it (on a CPU with AVX512-BF16 a bfloat16 product takes about a quarter of the time).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers import AutoModel, PretrainedConfig
+
+import anyo_lightning.encoders.attention  # noqa: F401  (registers the attention "auto")
+from anyo_lightning.encoders.aliases import Location, load_config, load_tokenizer, loading, locate
+from anyo_lightning.errors import InputError
+
+__all__ = ["Backbone", "DType", "load_tokenizer"]
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class Backbone(nn.Module):
+    """A pre-trained transformer that maps token ids to the last hidden states.
+
+    Args:
+        name: Alias (`smollm2-135m-instruct`, `all-minilm-l6-v2`), local folder, or Hugging Face hub id.
+        revision: Branch, tag or commit of a hub id.
+        dtype: Precision of the frozen weights and of every matrix product.
+        attention: `auto` (what transformers chooses, with a faster `sdpa` on a CPU), or one that transformers knows
+            (`sdpa`, `eager`, `flash_attention_2`, ...).
+        layers: Keep the first layers only (the final norm stays); None keeps all.
+        lora: Fields of peft's `LoraConfig` (or one); None trains nothing.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        quantization_config: Passed to transformers (bitsandbytes, ...); needs a GPU.
+
+    Attributes:
+        hidden_size: Width of the states.
+        causal: Whether a state depends on earlier tokens only.
+        max_positions: The longest input, in tokens; None when there is no limit.
+        identity: Name, revision or content hash, layers, dtype and attention: what caches and checkpoints note.
+
+    Raises:
+        InputError: When the model cannot be found or read, is an encoder-decoder, has fewer layers than asked for,
+            when a `lora` field is unknown or fits no layer, or when quantisation is asked for without a GPU.
+    """
+
+    def __init__(
+        self,
+        name: str = "smollm2-135m-instruct",
+        *,
+        revision: str | None = None,
+        dtype: DType = "bfloat16",
+        attention: str = "auto",
+        layers: int | None = None,
+        lora: Mapping[str, Any] | LoraConfig | None = None,
+        gradient_checkpointing: bool = False,
+        quantization_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if quantization_config is not None and not torch.cuda.is_available():
+            raise InputError("Expected a GPU for quantization_config, got none")
+        self.source = (name, revision)
+        location = locate(name, revision)
+        config = load_config(location)
+        _keep_layers(config, layers)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.model = _load(location, config, self.dtype, attention, quantization_config)
+        self.model.requires_grad_(False)
+        self.hidden_size = int(config.hidden_size)
+        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.causal = _is_causal(self.model)
+        self.identity = {
+            "name": location.name,
+            "revision": location.content or str(location.revision),
+            "layers": str(config.num_hidden_layers),
+            "dtype": dtype,
+            "attention": attention,
+        }
+        self._frozen_keys = [f"model.{key}" for key in self.model.state_dict()]
+        if lora is not None:
+            self._frozen_keys = _add_lora(self.model, lora)
+        if gradient_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            self.model.disable_input_require_grads()  # only the re-entrant kind needs gradients at the input
+
+    @property
+    def parameters_total(self) -> int:
+        """The number of parameters, frozen and trained."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def embedding_rows(self) -> int:
+        """The number of token embeddings: every token id is below it."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def embed(self, token_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens hidden"]:
+        """The input embeddings of tokens, before any layer."""
+        embeddings: Tensor = self.model.get_input_embeddings()(token_ids)
+        return embeddings
+
+    def forward(
+        self,
+        token_ids: Int[Tensor, "batch tokens"] | None = None,
+        *,
+        input_embeddings: Float[Tensor, "batch tokens hidden"] | None = None,
+        attention_mask: Bool[Tensor, "batch tokens"] | None = None,
+        layer: int | None = None,
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """The hidden states after the last layer and the final norm.
+
+        A causal model needs no attention mask for right-padded rows: no real token sees a pad, and attention keeps
+        its fast path. States at padded positions mean nothing.
+
+        Args:
+            token_ids: The tokens; or give `input_embeddings`, not both.
+            input_embeddings: Vectors in the place of tokens (any floating dtype).
+            attention_mask: True at real tokens; needed by bidirectional models and for left padding.
+            layer: Return the states after this many layers instead (0: the embeddings; no final norm).
+
+        Returns:
+            States in the backbone's dtype.
+
+        Raises:
+            InputError: When the rows are longer than the model's positions.
+        """
+        assert (token_ids is None) != (input_embeddings is None), "give either tokens or embeddings"
+        inputs = token_ids if token_ids is not None else input_embeddings
+        assert inputs is not None
+        if self.max_positions is not None and inputs.shape[1] > self.max_positions:
+            raise InputError(
+                f"Expected at most {self.max_positions} tokens for {self.identity['name']}, got {inputs.shape[1]}"
+            )
+        arguments: dict[str, Any] = {"attention_mask": attention_mask, "output_hidden_states": layer is not None}
+        if attention_mask is not None and self.causal:
+            # positions count real tokens, so that left padding moves nothing
+            arguments["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        if self.causal:
+            arguments["use_cache"] = False
+        else:
+            assert attention_mask is None or bool(attention_mask[:, 0].all()), "pad a bidirectional model on the right"
+        with self._precision(inputs.device):
+            if input_embeddings is not None:
+                output = self.model(inputs_embeds=input_embeddings.to(self.dtype), **arguments)
+            else:
+                output = self.model(input_ids=token_ids, **arguments)
+        states: Tensor = output.last_hidden_state if layer is None else output.hidden_states[layer]
+        return states
+
+    @contextmanager
+    def with_lora_disabled(self) -> Iterator[None]:
+        """Inside, the forward pass is that of the frozen model."""
+        kinds = BaseTunerLayer | ModulesToSaveWrapper
+        adapted = [module for module in self.model.modules() if isinstance(module, kinds)]
+        for module in adapted:
+            module.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for module in adapted:
+                module.enable_adapters(True)
+
+    def frozen_state_keys(self) -> list[str]:
+        """Names in `state_dict()` of the base weights, which a checkpoint leaves out."""
+        return list(self._frozen_keys)
+
+    def _precision(self, device: torch.device) -> Any:
+        """Autocast to the base's dtype; without its weight cache, which would keep weights cast under `no_grad`."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.dtype, cache_enabled=False)
+
+
+def _keep_layers(config: PretrainedConfig, layers: int | None) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"Expected a decoder or an encoder as the backbone, got an encoder-decoder ({config.model_type})"
+        )
+    if layers is None:
+        return
+    if not 1 <= layers <= config.num_hidden_layers:
+        raise InputError(f"Expected layers between 1 and {config.num_hidden_layers}, got {layers}")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:layers]
+
+
+def _load(
+    location: Location,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    attention: str,
+    quantization_config: Mapping[str, Any] | None,
+) -> Any:
+    options: dict[str, Any] = {}
+    if quantization_config is not None:
+        options["quantization_config"] = dict(quantization_config)
+    with loading(location):
+        model, report = AutoModel.from_pretrained(
+            location.source,
+            config=config,
+            revision=location.revision,
+            dtype=dtype,
+            attn_implementation=None if attention == "auto" else attention,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+        if attention == "auto" and model.config._attn_implementation == "sdpa":  # else it knows `eager` only
+            model.set_attn_implementation("auto")
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise InputError(f"Expected all weights of {location.name}, got none for {len(missing)}, such as {missing[0]}")
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # BERT's, unused: only the token states are read
+    return model
+
+
+def _is_causal(model: nn.Module) -> bool:
+    """Whether every attention layer says that it is causal (the self-check tries it)."""
+    flags = [bool(module.is_causal) for module in model.modules() if hasattr(module, "is_causal")]
+    return bool(flags) and all(flags)
+
+
+def _add_lora(model: nn.Module, lora: Mapping[str, Any] | LoraConfig) -> list[str]:
+    """Inject float32 LoRA weights, the only trained ones; returns the keys of the frozen rest."""
+    try:
+        config = lora if isinstance(lora, LoraConfig) else LoraConfig(**lora)
+        inject_adapter_in_model(config, model)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"Expected fields of peft's LoraConfig for lora, got: {' '.join(str(error).split())[:300]}"
+        ) from error
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
+    return [f"model.{key}" for key in model.state_dict() if key not in trained]

@@ -1,0 +1,196 @@
+"""Embed texts once: a content-hashed, resumable store of a frozen backbone's pooled vectors.
+
+A vector is found again by what made it: the backbone's identity, pooling, layer, token limit and the text itself. So a
+changed title is encoded alone, a text that occurs twice is encoded once, and nothing has to be invalidated. Vectors
+are kept in shards (`.npz`, whose checksums tell a damaged one), written to a temporary name and renamed: a run that is
+killed loses the shard at hand and no more. A shard is named by its contents, so several writers never meet in a name.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.errors import InputError
+
+Pooling = Literal["mean", "last"]
+LENGTH_STEP = 8  # rows are padded to a multiple of this, so that few shapes occur
+
+
+def embed_texts(
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    folder: Path,
+    pooling: Pooling = "mean",
+    layer: int | None = None,
+    batch_tokens: int = 4096,
+    max_tokens: int = 128,
+    shard_texts: int = 1024,
+) -> Float[np.ndarray, "texts hidden"]:
+    """The pooled states of each text under the frozen backbone (LoRA off), from the store or encoded now.
+
+    `mean` is the mean over a text's tokens, `last` the state of its last token. A vector does not depend on the
+    other texts of its batch, up to the rounding of the backbone's dtype.
+
+    Args:
+        backbone: The encoder; its mode and its LoRA come back as they were.
+        tokenizer: The backbone's tokenizer.
+        texts: Any number of texts, in any order, with repeats.
+        folder: Where the store is; it may hold vectors of other backbones and settings.
+        pooling: How states become a vector.
+        layer: Pool the states after this many layers; None: after the last one and the final norm.
+        batch_tokens: Tokens in a batch, padding included.
+        max_tokens: A longer text is cut at its end.
+        shard_texts: Texts in a shard: what a killed run may lose.
+
+    Returns:
+        One float32 row a text, in the order given.
+
+    Raises:
+        InputError: When a text has no tokens, or a vector is not finite.
+    """
+    settings = {**backbone.identity, "pooling": pooling, "layer": str(layer), "max_tokens": str(max_tokens)}
+    store = folder / _digest(json.dumps(settings, sort_keys=True)).hex()
+    store.mkdir(parents=True, exist_ok=True)
+    if not (store / "settings.json").is_file():
+        _write(store / "settings.json", json.dumps(settings, indent=1).encode())
+    vectors = _read_shards(store)
+    distinct = dict(zip([_digest(text) for text in texts], texts, strict=True))
+    missing = {key: text for key, text in distinct.items() if key not in vectors}
+    if missing:
+        for shard in _encode(backbone, tokenizer, missing, pooling, layer, batch_tokens, max_tokens, shard_texts):
+            _write_shard(store, shard)
+            vectors |= shard
+    if not texts:
+        return np.zeros((0, backbone.hidden_size), dtype=np.float32)
+    return np.stack([vectors[_digest(text)] for text in texts])
+
+
+def _encode(
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: dict[bytes, str],
+    pooling: Pooling,
+    layer: int | None,
+    batch_tokens: int,
+    max_tokens: int,
+    shard_texts: int,
+) -> Iterator[dict[bytes, np.ndarray]]:
+    """Encode texts in batches of one padded length; yields them by shards."""
+    keys = list(texts)
+    max_tokens = min(max_tokens, backbone.max_positions or max_tokens)
+    token_ids: list[list[int]] = tokenizer(list(texts.values()), truncation=True, max_length=max_tokens)["input_ids"]
+    empty = [texts[key] for key, tokens in zip(keys, token_ids, strict=True) if not tokens]
+    if empty:
+        raise InputError(f"Expected every text to have a token, got {empty[0]!r}")
+    lengths = [min(-(-len(tokens) // LENGTH_STEP) * LENGTH_STEP, max_tokens) for tokens in token_ids]
+    order = sorted(range(len(keys)), key=lambda index: (-lengths[index], keys[index]))
+    shard: dict[bytes, np.ndarray] = {}
+    with _frozen(backbone), _progress(len(keys)) as progress:
+        task = progress.add_task("Encoding texts", total=len(keys))
+        start = 0
+        while start < len(order):
+            length = lengths[order[start]]
+            batch = order[start : start + max(1, batch_tokens // length)]
+            batch = [index for index in batch if lengths[index] == length]
+            rows = _pool(backbone, [token_ids[index] for index in batch], length, pooling, layer)
+            if not np.isfinite(rows).all():
+                name = backbone.identity["name"]
+                raise InputError(
+                    f"Expected finite states of {name} in {backbone.dtype}, got NaN or infinity; try dtype float32"
+                )
+            shard |= zip([keys[index] for index in batch], rows, strict=True)
+            start += len(batch)
+            progress.advance(task, len(batch))
+            if len(shard) >= shard_texts or start == len(order):
+                yield shard
+                shard = {}
+
+
+def _pool(
+    backbone: Backbone, token_ids: list[list[int]], length: int, pooling: Pooling, layer: int | None
+) -> Float[np.ndarray, "texts hidden"]:
+    """One batch, padded on the right with token 0; the mask is given to bidirectional backbones only."""
+    counts = torch.tensor([len(tokens) for tokens in token_ids], device=backbone.device)
+    ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens in token_ids], device=backbone.device)
+    mask = torch.arange(length, device=backbone.device) < counts[:, None]  # (texts, tokens)
+    states = backbone(ids, attention_mask=None if backbone.causal else mask, layer=layer)
+    pooled: Tensor
+    if pooling == "last":
+        pooled = states[torch.arange(len(ids), device=ids.device), counts - 1].float()
+    else:
+        pooled = states.float().masked_fill(~mask[..., None], 0).sum(1) / counts[:, None]
+    rows: np.ndarray = pooled.cpu().numpy()
+    return rows
+
+
+def _read_shards(store: Path) -> dict[bytes, np.ndarray]:
+    """All vectors of a store; a damaged shard is set aside, which means that its texts are encoded again."""
+    vectors: dict[bytes, np.ndarray] = {}
+    for path in sorted(store.glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as shard:
+                keys, rows = shard["keys"], shard["vectors"]
+            if keys.shape[0] != rows.shape[0] or not np.isfinite(rows).all():
+                raise ValueError("keys and vectors do not fit together")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            warnings.warn(
+                f"Cached vectors in {path.name} are damaged ({error}): kept as {aside.name}, encoding them again",
+                stacklevel=3,
+            )
+            continue
+        vectors |= zip([key.tobytes() for key in keys], rows, strict=True)
+    return vectors
+
+
+def _write_shard(store: Path, shard: dict[bytes, np.ndarray]) -> None:
+    keys = np.frombuffer(b"".join(shard), dtype=np.uint8).reshape(len(shard), -1)
+    path = store / f"{hashlib.sha256(keys.tobytes()).hexdigest()[:16]}.npz"
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, keys=keys, vectors=np.stack(list(shard.values())))
+    temporary.replace(path)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+@contextmanager
+def _frozen(backbone: Backbone) -> Iterator[None]:
+    training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad(), backbone.with_lora_disabled():
+            yield
+    finally:
+        backbone.train(training)
+
+
+def _progress(texts: int) -> Progress:
+    return Progress(console=Console(file=sys.stderr), transient=True, disable=texts < 100)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:16]

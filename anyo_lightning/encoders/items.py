@@ -1,0 +1,111 @@
+"""Item encoders: item ids in, one vector an item out."""
+
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.cache import Pooling, embed_texts
+from anyo_lightning.encoders.projector import Projector, whiten
+from anyo_lightning.fetch import cache_folder
+
+
+class ItemEncoder(Protocol):
+    """What every variant has: the vectors of items, whose inner product with a state is the score."""
+
+    def __call__(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
+        """The vectors of these items."""
+        ...
+
+
+class IdItems(nn.Module):
+    """A free row an item: an untied linear head over all items, or SASRec's tied one when the embedding is shared.
+
+    An item without a training interaction keeps the row that it was initialised with: it cannot be recommended for
+    a reason, and its figures in a cold-start slice say so.
+
+    Args:
+        embedding: (catalogue, dim) rows.
+    """
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def forward(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
+        """The rows of these items."""
+        rows: Tensor = self.embedding(item_ids)
+        return rows
+
+
+class FrozenTextItems(nn.Module):
+    """`projector(frozen text vector) + free row`, the free row only with `id_residual`.
+
+    The vectors are whitened once, here. The residual is zero at the start, and stays zero for items without a
+    training interaction, whose vector is then that of their text: such items can be scored.
+
+    Args:
+        vectors: (catalogue, width) pooled text embeddings of the frozen LLM.
+        projector: Maps them to the items' space.
+        trained: (catalogue,) True where an item has a training interaction.
+        id_residual: Whether to add a free row an item.
+    """
+
+    vectors: Tensor
+    trained: Tensor
+
+    def __init__(
+        self,
+        vectors: Float[Tensor, "catalogue width"],
+        *,
+        projector: Projector,
+        trained: Bool[Tensor, " catalogue"],
+        id_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.projector = projector
+        self.register_buffer("vectors", whiten(vectors))
+        self.register_buffer("trained", trained)
+        self.residual: nn.Embedding | None = None
+        if id_residual:
+            dim = projector(self.vectors[:1]).shape[1]
+            self.residual = nn.Embedding(len(vectors), dim)
+            nn.init.zeros_(self.residual.weight)
+
+    def forward(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
+        """The vectors of these items."""
+        vectors: Tensor = self.projector(self.vectors[item_ids])
+        if self.residual is not None:
+            vectors = vectors + self.residual(item_ids) * self.trained[item_ids, None]
+        return vectors
+
+
+def frozen_text_items(
+    backbone: Backbone, data: RecDataModule, *, dim: int, pooling: Pooling, id_residual: bool
+) -> FrozenTextItems:
+    """The items of a data module under the frozen backbone, embedded once and cached.
+
+    Args:
+        backbone: The LLM; its LoRA is switched off for this.
+        data: The data module, set up.
+        dim: Width of the item vectors.
+        pooling: How a text's states become one vector.
+        id_residual: Whether to add a free row an item.
+    """
+    vectors = embed_texts(
+        backbone,
+        load_tokenizer(*backbone.source),
+        data.split.item_texts,
+        folder=cache_folder() / "embeddings",
+        pooling=pooling,
+        max_tokens=data.max_item_tokens,
+    )
+    return FrozenTextItems(
+        torch.from_numpy(vectors),
+        projector=Projector(vectors.shape[1], dim, norm=False),
+        trained=torch.from_numpy(data.split.training_counts() > 0),
+        id_residual=id_residual,
+    )

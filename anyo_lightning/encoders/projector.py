@@ -1,0 +1,59 @@
+"""From an LLM's hidden states to the space in which inner products rank items."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Projector(nn.Module):
+    """`Linear(dropout(norm(x)))`, or with `hidden` a two-layer perceptron with GELU.
+
+    The hidden states of a causal LLM lie in a narrow cone: a few directions carry most of their variance, so that
+    an untrained linear map sees nearly the same state everywhere. LayerNorm and, for frozen vectors, `whiten` undo
+    that.
+
+    Args:
+        width: Width of the inputs.
+        dim: Width of the outputs.
+        hidden: Width of a hidden layer; None for a linear map.
+        dropout: On the normalised inputs.
+        norm: Whether to apply LayerNorm first.
+    """
+
+    def __init__(
+        self, width: int, dim: int, *, hidden: int | None = None, dropout: float = 0.0, norm: bool = True
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.map = (
+            nn.Linear(width, dim)
+            if hidden is None
+            else nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+        )
+
+    def forward(self, states: Float[Tensor, "... width"]) -> Float[Tensor, "... dim"]:
+        """Project states of any leading shape."""
+        projected: Tensor = self.map(self.dropout(self.norm(states)))
+        return projected
+
+
+def whiten(vectors: Float[Tensor, "items width"], *, shrinkage: float = 1e-3) -> Float[Tensor, "items width"]:
+    """Centre vectors and rotate and scale them so that their covariance is the identity (ZCA).
+
+    Computes `(x - mean) · U diag(1 / sqrt(λ + shrinkage·λ_max)) Uᵀ` with covariance `U diag(λ) Uᵀ`: directions far
+    below the largest, such as those that fewer items than dimensions leave empty, are not blown up.
+
+    Args:
+        vectors: One a row.
+        shrinkage: Added to each eigenvalue, as a share of the largest.
+
+    Returns:
+        In the dtype of the input; computed in float64.
+
+    Reference: Su et al., Whitening Sentence Representations (arXiv 2103.15316), eq. 4; Kessy et al. 2018 (ZCA).
+    """
+    centred = vectors.double() - vectors.double().mean(0)
+    values, directions = torch.linalg.eigh(centred.T @ centred / len(vectors))
+    scales = (values.clamp(min=0) + shrinkage * values.max()).clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+    return (centred @ (directions * scales) @ directions.T).to(vectors.dtype)

@@ -1,0 +1,215 @@
+"""`RetrievalMetrics`: builds the index and ranks the whole catalogue in every validation epoch and in the test.
+
+The module gives a query vector a row and, when asked, the vectors of all items. Everything else is here: the index,
+the history mask, ranks, figures. What is logged (`val/ndcg@10` …) is what ModelCheckpoint and EarlyStopping monitor;
+the test also writes the run folder's metrics.json, predictions.parquet and catalogue.parquet.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from anyo_lightning.data.splits import Queries, Split, Stage
+from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.index import ItemIndex
+from anyo_lightning.evaluation.ranking import rank
+from anyo_lightning.evaluation.results import Evaluation
+from anyo_lightning.runs import RunFolder, environment
+
+
+@runtime_checkable
+class EncodesCatalogue(Protocol):
+    """What the callback needs of a LightningModule beside `validation_step` and `test_step`."""
+
+    def encode_catalogue(self) -> Float[Tensor, "catalogue dim"]:
+        """The vectors of all items, in the order of the catalogue."""
+        ...
+
+
+class RetrievalMetrics(Callback):
+    """Logs full-ranking metrics of `validation_step` and `test_step`, which return `{"row": …, "query": …}`.
+
+    `row` is the number of each row in the data module's `queries(stage)`, `query` its vector. Rows that a sampler
+    repeats count once, and so does a target that a user has twice.
+    """
+
+    def __init__(
+        self,
+        *,
+        cutoffs: Sequence[int] = (5, 10, 20),
+        mask_history: bool = True,
+        index: str = "Flat",
+        top_k: int = 20,
+        variant: str | None = None,
+    ) -> None:
+        """Keep the settings.
+
+        Args:
+            cutoffs: The k of hr@k, recall@k, ndcg@k, mrr@k, coverage@k, gini@k and popularity@k.
+            mask_history: Leave the items of the history out of ranks and lists; a target that is in the history stays.
+            index: FAISS factory string. Anything but `Flat` also logs its recall against exact search and what it
+                costs in NDCG; ranks are exact in either case.
+            top_k: Length of the lists in predictions.parquet, at least the largest cutoff.
+            variant: Name of the variant in metrics.json; by default what the run folder is called.
+
+        Raises:
+            InputError: A cutoff or `top_k` is not positive, or there is no cutoff.
+        """
+        if not cutoffs or min(cutoffs) < 1:
+            raise InputError(f"Expected cutoffs to be one or more positive integers, got {list(cutoffs)}")
+        if top_k < 1:
+            raise InputError(f"Expected top_k to be positive, got {top_k}")
+        self.cutoffs = tuple(sorted(set(cutoffs)))
+        self.mask_history = mask_history
+        self.index = index
+        self.top_k = max(top_k, *self.cutoffs)
+        self.variant = variant
+        self._rows: list[Tensor] = []
+        self._queries: list[Tensor] = []
+        self._started = 0.0
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the queries of the epoch before."""
+        self._start()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the batch's queries."""
+        if not trainer.sanity_checking:
+            self._collect(outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Rank and log `val/…`."""
+        if not trainer.sanity_checking and self._rows:
+            self._evaluate(trainer, pl_module, "validation")
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget earlier queries."""
+        self._start()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the batch's queries."""
+        self._collect(outputs)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Rank, log `test/…` and write the run folder's results."""
+        if self._rows:
+            self._evaluate(trainer, pl_module, "test")
+
+    def _start(self) -> None:
+        self._rows, self._queries = [], []
+        self._started = time.perf_counter()
+
+    def _collect(self, outputs: Any) -> None:
+        self._rows.append(outputs["row"].detach().cpu())
+        self._queries.append(outputs["query"].detach().float().cpu())
+
+    def _evaluate(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        evaluation = self._rank(data.split, data.queries(stage), cast(EncodesCatalogue, module))
+        prefix = "val/" if stage == "validation" else "test/"
+        figures = evaluation.means(prefix)
+        seconds = time.perf_counter() - self._started
+        shown = f"{prefix}ndcg@{10 if 10 in self.cutoffs else self.cutoffs[-1]}"
+        for name, value in {**figures, f"{prefix}seconds": seconds}.items():
+            module.log(name, value, prog_bar=name == shown)
+        if stage == "test" and trainer.is_global_zero:
+            self._write(trainer, module, evaluation, seconds)
+
+    def _rank(self, split: Split, queries: Queries, module: EncodesCatalogue) -> Evaluation:
+        """Build the index and rank the collected rows, each (user, target) once."""
+        rows, first = np.unique(torch.cat(self._rows).numpy(), return_index=True)
+        pair = queries.user[rows] * split.catalogue_size + queries.target[rows]
+        distinct = np.sort(np.unique(pair, return_index=True)[1])
+        rows, first = rows[distinct], first[distinct]
+        query_vectors = torch.cat(self._queries)[torch.from_numpy(first)]
+        self._rows, self._queries = [], []
+        vectors = module.encode_catalogue().detach().float()
+        _check_finite("item", vectors, split.item_ids)
+        _check_finite("query", query_vectors, split.user_ids[queries.user[rows]])
+        index = ItemIndex(vectors.cpu().numpy(), factory=self.index)
+        ranking = rank(
+            rows,
+            query_vectors,
+            vectors,
+            queries.target[rows],
+            index=index,
+            k=self.top_k,
+            history=queries.history if self.mask_history else None,
+        )
+        return Evaluation(split, queries, rows, ranking, self.cutoffs, index.exact)
+
+    def _write(self, trainer: Trainer, module: LightningModule, evaluation: Evaluation, seconds: float) -> None:
+        """Write predictions.parquet, catalogue.parquet and, last, the metrics.json that marks a finished run."""
+        split, run = evaluation.split, RunFolder(trainer.default_root_dir)
+        item_tokens = getattr(trainer.datamodule, "item_token_counts", None)  # type: ignore[attr-defined]
+        cost: dict[str, Any] = {**getattr(module, "cost", dict)(), **_training_cost(run)}
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        run.write_predictions(evaluation.predictions(item_tokens))
+        run.write_catalogue(pl.DataFrame({"item_id": split.item_ids.tolist(), "text": split.item_texts}))
+        run.write_metrics(
+            {
+                "variant": self.variant or run.variant,
+                "seed": int(seed) if seed else None,
+                "split": {
+                    "name": split.name,
+                    "strategy": split.strategy,
+                    "ties": split.ties,
+                    "fingerprint": split.fingerprint,
+                    "counts": split.counts,
+                },
+                "protocol": {
+                    "cutoffs": list(self.cutoffs),
+                    "history_masked": self.mask_history,
+                    "index": self.index,
+                    "rows": len(evaluation.rows),
+                },
+                "metrics": evaluation.figures("test/"),
+                "slices": evaluation.slices("test/", item_tokens),
+                "cost": {**cost, "evaluation_seconds": seconds},
+                "environment": environment(),
+            }
+        )
+
+
+def _training_cost(run: RunFolder) -> dict[str, float]:
+    """Seconds, FLOPs and memory that the run's training took, as the last line of its curves.csv says."""
+    curves = run.read_curves()
+    if curves is None or curves.is_empty():
+        return {}
+    last = curves.row(-1, named=True)
+    names = {"train_seconds": "seconds", "flops": "flops", "peak_memory_gib": "peak_memory_gib"}
+    return {name: last[column] for name, column in names.items() if last.get(column) is not None}
+
+
+def _check_finite(what: str, vectors: Tensor, names: np.ndarray) -> None:
+    """Refuse vectors with NaN or infinity, which would give every item the same rank."""
+    broken = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if broken:
+        raise InputError(
+            f"Expected finite {what} vectors, got {len(broken)} of {len(vectors)} with NaN or infinity "
+            f"(the first for {names[broken[0]]!r}): training has diverged, a lower learning rate may help"
+        )

@@ -1,0 +1,110 @@
+"""Maximum inner product search over the catalogue: the recommender at serving time.
+
+`ItemIndex` is a FAISS index of the item vectors, exact (`Flat`) by default, or whatever a FAISS factory string says
+(`HNSW32`, `IVF64,Flat`, `IVF256,PQ16` …). It returns lists without the items of the history, by asking for as many
+more as the history is long and filtering, so that it works with every type of index.
+
+Reference:
+    Douze et al., "The Faiss library", 2024; factory strings: https://github.com/facebookresearch/faiss/wiki/The-index-factory
+"""
+
+from collections.abc import Sequence
+
+import faiss
+import numpy as np
+from jaxtyping import Float, Int
+
+from anyo_lightning.errors import InputError
+
+MISSING = -1
+
+
+class ItemIndex:
+    """A FAISS index over item vectors, by inner product."""
+
+    def __init__(self, vectors: Float[np.ndarray, "catalogue dim"], *, factory: str = "Flat") -> None:
+        """Build the index, training it first where its type needs that.
+
+        Args:
+            vectors: One vector an item, finite.
+            factory: FAISS factory string.
+
+        Raises:
+            InputError: The factory string is unknown to FAISS, or does not fit the vectors' width or their number.
+        """
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        self.catalogue_size, self.dim = vectors.shape
+        self.factory = factory
+        try:
+            self._index = faiss.index_factory(self.dim, factory, faiss.METRIC_INNER_PRODUCT)
+            if not self._index.is_trained:
+                self._index.train(vectors)
+            self._index.add(vectors)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0].rsplit(": ", 1)[-1]
+            raise InputError(
+                f"Expected index to be a FAISS factory string that fits {self.catalogue_size} vectors of width "
+                f"{self.dim}, such as Flat, HNSW32 or IVF16,Flat; got {factory!r} (FAISS: {reason})"
+            ) from error
+
+    @property
+    def exact(self) -> bool:
+        """Whether a search looks at every item at full precision."""
+        return type(self._index) is faiss.IndexFlat or type(self._index) is faiss.IndexFlatIP
+
+    def search(
+        self,
+        queries: Float[np.ndarray, "rows dim"],
+        k: int,
+        excluded: Sequence[Int[np.ndarray, "_"]] | None = None,
+    ) -> tuple[Int[np.ndarray, "rows k"], Float[np.ndarray, "rows k"]]:
+        """The k best items of each query that are not excluded, best first.
+
+        Args:
+            queries: One vector a row, finite.
+            k: Length of the lists.
+            excluded: The items that each row must not be given; None excludes nothing.
+
+        Returns:
+            Items and scores. Where fewer than k items are left, or an approximate index finds fewer, the list ends
+            in -1 with a score of minus infinity.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        rows = len(queries)
+        items = np.full((rows, k), MISSING, dtype=np.int64)
+        scores = np.full((rows, k), -np.inf, dtype=np.float32)
+        lengths = np.zeros(rows, dtype=np.int64) if excluded is None else np.array([len(e) for e in excluded])
+        assert len(lengths) == rows, f"Expected {rows} lists of excluded items, got {len(lengths)}"
+        # Rows are searched together with rows of a like history (up to 16, 32, 64 … items), so that one user with
+        # a very long history does not make everyone's search long.
+        extra = np.where(lengths == 0, 0, 2 ** np.ceil(np.log2(np.maximum(lengths, 16))).astype(np.int64))
+        for more in np.unique(extra):
+            group = np.flatnonzero(extra == more)
+            found, found_scores = self._search(queries[group], min(k + int(more), self.catalogue_size))
+            allowed = found >= 0
+            if excluded is not None and more:
+                within = np.repeat(np.arange(len(group)), lengths[group])
+                seen = np.zeros((len(group), self.catalogue_size), dtype=bool)
+                seen[within, np.concatenate([excluded[int(row)] for row in group])] = True
+                allowed &= ~np.take_along_axis(seen, np.maximum(found, 0), axis=1)
+            place = np.cumsum(allowed, axis=1) - 1
+            row, column = np.nonzero(allowed & (place < k))
+            items[group[row], place[row, column]] = found[row, column]
+            scores[group[row], place[row, column]] = found_scores[row, column]
+        return items, scores
+
+    def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """FAISS's own search, with HNSW's beam at least as wide as the list that is asked for."""
+        index = self._index
+        inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+        if isinstance(inner, faiss.IndexHNSW):
+            inner.hnsw.efSearch = max(inner.hnsw.efSearch, k)
+        scores, found = index.search(queries, k)
+        return found, scores
+
+
+def index_recall(found: Int[np.ndarray, "rows k"], exact: Int[np.ndarray, "rows k"]) -> Float[np.ndarray, "rows"]:
+    """Share of each row's exact list that the index found, in any order; ids of -1 are left out."""
+    present = exact >= 0
+    hits = (exact[:, :, None] == found[:, None, :]).any(axis=2) & present
+    return np.asarray(hits.sum(axis=1) / np.maximum(present.sum(axis=1), 1))

@@ -1,0 +1,139 @@
+"""Exact ranks and top lists of query vectors over a catalogue, in fixed blocks.
+
+Rows are cut into blocks by their number alone, and each block meets the whole catalogue in one matrix of scores, from
+which come the target's score and everyone else's. The same row therefore has the same neighbours in the same matrix
+product whatever the batch size or the number of processes, and figures agree to the last bit.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from rich import get_console
+from rich.errors import LiveError
+from rich.progress import Progress
+from torch import Tensor
+
+from anyo_lightning.evaluation.index import ItemIndex
+from anyo_lightning.evaluation.metrics import mid_ranks
+
+BLOCK_ROWS = 256
+BLOCK_SCORES = 2**26  # 256 MiB in float32
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """What was ranked: one entry a row, in the order of the rows that were given."""
+
+    ranks: Float[np.ndarray, "rows"]
+    top_items: Int[np.ndarray, "rows k"]  # from the index; -1 where a list ends early
+    top_scores: Float[np.ndarray, "rows k"]
+    exact_top_items: Int[np.ndarray, "rows k"]  # the same as top_items where the index is exact
+
+
+def block_rows(catalogue_size: int) -> int:
+    """Rows of a block: 256, or fewer where the catalogue is so large that the scores would pass 256 MiB."""
+    return max(1, min(BLOCK_ROWS, BLOCK_SCORES // catalogue_size))
+
+
+def rank(
+    rows: Int[np.ndarray, "rows"],
+    queries: Float[Tensor, "rows dim"],
+    vectors: Float[Tensor, "catalogue dim"],
+    target: Int[np.ndarray, "rows"],
+    *,
+    index: ItemIndex,
+    k: int,
+    history: Callable[[int], np.ndarray] | None,
+) -> Ranking:
+    """Rank each row's target among all items and search its list of k.
+
+    Args:
+        rows: Numbers of the rows, ascending; they decide the blocks.
+        queries: A query vector a row, on any device.
+        vectors: All item vectors; the scores are computed on their device, in float32.
+        target: Each row's target.
+        index: The index of the same vectors.
+        k: Length of the lists.
+        history: Gives the items of a row's history, which then neither compete nor are recommended, except for the
+            target itself; None masks nothing.
+
+    Returns:
+        Ranks, lists of the index, and exact lists.
+    """
+    catalogue_size = len(vectors)
+    k = min(k, catalogue_size)
+    parts: list[Ranking] = []
+    numbers = rows // block_rows(catalogue_size)
+    starts = [0, *(1 + np.flatnonzero(np.diff(numbers))), len(rows)]
+    spans = [slice(int(start), int(end)) for start, end in pairwise(starts)]
+    for span in with_progress(spans, "ranking"):
+        block, block_target = queries[span].float(), target[span].astype(np.int64)
+        excluded = None
+        if history is not None:
+            seen = (np.unique(history(int(row))) for row in rows[span])
+            excluded = [items[items != wanted] for items, wanted in zip(seen, block_target, strict=True)]
+        scores = _scores(block.to(vectors.device), vectors)
+        if excluded is not None:
+            where = np.repeat(np.arange(len(excluded)), [len(items) for items in excluded])
+            items = np.concatenate(excluded).astype(np.int64)
+            scores[torch.from_numpy(where).to(scores.device), torch.from_numpy(items).to(scores.device)] = -torch.inf
+        ranks = mid_ranks(scores, torch.from_numpy(block_target).to(scores.device))
+        top_items, top_scores = index.search(block.cpu().numpy(), k, excluded)
+        exact = top_items if index.exact else _top(scores, k)
+        parts.append(Ranking(ranks.cpu().numpy(), top_items, top_scores, exact))
+    return Ranking(
+        ranks=np.concatenate([part.ranks for part in parts]),
+        top_items=np.concatenate([part.top_items for part in parts]),
+        top_scores=np.concatenate([part.top_scores for part in parts]),
+        exact_top_items=np.concatenate([part.exact_top_items for part in parts]),
+    )
+
+
+def list_ranks(lists: Int[np.ndarray, "rows k"], target: Int[np.ndarray, "rows"]) -> Float[np.ndarray, "rows"]:
+    """Place of each row's target in its list, from 1 on; infinite where the list lacks it."""
+    found = lists == target[:, None]
+    return np.where(found.any(axis=1), 1.0 + found.argmax(axis=1), np.inf)
+
+
+def with_progress(spans: list[slice], description: str) -> Iterator[slice]:
+    """The spans one after another, with a bar that appears once they have taken a second."""
+    started = time.perf_counter()
+    progress = Progress(console=get_console(), transient=True)
+    shown = False
+    task = progress.add_task(description, total=len(spans))
+    try:
+        for done, span in enumerate(spans):
+            if not shown and time.perf_counter() - started > 1:
+                try:
+                    progress.start()
+                except LiveError:  # rich before 14.1 allows one bar at a time, and the trainer's is there
+                    started = float("inf")
+                else:
+                    shown = True
+            progress.update(task, completed=done)
+            yield span
+    finally:
+        if shown:
+            progress.stop()
+
+
+def _scores(queries: Tensor, vectors: Tensor) -> Tensor:
+    """Scores = queries · vectorsᵀ in full float32, whatever precision the training uses."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(vectors.device.type, enabled=False):
+            return queries @ vectors.float().T
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _top(scores: Tensor, k: int) -> np.ndarray:
+    """The k best items of each row of scores; -1 for those that are excluded."""
+    values, items = scores.topk(k, dim=1)
+    return items.masked_fill(values == -torch.inf, -1).cpu().numpy()

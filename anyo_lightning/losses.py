@@ -1,0 +1,115 @@
+"""Losses: tensors in, a scalar out. Knows no Lightning and no transformers."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def full_softmax(
+    states: Float[Tensor, "targets dim"],
+    vectors: Float[Tensor, "items dim"],
+    targets: Int[Tensor, " targets"],
+    *,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy over all items, without holding all logits at once.
+
+    Computes `-1/T Σ_t log( exp(s_t·v_{y_t}) / Σ_j exp(s_t·v_j) )`. For one state (1, 0), vectors (1, 0) and (0, 1)
+    and target 0 this is `-log(e / (e + 1)) = 0.3133`.
+
+    Args:
+        states: One state a supervised boundary.
+        vectors: The vectors of all candidate items.
+        targets: For each state, the row of its target in `vectors`.
+        label_smoothing: Share of the target's probability that is spread over all items.
+
+    Returns:
+        The mean over targets; 0 (with zero gradients) when there are none.
+
+    Reference: E4SRec (arXiv 2312.02443), eq. 6; `torch.nn.functional.linear_cross_entropy`.
+    """
+    total = F.linear_cross_entropy(states, vectors, targets, reduction="sum", label_smoothing=label_smoothing)
+    return total / max(len(targets), 1)
+
+
+def sampled_softmax(
+    states: Float[Tensor, "targets dim"],
+    target_vectors: Float[Tensor, "targets dim"],
+    negative_vectors: Float[Tensor, "negatives dim"],
+    *,
+    accidental: Bool[Tensor, "targets negatives"],
+    log_expected: Float[Tensor, " negatives"],
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the target against negatives that all rows share, corrected for how they were sampled.
+
+    Computes `-1/T Σ_t log( exp(s_t·v_{y_t}) / (exp(s_t·v_{y_t}) + Σ_{j not y_t} exp(s_t·v_j - log E_j)) )`, where `E_j`
+    is the expected count of item j in the sample. The sum over negatives is then an unbiased estimate of the sum over
+    the catalogue, and it is that sum when every item is certain to be drawn (`E_j = 1`): the full softmax. The target
+    is always there, so its own logit is not corrected.
+
+    Args:
+        states: One state a supervised boundary.
+        target_vectors: The vector of each state's target.
+        negative_vectors: The vectors of the sampled items.
+        accidental: True where a sampled item is the row's target: left out of that row's sum.
+        log_expected: Log of the expected count of each sampled item.
+
+    Returns:
+        The mean over targets; 0 (with zero gradients) when there are none.
+
+    Reference: Bengio and Senécal, Adaptive importance sampling, 2008; Yi et al., RecSys 2019 (logQ), eq. 3–5.
+    """
+    positive = (states * target_vectors).sum(1, keepdim=True)
+    negative = states @ negative_vectors.T - log_expected
+    logits = torch.cat([positive, negative.masked_fill(accidental, -torch.inf)], dim=1)
+    return (logits.logsumexp(1) - positive[:, 0]).sum() / max(len(states), 1)
+
+
+def inclusion_probabilities(weights: Float[Tensor, " items"], count: int) -> Float[Tensor, " items"]:
+    """Probabilities `min(1, c·w_i)` that sum to `count`: each item's chance to be in a sample of `count` items.
+
+    Args:
+        weights: Non-negative sampling weights.
+        count: Size of the sample.
+
+    Returns:
+        In float64; all ones when `count` is at least the number of items of positive weight.
+    """
+    weights = weights.double()
+    certain = torch.zeros_like(weights, dtype=torch.bool)
+    if count >= int((weights > 0).sum()):
+        return (weights > 0).double()
+    while True:
+        rest = torch.where(certain, 0.0, weights)
+        probabilities = torch.where(certain, 1.0, rest * (count - int(certain.sum())) / rest.sum())
+        above = (probabilities > 1) & ~certain
+        if not above.any():
+            return probabilities
+        certain |= above
+
+
+def systematic_sample(
+    probabilities: Float[Tensor, " items"], *, generator: torch.Generator | None = None
+) -> Int[Tensor, " negatives"]:
+    """Distinct items, each with exactly its probability (which therefore is its expected count).
+
+    The items are laid in random order on a line, each as long as its probability, and taken where the points
+    `u, u+1, u+2, …` fall, with `u` uniform in [0, 1).
+
+    Args:
+        probabilities: Chances of inclusion, at most 1, with an integer sum.
+        generator: Source of randomness.
+
+    Returns:
+        As many items as the probabilities sum to.
+
+    Reference: Madow, On the theory of systematic sampling II, 1949.
+    """
+    order = torch.randperm(len(probabilities), generator=generator)
+    ends = probabilities.double().cpu()[order].cumsum(0)
+    offset = torch.rand((), generator=generator, dtype=torch.float64)
+    points = offset + torch.arange(round(float(ends[-1])), dtype=torch.float64)
+    # The last point lies below the sum of probabilities but for rounding: clamp.
+    taken: Tensor = order[torch.searchsorted(ends, points, right=True).clamp(max=len(order) - 1)]
+    return taken.sort().values

@@ -1,0 +1,196 @@
+"""`RetrievalModule`: what all variants share. A variant chooses a history encoder, an item encoder and a loss."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from anyo_lightning.data.batches import HistoryBatch
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.selfcheck import self_check
+from anyo_lightning.models import checkpoints
+from anyo_lightning.models.schedule import warmup_cosine
+
+BackboneCallable = Callable[[], Backbone]
+
+
+class RetrievalModule(LightningModule):
+    """Scores are inner products: `state · item vector`. Subclasses say in `build` where both come from.
+
+    The constructor keeps settings only; `configure_model` builds once the data are known, so that parsing a command
+    line loads nothing. Without a Trainer, call `build(datamodule)`.
+
+    Args:
+        optimizer: Makes the optimizer from parameter groups.
+        learning_rates: Learning rates of parameters by the start of their name, such as
+            `{"history_encoder.backbone": 1e-3}`; all others take the optimizer's own.
+        warmup: Share of the steps over which learning rates rise from zero; after it they fall to zero by a cosine.
+        init_from: Run folder whose best weights this run starts from.
+    """
+
+    history_encoder: nn.Module
+    item_encoder: nn.Module
+    backbone: Backbone | None = None
+    trained = True  # False: counted when the data are known, with nothing to fit and no checkpoint
+
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        learning_rates: dict[str, float] | None = None,
+        warmup: float = 0.05,
+        init_from: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+        self.learning_rates = learning_rates or {}
+        self.warmup = warmup
+        self.init_from = init_from
+        self.built = False
+        self.seen = {"tokens": 0, "targets": 0}  # in training, on this process
+        self.register_buffer("training_items", torch.empty(0, dtype=torch.long), persistent=False)
+        self.register_buffer("position_in_training", torch.empty(0, dtype=torch.long), persistent=False)
+
+    def build(self, data: RecDataModule) -> None:
+        """Set `history_encoder` and `item_encoder` from the data; called once."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is built")
+
+    def loss(
+        self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """The loss of a batch's states, and its parts to log."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained")
+
+    def configure_model(self) -> None:
+        """Build once, when the data are known (Lightning calls this after `setup`, possibly more than once)."""
+        if self.built:
+            return
+        data: RecDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.prepare(data)
+
+    def prepare(self, data: RecDataModule) -> None:
+        """Build on data whose `setup` has run; what `configure_model` does under a Trainer."""
+        trained = torch.from_numpy(data.split.training_counts() > 0)
+        self.training_items = trained.nonzero()[:, 0]
+        self.position_in_training = torch.full((len(trained),), -1).masked_scatter(trained, torch.arange(len(trained)))
+        self.catalogue = checkpoints.describe_catalogue(data.split)
+        self.build(data)
+        self.built = True
+        if self.init_from is not None:
+            checkpoints.start_from(self, self.init_from)
+
+    def load_backbone(self, make: BackboneCallable, data: RecDataModule, *, reads_text: bool) -> Backbone:
+        """Load the LLM, check it, and let the data module carry its tokens.
+
+        Args:
+            make: Loads the LLM.
+            data: The data module, set up.
+            reads_text: Whether histories are read as text.
+
+        Raises:
+            InputError: When the LLM cannot be loaded or fails the self-check.
+        """
+        backbone = make()
+        tokenizer = load_tokenizer(*backbone.source)
+        self_check(backbone, tokenizer)
+        if reads_text:
+            data.read_as_text(tokenizer, identity=f"{backbone.identity['name']} {backbone.identity['revision']}")
+        self.backbone = backbone
+        return backbone
+
+    def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
+        """The states at the supervised boundaries of a batch."""
+        states: Tensor = self.history_encoder(batch)
+        return states
+
+    def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
+        """The loss, as the mean over the batch's targets."""
+        states = self(batch)
+        with torch.autocast(self.device.type, enabled=False):
+            loss, parts = self.loss(states.float(), batch)
+        targets = len(states)
+        self.seen["tokens"] += batch.token_count
+        self.seen["targets"] += targets
+        logged = {"train/loss": loss, **{f"train/{name}": value for name, value in parts.items()}}
+        self.log_dict(logged, batch_size=targets, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: HistoryBatch, batch_idx: int) -> dict[str, Tensor]:
+        """The queries of a batch; `RetrievalMetrics` ranks them."""
+        return {"row": batch.row, "query": self(batch).float()}
+
+    def test_step(self, batch: HistoryBatch, batch_idx: int) -> dict[str, Tensor]:
+        """The queries of a batch; `RetrievalMetrics` ranks them."""
+        return self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: HistoryBatch, batch_idx: int) -> dict[str, Tensor]:
+        """The queries of a batch."""
+        return self.validation_step(batch, batch_idx)
+
+    @torch.no_grad()
+    def encode_catalogue(self) -> Float[Tensor, "catalogue dim"]:
+        """The vectors of all items, in evaluation mode, float32, in blocks that do not depend on anything else."""
+        training = self.training
+        self.eval()
+        ids = torch.arange(self.catalogue["items"], device=self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            vectors = torch.cat([self.item_encoder(block).float() for block in torch.split(ids, 8192)])
+        self.train(training)
+        return vectors
+
+    def training_vectors(self) -> Float[Tensor, "training_items dim"]:
+        """The vectors over which losses range: of the items that occur in training."""
+        vectors: Tensor = self.item_encoder(self.training_items)
+        return vectors.float()
+
+    def training_targets(self, batch: HistoryBatch) -> Int[Tensor, " targets"]:
+        """The rows of the batch's targets in `training_vectors()`."""
+        return self.position_in_training[batch.targets]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Parameter groups by `learning_rates`, warm-up, cosine."""
+        groups: dict[str, list[nn.Parameter]] = {start: [] for start in (*self.learning_rates, "")}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[next(start for start in groups if name.startswith(start))].append(parameter)
+        optimizer = self.optimizer(
+            [
+                {"params": parameters, "name": start or "others"}
+                | ({"lr": self.learning_rates[start]} if start else {})
+                for start, parameters in groups.items()
+                if parameters
+            ]
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, warmup=self.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def cost(self) -> dict[str, float]:
+        """What the run has read and what it trains, for the cost ledger."""
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        return {"trainable_parameters": trained, "parameters": total, **self.seen}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the backbone's frozen weights out and write down what they were."""
+        frozen = checkpoints.frozen_keys(self)
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+        checkpoint[checkpoints.METADATA] = checkpoints.describe(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model, backbone, catalogue or split."""
+        checkpoints.check(self, checkpoint)
+        self.seen = dict(checkpoint[checkpoints.METADATA]["seen"])
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]
+        """Load weights; only the backbone's frozen ones may be missing, and they must be."""
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        checkpoints.check_keys(self, result)
+        return result

@@ -1,0 +1,137 @@
+"""What a checkpoint says of itself, and what is refused when it is loaded.
+
+A checkpoint holds everything but the backbone's frozen weights, and names those by the backbone's identity. It is not
+Lightning's `save_hyperparameters`: LightningCLI would silently merge that over the command line.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from anyo_lightning.data.splits import Split
+from anyo_lightning.errors import InputError
+from anyo_lightning.runs import RunFolder
+
+if TYPE_CHECKING:
+    from anyo_lightning.models.base import RetrievalModule
+
+METADATA = "anyo_lightning"
+
+
+def describe_catalogue(split: Split) -> dict[str, Any]:
+    """The catalogue's size and fingerprint (ids and texts), and the split's fingerprint."""
+    content = json.dumps([split.item_ids.tolist(), list(split.item_texts)]).encode()
+    return {
+        "items": split.catalogue_size,
+        "catalogue": hashlib.sha256(content).hexdigest()[:16],
+        "split": split.fingerprint,
+    }
+
+
+def describe(module: "RetrievalModule") -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    return {
+        "model": type(module).__name__,
+        "backbone": dict(module.backbone.identity) if module.backbone is not None else None,
+        **module.catalogue,
+        "seen": dict(module.seen),
+    }
+
+
+def frozen_keys(module: "RetrievalModule") -> set[str]:
+    """The keys of the backbone's frozen weights in the module's state."""
+    if module.backbone is None:
+        return set()
+    frozen = set(module.backbone.frozen_state_keys())
+    places = [name for name, child in module.named_modules(remove_duplicate=False) if child is module.backbone]
+    return {f"{place}.{key}" for place in places for key in frozen}
+
+
+def check(module: "RetrievalModule", checkpoint: dict[str, Any]) -> None:
+    """Refuse a checkpoint that does not belong to this module.
+
+    Raises:
+        InputError: When the checkpoint is not one of ours, or names another model, backbone, catalogue or split.
+    """
+    found = checkpoint.get(METADATA)
+    if found is None:
+        raise InputError("Expected a checkpoint written by anyo-lightning, got one without its metadata")
+    expected = describe(module)
+    for part in ("model", "backbone", "items", "catalogue", "split"):
+        if found[part] != expected[part]:
+            raise InputError(f"Expected a checkpoint of {part} {_words(expected[part])}, got {_words(found[part])}")
+
+
+def check_keys(module: "RetrievalModule", result: Any) -> None:
+    """Only the backbone's frozen weights may be missing, all or none of them, and nothing may be left over.
+
+    Raises:
+        InputError: When other keys are missing or left over.
+    """
+    missing, unexpected = set(result.missing_keys), set(result.unexpected_keys)
+    if unexpected or missing not in (set(), frozen_keys(module)):
+        names = sorted(unexpected or missing - frozen_keys(module))
+        raise InputError(
+            "Expected a checkpoint with the same weights as the model, got "
+            f"{'unknown' if unexpected else 'no'} {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
+        )
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The best checkpoint of a run folder, on the CPU.
+
+    Raises:
+        InputError: When the folder has no checkpoint or it cannot be read.
+    """
+    path = RunFolder(folder).best_checkpoint
+    if not path.is_file():
+        raise InputError(f"Expected a run folder with {path.relative_to(folder)}, got {folder}")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"Expected a readable checkpoint, got {path} ({type(error).__name__})") from error
+    if METADATA not in checkpoint:
+        raise InputError(f"Expected a checkpoint written by anyo-lightning, got {path}")
+    return checkpoint
+
+
+def start_from(module: "RetrievalModule", folder: Path) -> None:
+    """Load the best weights of another run into a module, where both are of one backbone, catalogue and split.
+
+    Raises:
+        InputError: When the run does not fit.
+    """
+    checkpoint = read(folder)
+    check(module, checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+
+
+def item_vectors(folder: Path, split: Split) -> Tensor:
+    """The item embeddings of a trained id model, such as SASRec.
+
+    Args:
+        folder: Its run folder.
+        split: The split of this run.
+
+    Returns:
+        (catalogue, dim) vectors.
+
+    Raises:
+        InputError: When the run has another split or catalogue, or no item embeddings.
+    """
+    checkpoint = read(folder)
+    found, expected = checkpoint[METADATA], describe_catalogue(split)
+    if found["split"] != expected["split"] or found["items"] != expected["items"]:
+        raise InputError(f"Expected {folder} to be a run on split {expected['split']}, got {found['split']}")
+    vectors: Tensor | None = checkpoint["state_dict"].get("item_encoder.embedding.weight")
+    if vectors is None:
+        raise InputError(f"Expected {folder} to hold item embeddings, got a run of {found['model']} without them")
+    return vectors
+
+
+def _words(value: Any) -> str:
+    return " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)

@@ -1,0 +1,260 @@
+"""What a run folder holds, and the one reader and writer of it.
+
+    config.yaml          the whole configuration, as LightningCLI read it
+    curves.csv           step, targets, tokens, seconds and every logged metric
+    checkpoints/         best.ckpt, last.ckpt
+    metrics.json         figures with intervals, split, protocol, cost, environment: a run with it is finished
+    predictions.parquet  rank, list and history of every test row
+    catalogue.parquet    item ids and texts
+
+Files are written under a temporary name and renamed, so that a reader never sees half of one.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from anyo_lightning.errors import InputError
+
+PACKAGES = ("anyo-lightning", "torch", "lightning", "transformers", "peft", "faiss-cpu", "polars", "numpy")
+METRICS_KEYS = ("variant", "seed", "split", "protocol", "metrics", "slices", "cost", "environment")
+VERSION = re.compile(r"version_(\d+)")
+
+
+class RunFolder:
+    """One run on disk; building this object touches nothing."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.curves_file = self.path / "curves.csv"
+        self.metrics_file = self.path / "metrics.json"
+        self.predictions_file = self.path / "predictions.parquet"
+        self.catalogue_file = self.path / "catalogue.parquet"
+        self.checkpoints = self.path / "checkpoints"
+        self.best_checkpoint = self.checkpoints / "best.ckpt"
+        self.last_checkpoint = self.checkpoints / "last.ckpt"
+
+    @classmethod
+    def new(cls, root: str | Path, name: str) -> "RunFolder":
+        """The next free `root/name/version_<n>`, made at once so that a second process gets another one."""
+        parent = Path(root) / name
+        version = 1 + max((cls(child).version for child in parent.glob("version_*")), default=-1)
+        while True:
+            folder = parent / f"version_{version}"
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                version += 1
+            else:
+                return cls(folder)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has been tested."""
+        return self.metrics_file.is_file()
+
+    @property
+    def variant(self) -> str:
+        """What the folder calls the variant: `sasrec` for `runs/sasrec/version_3`, else the folder's own name."""
+        path = self.path.resolve()
+        return path.parent.name if VERSION.fullmatch(path.name) else path.name
+
+    @property
+    def version(self) -> int:
+        """The n of `version_<n>`, 0 where the folder is named otherwise."""
+        match = VERSION.fullmatch(self.path.resolve().name)
+        return int(match[1]) if match else 0
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write metrics.json; its keys are `METRICS_KEYS`."""
+        assert tuple(metrics) == METRICS_KEYS, f"Expected the keys {METRICS_KEYS}, got {tuple(metrics)}"
+        text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        with renamed_to(self.metrics_file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def read_metrics(self) -> dict[str, Any]:
+        """The content of metrics.json.
+
+        Raises:
+            InputError: There is none, or it cannot be read as one.
+        """
+        try:
+            metrics = json.loads(self.metrics_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"Expected {self.path} to be a tested run with a metrics.json, found none") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"Expected {self.metrics_file} to be JSON, got: {error}") from None
+        missing = [key for key in METRICS_KEYS if not isinstance(metrics, dict) or key not in metrics]
+        if missing:
+            raise InputError(f"Expected {self.metrics_file} to have {', '.join(missing)}; found it without")
+        return dict(metrics)
+
+    def write_predictions(self, predictions: pl.DataFrame) -> None:
+        """Write predictions.parquet: one line a (user, target)."""
+        with renamed_to(self.predictions_file) as temporary:
+            predictions.write_parquet(temporary)
+
+    def read_predictions(self, columns: list[str] | None = None) -> pl.DataFrame:
+        """The content of predictions.parquet, or some of its columns.
+
+        Raises:
+            InputError: There is none, or it cannot be read as one.
+        """
+        return _read_parquet(self.predictions_file, columns)
+
+    def write_catalogue(self, catalogue: pl.DataFrame) -> None:
+        """Write catalogue.parquet: `item_id` and `text`, in the order of the item indices."""
+        with renamed_to(self.catalogue_file) as temporary:
+            catalogue.write_parquet(temporary)
+
+    def write_curves(self, curves: pl.DataFrame) -> None:
+        """Write curves.csv: a line for each time that something was logged."""
+        with renamed_to(self.curves_file) as temporary:
+            curves.write_csv(temporary)
+
+    def read_curves(self) -> pl.DataFrame | None:
+        """The content of curves.csv; None where nothing was trained.
+
+        Raises:
+            InputError: It cannot be read as one.
+        """
+        if not self.curves_file.is_file():
+            return None
+        try:
+            return pl.read_csv(self.curves_file, infer_schema_length=None)
+        except pl.exceptions.PolarsError as error:
+            raise InputError(
+                f"Expected {self.curves_file} to be a CSV file of ours, got: {_first_line(error)}"
+            ) from None
+
+    def read_catalogue(self) -> pl.DataFrame:
+        """The content of catalogue.parquet.
+
+        Raises:
+            InputError: There is none, or it cannot be read as one.
+        """
+        return _read_parquet(self.catalogue_file, None)
+
+
+def find_runs(path: str | Path) -> tuple[list[RunFolder], list[RunFolder]]:
+    """The run that a folder is, or the newest tested version of each variant below it.
+
+    Args:
+        path: A run folder, a variant's folder (`runs/sasrec`), or the folder of all runs.
+
+    Returns:
+        The runs, by folder name, and those without a metrics.json that were passed over.
+
+    Raises:
+        InputError: There is no such folder.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"Expected runs to be folders, found none at {folder}")
+    run = RunFolder(folder)
+    if run.finished:
+        return [run], []
+    below = sorted(child for child in [*folder.glob("*"), *folder.glob("*/*")] if child.is_dir())
+    by_variant: dict[str, list[RunFolder]] = {}
+    for run in map(RunFolder, below):
+        if run.finished or run.config_file.is_file():
+            by_variant.setdefault(run.variant, []).append(run)
+    found: list[RunFolder] = []
+    skipped: list[RunFolder] = []
+    for runs in by_variant.values():
+        newest_first = sorted(runs, key=lambda run: run.version, reverse=True)
+        tested = [run for run in newest_first if run.finished]
+        found += tested[:1]
+        skipped += [] if tested else newest_first[:1]
+    return found, skipped if by_variant else [RunFolder(folder)]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and commit that a figure depends on; no paths and no names of machines."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    hardware = {
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "gpus": gpus,
+    }
+    return {"versions": versions, "hardware": hardware, "commit": _commit()}
+
+
+@contextlib.contextmanager
+def renamed_to(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's files are for their owner alone
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_parquet(path: Path, columns: list[str] | None) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path, columns=columns)
+    except FileNotFoundError:
+        raise InputError(f"Expected a tested run with {path}, found no such file") from None
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"Expected {path} to be a Parquet file of ours, got: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this package's own checkout, with `+changes` where files differ from it."""
+    project = Path(__file__).resolve().parents[1]
+    if not (project / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(project), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        changes = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "--short=12", "HEAD") + changes
+    except (OSError, subprocess.SubprocessError):
+        return None

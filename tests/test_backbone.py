@@ -1,0 +1,293 @@
+"""Backbone: what is loaded, what is trained, and that a state means what it should."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from anyo_lightning.encoders.attention import causal_attention
+from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.selfcheck import self_check
+from anyo_lightning.errors import InputError
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    """Two rows of seven tokens."""
+    return torch.randint(1, 190, (2, 7), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "eager"])
+def test_self_check_accepts_a_sound_model(tiny_llm: str, tiny_bert: str, dtype: str, attention: str) -> None:
+    """Every dtype and attention passes: padding on both sides, causality, drift."""
+    for folder in (tiny_llm, tiny_bert):
+        backbone = Backbone(folder, dtype=dtype, attention=attention, lora=LORA).train()
+        self_check(backbone, load_tokenizer(folder))
+        assert backbone.training
+
+
+def test_states_equal_transformers_own(tiny_llm: str, ids: torch.Tensor) -> None:
+    """The states are those of the model that transformers loads; embeddings may stand in for tokens."""
+    backbone = Backbone(tiny_llm, dtype="float32").eval()
+    expected = backbone.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+    assert backbone.causal
+    assert backbone.hidden_size == 32
+    torch.testing.assert_close(backbone(ids), expected)
+    torch.testing.assert_close(backbone(input_embeddings=backbone.embed(ids)), expected)
+
+
+def test_first_layers_give_the_state_after_that_layer(tiny_llm: str, ids: torch.Tensor) -> None:
+    """A model cut to two layers has the whole model's state after layer two, and the norm applied to it."""
+    whole, cut = Backbone(tiny_llm, dtype="float32").eval(), Backbone(tiny_llm, dtype="float32", layers=2).eval()
+    assert len(cut.model.layers) == 2
+    assert cut.parameters_total < whole.parameters_total
+    torch.testing.assert_close(cut(ids), whole.model.norm(whole(ids, layer=2)))
+    torch.testing.assert_close(whole(ids, layer=0), whole.embed(ids))
+
+
+def test_lora_weights_alone_are_trained(tiny_llm: str, ids: torch.Tensor) -> None:
+    """LoRA weights are float32 and get gradients; nothing else does; frozen keys are exactly the rest."""
+    backbone = Backbone(tiny_llm, lora=LORA)
+    nn.init.normal_(backbone.model.layers[0].mlp.up_proj.lora_B["default"].weight)
+    backbone(ids).float().square().mean().backward()
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    for name, parameter in backbone.named_parameters():
+        assert parameter.dtype == (torch.float32 if name in trained else torch.bfloat16)
+        assert (parameter.grad is not None) == (name in trained)
+    assert set(backbone.frozen_state_keys()) | trained == set(backbone.state_dict())
+    assert not set(backbone.frozen_state_keys()) & trained
+
+
+def test_every_product_runs_in_bfloat16(tiny_llm: str, ids: torch.Tensor) -> None:
+    """Inputs and outputs of all base and LoRA layers are bfloat16, with no autocast around and inside one."""
+    backbone = Backbone(tiny_llm, lora={**LORA, "lora_dropout": 0.1})
+    seen: set[torch.dtype] = set()
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda _, inputs, output: seen.update((inputs[0].dtype, output.dtype)))
+    assert backbone(ids).dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        backbone(ids)
+    assert seen == {torch.bfloat16}
+
+
+def test_gradients_after_a_frozen_pass_in_one_autocast(tiny_llm: str, ids: torch.Tensor) -> None:
+    """A pass under no_grad must not leave cast weights without gradients to the next pass."""
+    backbone = Backbone(tiny_llm, lora=LORA)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad():
+            backbone(ids)
+        backbone(ids).float().square().mean().backward()
+    gradients = [parameter.grad for parameter in backbone.parameters() if parameter.requires_grad]
+    assert all(gradient is not None for gradient in gradients)
+    assert any(float(gradient.abs().sum()) > 0 for gradient in gradients if gradient is not None)
+
+
+def test_lora_can_be_disabled(tiny_llm: str, ids: torch.Tensor) -> None:
+    """Inside the context the states are the frozen model's; afterwards LoRA acts and trains again."""
+    frozen, backbone = Backbone(tiny_llm, dtype="float32").eval(), Backbone(tiny_llm, dtype="float32", lora=LORA).eval()
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            nn.init.constant_(parameter, 0.1)
+    adapted = backbone(ids)
+    with backbone.with_lora_disabled():
+        torch.testing.assert_close(backbone(ids), frozen(ids))
+    torch.testing.assert_close(backbone(ids), adapted)
+    assert not torch.allclose(adapted, frozen(ids))
+    assert all(parameter.requires_grad == ("lora_" in name) for name, parameter in backbone.named_parameters())
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_llm: str, ids: torch.Tensor) -> None:
+    """Recomputed activations give the same gradients."""
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        backbone = Backbone(tiny_llm, dtype="float32", lora=LORA, gradient_checkpointing=checkpointing).train()
+        backbone(ids).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_identity_is_the_content_and_the_settings(tiny_llm: str, tmp_path: Path) -> None:
+    """A copied folder is the same backbone; other weights, depth or dtype are not; no path is in it."""
+    shutil.copytree(tiny_llm, tmp_path / "copy" / "tiny-llm")
+    copied = str(tmp_path / "copy" / "tiny-llm")
+    identity = Backbone(tiny_llm).identity
+    assert Backbone(copied).identity == identity
+    assert all("/" not in value for value in identity.values())
+    assert Backbone(tiny_llm, layers=1).identity != identity
+    assert Backbone(tiny_llm, dtype="float32").identity != identity
+    weights = load_file(f"{copied}/model.safetensors")
+    weights["norm.weight"] = weights["norm.weight"] + 1
+    save_file(weights, f"{copied}/model.safetensors", metadata={"format": "pt"})
+    assert Backbone(copied).identity != identity
+
+
+SMALL = {"vocab_size": 256, "num_hidden_layers": 3, "initializer_range": 0.2}
+SMALL_DECODER = SMALL | {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL_ENCODER = SMALL | {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "causal"),
+    [
+        (transformers.GPT2Config(vocab_size=256, n_embd=32, n_layer=3, n_head=4, initializer_range=0.2), True),
+        (transformers.Qwen3Config(**SMALL_DECODER, head_dim=8), True),
+        (transformers.MistralConfig(**SMALL_DECODER, sliding_window=16), True),
+        (transformers.Gemma2Config(**SMALL_DECODER, head_dim=8, sliding_window=16, pad_token_id=0), True),  # eager
+        (transformers.Gemma3TextConfig(**SMALL_DECODER, head_dim=8, sliding_window=16, pad_token_id=0), True),
+        (transformers.RobertaConfig(**SMALL_ENCODER), False),
+        (transformers.MPNetConfig(**SMALL_ENCODER), False),  # attention without an sdpa of its own
+        (transformers.ModernBertConfig(**SMALL_ENCODER, pad_token_id=0, cls_token_id=1, sep_token_id=2), False),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_other_architectures(
+    config: transformers.PreTrainedConfig, causal: bool, tiny_bert: str, tmp_path: Path
+) -> None:
+    """Decoders and encoders of other families, cut to two layers: sound, adapted by LoRA, of the right direction."""
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(str(tmp_path))
+    backbone = Backbone(str(tmp_path), layers=2, lora=LORA)
+    assert backbone.causal == causal
+    self_check(backbone, load_tokenizer(tiny_bert))
+    backbone(torch.ones(2, 9, dtype=torch.long)).float().mean().backward()
+    assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(("tokens", "key_heads"), [(1, 2), (7, 1), (128, 3), (300, 2)])
+def test_causal_attention_equals_torchs(tokens: int, key_heads: int) -> None:
+    """Values and gradients in float64, for lengths below, at and above the block."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 2 * key_heads, tokens, 8), (2, key_heads, tokens, 8), (2, key_heads, tokens, 8)]
+    inputs = [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in shapes]
+    expected = F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
+    found = causal_attention(*inputs, scaling=8**-0.5)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    for one, other in zip(
+        torch.autograd.grad((found * weight).sum(), inputs),
+        torch.autograd.grad((expected * weight).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_self_check_names_what_is_wrong(tiny_llm: str, tiny_bert: str) -> None:
+    """A model that is not causal, one that looks at padding, one with NaN, one with a foreign tokenizer."""
+    tokenizer = load_tokenizer(tiny_llm)
+    backbone = Backbone(tiny_llm, dtype="float32")
+    for layer in backbone.model.layers:
+        layer.self_attn.is_causal = False
+    with pytest.raises(InputError, match="right padding"):
+        self_check(backbone, tokenizer)
+
+    backbone = Backbone(tiny_llm, dtype="float32")
+    backbone.model.norm.weight[0] = float("nan")
+    with pytest.raises(InputError, match="finite"):
+        self_check(backbone, tokenizer)
+
+    bidirectional = Backbone(tiny_bert, dtype="float32")
+    bidirectional.causal = True
+    with pytest.raises(InputError, match=r"tiny-bert \(float32"):
+        self_check(bidirectional, load_tokenizer(tiny_bert))
+
+    with pytest.raises(InputError, match="tokenizer that fits"):
+        self_check(Backbone(tiny_bert), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"layers": 4}, "Expected layers between 1 and 3, got 4"),
+        ({"lora": {"rank": 4}}, "Expected fields of peft's LoraConfig for lora, got: .*rank"),
+        ({"lora": {"target_modules": ["nowhere"]}}, "LoraConfig for lora, got: .*nowhere"),
+        ({"attention": "nonsense"}, "Expected a readable model for the backbone, got tiny-llm: .*nonsense"),
+        ({"revision": "main"}, "Expected no revision"),
+    ],
+)
+def test_wrong_settings_get_one_sentence(tiny_llm: str, settings: dict[str, object], sentence: str) -> None:
+    """One line that says what was expected and what was found."""
+    with pytest.raises(InputError, match=sentence) as raised:
+        Backbone(tiny_llm, **settings)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_quantisation_needs_a_gpu(tiny_llm: str) -> None:
+    """Asked for on a CPU, it is refused."""
+    with pytest.raises(InputError, match="Expected a GPU for quantization_config, got none"):
+        Backbone(tiny_llm, quantization_config={"load_in_4bit": True})
+
+
+def test_unreachable_hub_id(tmp_path: Path) -> None:
+    """Offline, an unknown hub id and a folder without a model give one line that lists what is possible."""
+    for call in (lambda: Backbone("nobody/no-such-model"), lambda: load_tokenizer("nobody/no-such-model")):
+        with pytest.raises(InputError, match=r"smollm2-135m-instruct.*got nobody/no-such-model") as raised:
+            call()
+        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match=re.escape("config.json")):
+        Backbone(str(tmp_path))
+
+
+HUB = """
+import sys
+from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+for revision in (None, "main", sys.argv[1]):
+    assert load_tokenizer("someone/tiny", revision).pad_token is not None
+    print(*sorted(Backbone("someone/tiny", revision=revision).identity.items()))
+"""
+
+
+def test_hub_id_in_the_local_hub_cache(tiny_llm: str, tmp_path: Path) -> None:
+    """A hub id that was downloaded before works offline, and its identity is the commit, however it was asked for."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(tiny_llm, repository / "snapshots" / commit)
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", HUB, commit]
+    finished = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+    )
+    lines = finished.stdout.splitlines()
+    assert len(lines) == 3
+    assert len(set(lines)) == 1
+    assert commit in lines[0]
+    assert "('name', 'someone/tiny')" in lines[0]
+
+
+def test_too_many_tokens(tiny_bert: str) -> None:
+    """More tokens than positions are refused before they index out of a table."""
+    with pytest.raises(InputError, match="at most 64 tokens for tiny-bert, got 65"):
+        Backbone(tiny_bert)(torch.ones(1, 65, dtype=torch.long))
+
+
+def test_truncated_weights(tiny_llm: str, tmp_path: Path) -> None:
+    """A damaged or incomplete weight file is named in one line."""
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_llm, folder)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match="Expected a readable model for the backbone, got broken"):
+        Backbone(str(folder))
+    del weights["layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"got none for 1, such as layers\.1\.mlp\.up_proj\.weight"):
+        Backbone(str(folder))

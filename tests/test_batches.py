@@ -1,0 +1,219 @@
+"""Windows, token store, token-budget batches and collate."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anyo_lightning.data.batches import (
+    HistoryDataset,
+    TokenBudgetBatches,
+    query_windows,
+    training_windows,
+)
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.splits import Split
+from anyo_lightning.data.tokens import ItemTokenStore
+from anyo_lightning.errors import InputError
+
+
+def made_split(lengths: list[int], catalogue: int = 11) -> Split:
+    """Users with the given numbers of interactions; the last two are validation and test."""
+    random = np.random.default_rng(sum(lengths))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    stages = np.concatenate([[0] * (n - 2) + [1, 2] for n in lengths]).astype(np.int8)
+    total = int(offsets[-1])
+    return Split(
+        name="made",
+        strategy="leave_one_out",
+        ties="file_order",
+        user_ids=np.array([f"u{i}" for i in range(len(lengths))]),
+        item_ids=np.array([f"i{i}" for i in range(catalogue)]),
+        item_texts=[f"item {i}" for i in range(catalogue)],
+        offsets=offsets,
+        items=random.integers(catalogue, size=total).astype(np.int32),
+        stages=stages,
+        tied=np.zeros(total, dtype=bool),
+        timestamps=np.arange(total),
+        fingerprint="0" * 16,
+    )
+
+
+def store(catalogue: int = 11) -> ItemTokenStore:
+    """Item i has i % 4 + 1 tokens 100·i + …, then the separator 1."""
+    spans = [[*(100 * i + j for j in range(i % 4 + 1)), 1] for i in range(catalogue)]
+    offsets = np.cumsum([0, *map(len, spans)], dtype=np.int64)
+    return ItemTokenStore(np.concatenate([np.array(s, np.int32) for s in spans]), offsets, separator=1)
+
+
+def supervised_positions(split: Split, windows_of: HistoryDataset, batches: list[list[int]]) -> list[tuple[int, int]]:
+    """(user, position of the target) of every supervised boundary."""
+    found = []
+    for rows in batches:
+        batch = windows_of[rows]
+        for b, row in enumerate(rows):
+            for i in batch.target_mask[b].nonzero()[:, 0].tolist():
+                position = int(windows_of.start[row]) + i + 1
+                assert int(batch.target_ids[b, i]) == split.items[position]
+                found.append((int(batch.user[b]), position))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(3, 60), min_size=1, max_size=6),
+    max_items=st.integers(1, 20),
+    max_tokens=st.integers(10, 60),
+    supervision=st.sampled_from(["all", "last"]),
+)
+def test_each_target_is_supervised_exactly_once(
+    lengths: list[int], max_items: int, max_tokens: int, supervision: str
+) -> None:
+    """All training items but each user's first are targets, once; no window is longer than it may be."""
+    split, tokens = made_split(lengths), store()
+    windows = training_windows(
+        split,
+        tokens.lengths,
+        max_items=max_items,
+        max_length=max_tokens,
+        supervision=supervision,  # type: ignore[arg-type]
+    )
+    assert (windows.end - windows.start <= max_items).all()
+    assert (windows.length <= max_tokens).all()
+    dataset = HistoryDataset.training(split, windows, tokens)
+    batches = [rows.tolist() for rows in TokenBudgetBatches(windows.length, budget=80, seed=0).batches()]
+    found = sorted(supervised_positions(split, dataset, batches))
+    starts, ends = split.offsets[:-1], split.offsets[1:] - 2
+    expected = [(u, p) for u in range(split.users) for p in range(int(starts[u]) + 1, int(ends[u]))]
+    assert found == expected
+
+
+def test_later_windows_overlap_by_half() -> None:
+    """A boundary of a later window sees at least half a window of context."""
+    split = made_split([100])
+    windows = training_windows(split, np.ones(11, dtype=np.int64), max_items=20, max_length=20, supervision="all")
+    assert windows.start.tolist() == [0, 10, 20, 30, 40, 50, 60, 70, 80]
+    assert (windows.supervised[1:] - windows.start[1:] == 10).all()
+
+
+def test_queries_read_the_latest_whole_items_that_fit() -> None:
+    """No target is in its own history, and the oldest items are dropped whole."""
+    split, tokens = made_split([30, 5, 12]), store()
+    queries = split.queries("test")
+    start, end = query_windows(queries, tokens.lengths, max_items=100, max_length=25)
+    for row in range(len(queries)):
+        history = queries.items[start[row] : end[row]]
+        assert end[row] == queries.history_end[row]
+        assert tokens.lengths[history].sum() <= 25
+        if start[row] > queries.history_start[row]:
+            assert tokens.lengths[queries.items[start[row] - 1 : end[row]]].sum() > 25
+
+
+def test_collate_gathers_each_items_tokens() -> None:
+    """Token ids are the items' spans one after another; boundaries are their separators; pads are separators."""
+    split, tokens = made_split([9, 14]), store()
+    windows = training_windows(split, tokens.lengths, max_items=50, max_length=500, supervision="all")
+    batch = HistoryDataset.training(split, windows, tokens)[[0, 1]]
+    assert batch.token_ids is not None
+    assert batch.boundaries is not None
+    for b, user in enumerate(batch.user.tolist()):
+        history = split.training_history(user)[:-1]
+        expected = np.concatenate([tokens.gather(np.array([i])) for i in history])
+        assert batch.token_ids[b, : len(expected)].tolist() == expected.tolist()
+        assert (batch.token_ids[b, len(expected) :] == 1).all()
+        ends = np.cumsum(tokens.lengths[history]) - 1
+        assert batch.boundaries[b, : len(history)].tolist() == ends.tolist()
+        assert (batch.token_ids[b, batch.boundaries[b, : len(history)]] == 1).all()
+        assert batch.item_mask[b].sum() == len(history)
+    assert batch.token_count == int(windows.length.sum())
+
+
+def test_batches_keep_the_budget_and_waste_little() -> None:
+    """Padded size within the budget, every row once, less than 5% padding, the same number of batches each epoch."""
+    lengths = np.random.default_rng(0).integers(20, 1000, size=3000)
+    sampler = TokenBudgetBatches(lengths, budget=8192, seed=3)
+    sizes = set()
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert sorted(row for rows in batches for row in rows) == list(range(3000))
+        assert max(lengths[rows].max() * len(rows) for rows in batches) <= 8192
+        assert sampler.padding_share() < 0.05
+        sizes.add(len(batches))
+        assert len(batches) == len(sampler)
+    assert len(sizes) == 1
+
+
+def test_batches_depend_on_seed_and_epoch_alone() -> None:
+    """The same seed and epoch give the same batches, another epoch or seed others."""
+    lengths = np.random.default_rng(0).integers(20, 100, size=300)
+
+    def batches(seed: int, epoch: int) -> list[list[int]]:
+        sampler = TokenBudgetBatches(lengths, budget=500, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert batches(0, 0) == batches(0, 0)
+    assert batches(0, 0) != batches(0, 1)
+    assert batches(0, 0) != batches(1, 0)
+
+
+def test_batches_resume_and_shard() -> None:
+    """A resumed epoch goes on where it stopped; ranks take equally many batches and each row once."""
+    lengths = np.random.default_rng(0).integers(20, 100, size=101)
+    whole = list(TokenBudgetBatches(lengths, budget=500, seed=0))
+    resumed = TokenBudgetBatches(lengths, budget=500, seed=0)
+    resumed.resume(epoch=0, batches=4)
+    assert list(resumed) == whole[4:]
+    assert list(resumed) == whole
+    shards = [list(TokenBudgetBatches(lengths, budget=500, seed=0, rank=r, world_size=3)) for r in range(3)]
+    assert len({len(shard) for shard in shards}) == 1
+    assert sorted(row for shard in shards for rows in shard for row in rows) == list(range(101))
+
+
+def test_token_store_is_built_once(tmp_path: Path) -> None:
+    """A second build reads the files; another text, limit or tokenizer is another store; long texts are cut."""
+    calls = []
+
+    def tokenize(texts: list[str]) -> list[list[int]]:
+        calls.append(texts)
+        return [[ord(c) for c in text] for text in texts]
+
+    def build(texts: list[str], max_tokens: int = 4) -> ItemTokenStore:
+        return ItemTokenStore.build(
+            texts, tokenize, separator=7, max_tokens=max_tokens, folder=tmp_path, identity="letters"
+        )
+
+    first, again = build(["ab", "abcdef"]), build(["ab", "abcdef"])
+    assert len(calls) == 1
+    assert again.gather(np.array([1, 0])).tolist() == [97, 98, 99, 7, 97, 98, 7]
+    assert first.lengths.tolist() == [3, 4]
+    build(["ab", "abcdef"], max_tokens=9)
+    build(["ab", "abcdeg"])
+    assert len(calls) == 3
+
+
+def test_evaluation_batches_ask_for_the_last_state(tiny_data: tuple[Path, Path]) -> None:
+    """One supervised boundary a row, at the history's end, whose target is the row's."""
+    data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1], max_items=7, evaluation_batch_tokens=40)
+    data.setup("fit")
+    queries = data.queries("validation")
+    rows = []
+    for batch in data.val_dataloader():
+        assert (batch.target_mask.sum(1) == 1).all()
+        last = batch.item_mask.sum(1) - 1
+        assert torch.equal(batch.target_mask.nonzero()[:, 1], last)
+        for b, row in enumerate(batch.row.tolist()):
+            assert batch.item_ids[b, last[b]] == queries.history(row)[-1]
+            assert batch.targets[b] == queries.target[row]
+        rows += batch.row.tolist()
+    assert sorted(rows) == list(range(len(queries)))
+
+
+def test_small_budget_is_refused() -> None:
+    """A window must hold two items at least."""
+    with pytest.raises(InputError, match=r"data\.max_tokens"):
+        RecDataModule(max_tokens=60, max_item_tokens=48)

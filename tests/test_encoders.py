@@ -1,0 +1,161 @@
+"""History and item encoders: states at the right places, of the right items, with gradients where they belong."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from anyo_lightning.data.batches import HistoryBatch, HistoryDataset, training_windows
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.history import IdHistory, ItemTokenHistory, TextHistory
+from anyo_lightning.encoders.items import FrozenTextItems
+from anyo_lightning.encoders.projector import Projector, whiten
+from anyo_lightning.errors import InputError
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+
+
+@pytest.fixture
+def data(tiny_data: tuple[Path, Path]) -> RecDataModule:
+    """The tiny data set, set up."""
+    data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1], max_items=12, max_tokens=200)
+    data.setup("fit")
+    return data
+
+
+def training_batch(data: RecDataModule, rows: list[int]) -> HistoryBatch:
+    """These windows as one batch."""
+    length = data.max_tokens if data.tokens else data.max_items
+    windows = training_windows(
+        data.split,
+        data._item_lengths(),
+        max_items=data.max_items,
+        max_length=length,
+        supervision=data.supervision,
+    )
+    return HistoryDataset.training(data.split, windows, data.tokens)[rows]
+
+
+def text_history(tiny_llm: str, data: RecDataModule, supervision: str = "all") -> TextHistory:
+    """A text encoder in float32, so that equalities hold to rounding."""
+    torch.manual_seed(0)
+    backbone = Backbone(tiny_llm, dtype="float32", lora=LORA)
+    data.read_as_text(load_tokenizer(tiny_llm), identity="tiny")
+    return TextHistory(backbone, projector=Projector(32, 8), supervision=supervision)
+
+
+def test_text_states_do_not_depend_on_the_batch(tiny_llm: str, data: RecDataModule) -> None:
+    """A history alone has the states that it has beside a longer one."""
+    encoder = text_history(tiny_llm, data).eval()
+    together = training_batch(data, [0, 1, 2])
+    states = encoder(together).split(together.target_mask.sum(1).tolist())
+    for row in range(3):
+        torch.testing.assert_close(encoder(training_batch(data, [row])), states[row], rtol=1e-4, atol=1e-5)
+
+
+def test_text_state_is_read_at_the_separator_and_sees_no_later_item(tiny_llm: str, data: RecDataModule) -> None:
+    """Another last item changes the last state and none before it."""
+    encoder = text_history(tiny_llm, data).eval()
+    batch = training_batch(data, [0])
+    assert batch.token_ids is not None
+    assert batch.boundaries is not None
+    last_but_one = int(batch.boundaries[0, -2])
+    changed = batch.token_ids.clone()
+    changed[0, last_but_one + 1 : -1] = 5
+    before, after = encoder(batch), encoder(replace(batch, token_ids=changed))
+    torch.testing.assert_close(before[:-1], after[:-1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before[-1], after[-1], atol=1e-3)
+
+
+def test_only_lora_and_projector_are_trained(tiny_llm: str, data: RecDataModule) -> None:
+    """Every LoRA and projector weight gets a gradient, once LoRA's B is not zero; nothing else has one."""
+    encoder = text_history(tiny_llm, data)
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    encoder(training_batch(data, [0, 1])).square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        trained = "lora_" in name or name.startswith("projector")
+        assert parameter.requires_grad == trained, name
+        assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == trained, name
+
+
+def test_bidirectional_backbone_needs_last_supervision(tiny_bert: str, data: RecDataModule) -> None:
+    """It would see the items that it should predict; with `last` its state ignores padding."""
+    backbone = Backbone(tiny_bert, dtype="float32")
+    with pytest.raises(InputError, match=r"data\.supervision last"):
+        TextHistory(backbone, projector=Projector(32, 8), supervision="all")
+    data.supervision, data.max_tokens = "last", 60
+    data.read_as_text(load_tokenizer(tiny_bert), identity="tiny-bert")
+    encoder = TextHistory(backbone, projector=Projector(32, 8), supervision="last").eval()
+    states = encoder(training_batch(data, [0, 7]))
+    torch.testing.assert_close(states[:1], encoder(training_batch(data, [0])), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("supervision", ["all", "last"])
+def test_item_tokens_are_causal_and_ignore_padding(tiny_llm: str, data: RecDataModule, supervision: str) -> None:
+    """States alone equal those in a padded batch; a later item changes no earlier state."""
+    torch.manual_seed(0)
+    encoder = ItemTokenHistory(
+        Backbone(tiny_llm, dtype="float32"),
+        item_vectors=torch.randn(16, 6),
+        projector=Projector(32, 8),
+        prompt=[3, 4, 5],
+        response=[6, 7],
+        supervision=supervision,
+    ).eval()
+    data.supervision = supervision  # type: ignore[assignment]
+    together = training_batch(data, [0, 9])
+    alone = training_batch(data, [0])
+    torch.testing.assert_close(encoder(together)[: len(alone.targets)], encoder(alone), rtol=1e-4, atol=1e-5)
+    changed = alone.item_ids.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % 16
+    before, after = encoder(alone), encoder(replace(alone, item_ids=changed))
+    torch.testing.assert_close(before[:-1], after[:-1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before[-1], after[-1], atol=1e-4)
+
+
+def test_id_history_is_causal_and_ignores_padding(data: RecDataModule) -> None:
+    """The same for SASRec."""
+    torch.manual_seed(0)
+    encoder = IdHistory(nn.Embedding(16, 8), max_items=12, layers=2, heads=2, dropout=0.5).eval()
+    together, alone = training_batch(data, [0, 1, 2]), training_batch(data, [0])
+    torch.testing.assert_close(encoder(together)[: len(alone.targets)], encoder(alone), rtol=1e-4, atol=1e-5)
+    changed = alone.item_ids.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % 16
+    before, after = encoder(alone), encoder(replace(alone, item_ids=changed))
+    torch.testing.assert_close(before[:-1], after[:-1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before[-1], after[-1], atol=1e-4)
+
+
+def test_residual_starts_at_zero_and_leaves_unseen_items_alone() -> None:
+    """At the start vectors are the text's; a step moves those of trained items only."""
+    torch.manual_seed(0)
+    texts = torch.randn(9, 5)
+    trained = torch.tensor([True] * 6 + [False] * 3)
+    projector = Projector(5, 4, norm=False)
+    items = FrozenTextItems(texts, projector=projector, trained=trained, id_residual=True)
+    ids = torch.arange(9)
+    start = items(ids)
+    torch.testing.assert_close(start, FrozenTextItems(texts, projector=projector, trained=trained)(ids))
+    assert items.residual is not None
+    items(ids).sum().backward()
+    assert (items.residual.weight.grad[:6] == 1).all()
+    assert (items.residual.weight.grad[6:] == 0).all()
+    nn.init.ones_(items.residual.weight)
+    torch.testing.assert_close(items(ids), start + trained[:, None].float())
+
+
+def test_whitened_vectors_have_identity_covariance() -> None:
+    """More items than dimensions: mean 0 and covariance 1; fewer: nothing blows up."""
+    torch.manual_seed(0)
+    vectors = torch.randn(500, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64) + 3
+    white = whiten(vectors, shrinkage=0)
+    torch.testing.assert_close(white.mean(0), torch.zeros(6, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(white.T @ white / 500, torch.eye(6, dtype=torch.float64))
+    few = whiten(torch.randn(4, 50))
+    assert few.isfinite().all()
+    assert few.norm(dim=1).max() < 10

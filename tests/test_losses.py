@@ -1,0 +1,112 @@
+"""Losses against arithmetic by hand and float64 oracles."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from anyo_lightning.losses import full_softmax, inclusion_probabilities, sampled_softmax, systematic_sample
+
+
+def problem(targets: int = 7, items: int = 13, dim: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random states, vectors and targets in float64, with gradients."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(targets, dim, generator=generator, dtype=torch.float64, requires_grad=True)
+    vectors = torch.randn(items, dim, generator=generator, dtype=torch.float64, requires_grad=True)
+    return states, vectors, torch.randint(items, (targets,), generator=generator)
+
+
+def test_full_softmax_by_hand() -> None:
+    """State (1, 0), vectors (1, 0) and (0, 1), target 0: -log(e / (e + 1))."""
+    loss = full_softmax(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([0]))
+    assert float(loss) == pytest.approx(math.log(1 + 1 / math.e), abs=1e-6)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_full_softmax_equals_cross_entropy(label_smoothing: float) -> None:
+    """Value and gradients equal those of the logits' cross-entropy."""
+    states, vectors, targets = problem()
+    loss = full_softmax(states, vectors, targets, label_smoothing=label_smoothing)
+    gradients = torch.autograd.grad(loss, (states, vectors))
+    expected = F.cross_entropy(states @ vectors.T, targets, label_smoothing=label_smoothing)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (states, vectors)))
+
+
+def test_no_targets_give_zero() -> None:
+    """A batch without targets has loss 0 and no gradient, not NaN."""
+    states, vectors, _ = problem(targets=1)
+    loss = full_softmax(states[:0], vectors, torch.empty(0, dtype=torch.long))
+    assert loss.item() == 0
+    none = sampled_softmax(
+        states[:0],
+        vectors[:0],
+        vectors,
+        accidental=torch.zeros(0, 13, dtype=torch.bool),
+        log_expected=torch.zeros(13, dtype=torch.float64),
+    )
+    assert none.item() == 0
+
+
+def test_sampled_softmax_is_full_when_all_items_are_drawn() -> None:
+    """Every item certain to be drawn: the same value and gradients."""
+    states, vectors, targets = problem()
+    drawn = torch.arange(13)
+    loss = sampled_softmax(
+        states,
+        vectors[targets],
+        vectors[drawn],
+        accidental=targets[:, None] == drawn,
+        log_expected=torch.zeros(13, dtype=torch.float64),
+    )
+    expected = F.cross_entropy(states @ vectors.T, targets)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, (states, vectors)), torch.autograd.grad(expected, (states, vectors))
+    )
+
+
+def test_sampled_softmax_by_hand() -> None:
+    """Positive logit 2, negatives 1 (expected 0.5: corrected to 1 + log 2) and the target itself (masked)."""
+    loss = sampled_softmax(
+        torch.tensor([[1.0]]),
+        torch.tensor([[2.0]]),
+        torch.tensor([[1.0], [2.0]]),
+        accidental=torch.tensor([[False, True]]),
+        log_expected=torch.tensor([math.log(0.5), math.log(0.25)]),
+    )
+    assert float(loss) == pytest.approx(math.log(1 + 2 * math.e / math.e**2), abs=1e-6)
+
+
+def test_sampled_sum_is_unbiased() -> None:
+    """The mean over samples of Σ exp(s_j) / E_j is the sum over the catalogue, popular items drawn more often or not."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(20, generator=generator, dtype=torch.float64)
+    probabilities = inclusion_probabilities(torch.arange(1, 21) ** 0.7, 6)
+    sums = []
+    for _ in range(4000):
+        sample = systematic_sample(probabilities, generator=generator)
+        sums.append((scores[sample].exp() / probabilities[sample]).sum())
+    mean, error = torch.stack(sums).mean(), torch.stack(sums).std() / math.sqrt(4000)
+    assert abs(mean - scores.exp().sum()) < 4 * error
+
+
+def test_inclusion_probabilities_are_capped_and_sum_to_the_count() -> None:
+    """Shares of 10: weights 100, 1, 1, 1, 1 and 3 draws: the first is certain, the others share 2."""
+    probabilities = inclusion_probabilities(torch.tensor([100.0, 1, 1, 1, 1]), 3)
+    assert probabilities.tolist() == pytest.approx([1, 0.5, 0.5, 0.5, 0.5])
+    assert inclusion_probabilities(torch.tensor([2.0, 1, 0]), 5).tolist() == [1, 1, 0]
+
+
+def test_sample_has_distinct_items_with_the_given_chances() -> None:
+    """Always as many items as asked for, none twice; frequencies match within four standard errors."""
+    generator = torch.Generator().manual_seed(1)
+    probabilities = inclusion_probabilities(torch.arange(1, 31).double(), 8)
+    counts = torch.zeros(30)
+    for _ in range(3000):
+        sample = systematic_sample(probabilities, generator=generator)
+        assert len(sample.unique()) == len(sample) == 8
+        counts[sample] += 1
+    error = (probabilities * (1 - probabilities) / 3000).sqrt()
+    assert ((counts / 3000 - probabilities).abs() <= 4 * error + 1e-12).all()
