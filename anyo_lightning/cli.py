@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
+import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
@@ -114,8 +116,13 @@ class AnyoCLI(LightningCLI):
         print(f"Run folder: {self.run_folder.path}")
 
     def predict(self, model: LightningModule, **kwargs: Any) -> None:
-        """Compute the test queries' vectors with the run's best checkpoint."""
-        self.trainer.predict(model, **self._with_checkpoint(kwargs))
+        """Write the test users' query vectors, by the run's best checkpoint, to queries.parquet."""
+        kwargs.pop("return_predictions", None)
+        found: list[Any] = self.trainer.predict(model, **self._with_checkpoint(kwargs)) or []
+        rows, queries = (torch.cat([batch[key].cpu() for batch in found]).numpy() for key in ("row", "query"))
+        users = self.datamodule.split.user_ids[self.datamodule.queries("test").user[rows]]
+        self.run_folder.write_queries(pl.DataFrame({"user_id": users.tolist(), "query": queries}))
+        print(f"Run folder: {self.run_folder.path}")
 
     def _with_checkpoint(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The run's best checkpoint, unless another is named or the model is counted, not trained."""
@@ -171,6 +178,7 @@ def _run_lightning(arguments: list[str]) -> None:
             "gradient_clip_val": 1.0,
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
+            "reload_dataloaders_every_n_epochs": 1,  # windows may depend on the epoch
             "enable_model_summary": False,
             "log_every_n_steps": 10,
         },

@@ -60,7 +60,7 @@ class CostLedger(Callback):
             self.flops_per_token = self._counter.get_total_flops() / max(tokens, 1)
             self._counter = None
         if trainer.global_step % self.every == 0:
-            self._add(trainer, pl_module)
+            self._add(trainer, pl_module, "train/")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -68,15 +68,15 @@ class CostLedger(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a row, write the file and start the clock again."""
-        if trainer.training and not trainer.sanity_checking:
-            self._add(trainer, pl_module)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._add(trainer, pl_module, "")
             self._write(trainer)
             self._running_since = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last row."""
         self._pause()
-        self._add(trainer, pl_module)
+        self._add(trainer, pl_module, "train/")
         self._write(trainer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,7 +93,8 @@ class CostLedger(Callback):
     def _pause(self) -> None:
         self.seconds, self._running_since = self._elapsed(), None
 
-    def _add(self, trainer: Trainer, module: LightningModule) -> None:
+    def _add(self, trainer: Trainer, module: LightningModule, start: str) -> None:
+        """Add a row with the metrics whose names start so; one row a step."""
         cost = _cost(module)
         row = {
             "step": trainer.global_step,
@@ -103,10 +104,10 @@ class CostLedger(Callback):
             "seconds": round(self._elapsed(), 3),
             "flops": self.flops_per_token * cost["tokens"],
             "peak_memory_gib": round(peak_memory_gib(), 3),
-            **{name: float(value) for name, value in trainer.callback_metrics.items()},
+            **{name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(start)},
         }
         if self.rows and self.rows[-1]["step"] == row["step"]:
-            row = self.rows.pop() | row
+            row = {**self.rows.pop(), **row}
         self.rows.append(row)
 
     def _write(self, trainer: Trainer) -> None:

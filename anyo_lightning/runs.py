@@ -6,6 +6,7 @@
     metrics.json         figures with intervals, split, protocol, cost, environment: a run with it is finished
     predictions.parquet  rank, list and history of every test row
     catalogue.parquet    item ids and texts
+    queries.parquet      the query vector of every test row, where `anyo predict` was asked for them
 
 Files are written under a temporary name and renamed, so that a reader never sees half of one.
 """
@@ -42,6 +43,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.json"
         self.predictions_file = self.path / "predictions.parquet"
         self.catalogue_file = self.path / "catalogue.parquet"
+        self.queries_file = self.path / "queries.parquet"
         self.checkpoints = self.path / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best.ckpt"
         self.last_checkpoint = self.checkpoints / "last.ckpt"
@@ -138,6 +140,11 @@ class RunFolder:
             raise InputError(
                 f"Expected {self.curves_file} to be a CSV file of ours, got: {_first_line(error)}"
             ) from None
+
+    def write_queries(self, queries: pl.DataFrame) -> None:
+        """Write queries.parquet: `user_id` and `query`, one line a test row."""
+        with renamed_to(self.queries_file) as temporary:
+            queries.write_parquet(temporary)
 
     def read_catalogue(self) -> pl.DataFrame:
         """The content of catalogue.parquet.

@@ -68,9 +68,11 @@ def supervised_positions(split: Split, windows_of: HistoryDataset, batches: list
     max_items=st.integers(1, 20),
     max_tokens=st.integers(10, 60),
     supervision=st.sampled_from(["all", "last"]),
+    overlap=st.sampled_from([0.0, 0.2, 0.5, 0.9]),
+    seed=st.none() | st.integers(0, 5),
 )
 def test_each_target_is_supervised_exactly_once(
-    lengths: list[int], max_items: int, max_tokens: int, supervision: str
+    lengths: list[int], max_items: int, max_tokens: int, supervision: str, overlap: float, seed: int | None
 ) -> None:
     """All training items but each user's first are targets, once; no window is longer than it may be."""
     split, tokens = made_split(lengths), store()
@@ -80,6 +82,8 @@ def test_each_target_is_supervised_exactly_once(
         max_items=max_items,
         max_length=max_tokens,
         supervision=supervision,  # type: ignore[arg-type]
+        overlap=overlap,
+        random=None if seed is None else np.random.default_rng(seed),
     )
     assert (windows.end - windows.start <= max_items).all()
     assert (windows.length <= max_tokens).all()

@@ -10,7 +10,7 @@ from torch import nn
 from anyo_lightning.data.batches import HistoryBatch, HistoryDataset, training_windows
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
-from anyo_lightning.encoders.history import IdHistory, ItemTokenHistory, TextHistory
+from anyo_lightning.encoders.history import IdHistory, Injection, ItemTokenHistory, TextHistory
 from anyo_lightning.encoders.items import FrozenTextItems
 from anyo_lightning.encoders.projector import Projector, whiten
 from anyo_lightning.errors import InputError
@@ -39,17 +39,19 @@ def training_batch(data: RecDataModule, rows: list[int]) -> HistoryBatch:
     return HistoryDataset.training(data.split, windows, data.tokens)[rows]
 
 
-def text_history(tiny_llm: str, data: RecDataModule, supervision: str = "all") -> TextHistory:
+def text_history(tiny_llm: str, data: RecDataModule, *, injected: bool = False) -> TextHistory:
     """A text encoder in float32, so that equalities hold to rounding."""
     torch.manual_seed(0)
     backbone = Backbone(tiny_llm, dtype="float32", lora=LORA)
     data.read_as_text(load_tokenizer(tiny_llm), identity="tiny")
-    return TextHistory(backbone, projector=Projector(32, 8), supervision=supervision)
+    injection = Injection(torch.randn(16, 6), backbone=backbone) if injected else None
+    return TextHistory(backbone, projector=Projector(32, 8), supervision="all", injection=injection)
 
 
-def test_text_states_do_not_depend_on_the_batch(tiny_llm: str, data: RecDataModule) -> None:
+@pytest.mark.parametrize("injected", [False, True])
+def test_text_states_do_not_depend_on_the_batch(tiny_llm: str, data: RecDataModule, injected: bool) -> None:
     """A history alone has the states that it has beside a longer one."""
-    encoder = text_history(tiny_llm, data).eval()
+    encoder = text_history(tiny_llm, data, injected=injected).eval()
     together = training_batch(data, [0, 1, 2])
     states = encoder(together).split(together.target_mask.sum(1).tolist())
     for row in range(3):
@@ -68,6 +70,25 @@ def test_text_state_is_read_at_the_separator_and_sees_no_later_item(tiny_llm: st
     before, after = encoder(batch), encoder(replace(batch, token_ids=changed))
     torch.testing.assert_close(before[:-1], after[:-1], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(before[-1], after[-1], atol=1e-3)
+
+
+def test_injected_vector_stands_at_the_separator(tiny_llm: str, data: RecDataModule) -> None:
+    """Another vector of the last item changes the last state alone; injecting the separator's embedding, none."""
+    encoder = text_history(tiny_llm, data, injected=True).eval()
+    assert encoder.injection is not None
+    batch = training_batch(data, [0])
+    last = int(batch.item_ids[0, -1])
+    alone = (batch.item_ids[0] == last).sum() == 1
+    before = encoder(batch)
+    encoder.injection.item_vectors[last] += 1
+    after = encoder(batch)
+    assert not torch.allclose(before[-1], after[-1], atol=1e-3)
+    assert not alone or torch.allclose(before[:-1], after[:-1], atol=1e-5)
+    plain = TextHistory(encoder.backbone, projector=encoder.projector, supervision="all")(batch)
+    nn.init.zeros_(encoder.injection.linear.weight)
+    separator = encoder.backbone.embed(torch.tensor([data.tokens.separator]))[0]  # type: ignore[union-attr]
+    encoder.injection.linear.bias.data.copy_(separator)
+    torch.testing.assert_close(encoder(batch), plain, rtol=1e-4, atol=1e-5)
 
 
 def test_only_lora_and_projector_are_trained(tiny_llm: str, data: RecDataModule) -> None:
@@ -99,9 +120,10 @@ def test_bidirectional_backbone_needs_last_supervision(tiny_bert: str, data: Rec
 def test_item_tokens_are_causal_and_ignore_padding(tiny_llm: str, data: RecDataModule, supervision: str) -> None:
     """States alone equal those in a padded batch; a later item changes no earlier state."""
     torch.manual_seed(0)
+    backbone = Backbone(tiny_llm, dtype="float32")
     encoder = ItemTokenHistory(
-        Backbone(tiny_llm, dtype="float32"),
-        item_vectors=torch.randn(16, 6),
+        backbone,
+        injection=Injection(torch.randn(16, 6), backbone=backbone),
         projector=Projector(32, 8),
         prompt=[3, 4, 5],
         response=[6, 7],

@@ -80,7 +80,7 @@ def test_sampled_softmax_by_hand() -> None:
 
 
 def test_sampled_sum_is_unbiased() -> None:
-    """The mean over samples of Σ exp(s_j) / E_j is the sum over the catalogue, popular items drawn more often or not."""
+    """The mean over samples of Σ exp(s_j) / E_j is the sum over the catalogue, however often an item is drawn."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(20, generator=generator, dtype=torch.float64)
     probabilities = inclusion_probabilities(torch.arange(1, 21) ** 0.7, 6)

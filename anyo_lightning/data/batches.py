@@ -78,6 +78,7 @@ def training_windows(
     max_length: int,
     supervision: Supervision,
     overlap: float = 0.5,
+    random: np.random.Generator | None = None,
 ) -> Windows:
     """Cut training sequences into windows in which each target is supervised exactly once.
 
@@ -92,6 +93,7 @@ def training_windows(
         max_length: Most tokens a window, in units of `item_lengths`.
         supervision: "all" or "last".
         overlap: Share of a window's items that the next one reads again, as context.
+        random: Cut the first window of a longer sequence at a random place, so that contexts differ between epochs.
 
     Returns:
         The windows, by user and position.
@@ -115,6 +117,8 @@ def training_windows(
                 rows.append((user, start, end, end - 1))
             continue
         start, end = first, longest(first, last)
+        if random is not None and end < last:
+            end = int(random.integers(first + 1, end + 1))
         rows.append((user, start, end, start))
         while end < last:
             supervised = end

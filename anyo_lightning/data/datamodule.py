@@ -43,6 +43,7 @@ class RecDataModule(LightningDataModule):
         supervision: `all` trains every item boundary of a window in one pass, `last` one prefix a sample.
         max_items: Most items of a history that are read.
         overlap: Share of a training window that the next one reads again, as context: less is cheaper.
+        random_cuts: Cut the windows of long histories elsewhere in each epoch: an augmentation.
         max_tokens: Most tokens of a history that are read, where items are read as text.
         max_item_tokens: Most tokens of one item's text, its separator included.
         batch_tokens: Most padded tokens a training batch (items, where no text is read).
@@ -70,6 +71,7 @@ class RecDataModule(LightningDataModule):
         supervision: Supervision = "all",
         max_items: int = 100,
         overlap: float = 0.5,
+        random_cuts: bool = False,
         max_tokens: int = 1536,
         max_item_tokens: int = 48,
         batch_tokens: int = 8192,
@@ -99,7 +101,7 @@ class RecDataModule(LightningDataModule):
         }
         self.supervision: Supervision = supervision
         self.max_items, self.max_tokens, self.max_item_tokens = max_items, max_tokens, max_item_tokens
-        self.overlap = overlap
+        self.overlap, self.random_cuts = overlap, random_cuts
         self.batch_tokens, self.evaluation_batch_tokens = batch_tokens, evaluation_batch_tokens
         self.seed, self.num_workers = seed, num_workers
         self.tokens: ItemTokenStore | None = None
@@ -165,7 +167,11 @@ class RecDataModule(LightningDataModule):
         return self.tokens.lengths if self.tokens else None
 
     def train_dataloader(self) -> DataLoader[HistoryBatch]:
-        """Windows of the training sequences, each target supervised exactly once an epoch."""
+        """Windows of the training sequences, each target supervised exactly once an epoch.
+
+        With `random_cuts` they depend on the epoch: our command line reloads this loader in each.
+        """
+        epoch = self.trainer.current_epoch if self.trainer else 0
         windows = training_windows(
             self.split,
             self._item_lengths(),
@@ -173,6 +179,7 @@ class RecDataModule(LightningDataModule):
             max_length=self._max_length(),
             supervision=self.supervision,
             overlap=self.overlap,
+            random=np.random.default_rng([self.seed, epoch]) if self.random_cuts else None,
         )
         if not len(windows):
             raise InputError("Expected a user with at least 2 training interactions, got none")

@@ -1,16 +1,20 @@
 """History encoders: a `HistoryBatch` in, the states at its supervised item boundaries out."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryBatch
-from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.errors import InputError
+
+Reads = Literal["texts", "vectors", "both"]
+PROMPT = "The user has liked these items, oldest first:"
+RESPONSE = "\n### Response:"
 
 
 class HistoryEncoder(Protocol):
@@ -19,6 +23,37 @@ class HistoryEncoder(Protocol):
     def __call__(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """The states at the supervised boundaries."""
         ...
+
+
+class Injection(nn.Module):
+    """`Linear(dropout(item vector))`: an item's frozen vector as an input embedding of the LLM.
+
+    It starts as large as the token embeddings among which the LLM was trained.
+
+    Args:
+        item_vectors: (catalogue, width) frozen vectors of the items.
+        backbone: The LLM.
+        dropout: On the item vectors.
+    """
+
+    item_vectors: Tensor
+
+    def __init__(
+        self, item_vectors: Float[Tensor, "catalogue width"], *, backbone: Backbone, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.register_buffer("item_vectors", item_vectors)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(item_vectors.shape[1], backbone.hidden_size)
+        sample = backbone.embed(torch.arange(min(1000, backbone.embedding_rows), device=backbone.device))
+        size = sample.detach().float().square().mean().sqrt() / item_vectors.square().mean().sqrt()
+        nn.init.normal_(self.linear.weight, std=float(size) * item_vectors.shape[1] ** -0.5)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, item_ids: Int[Tensor, "*items"]) -> Float[Tensor, "*items hidden"]:
+        """The input embeddings of these items."""
+        embeddings: Tensor = self.linear(self.dropout(self.item_vectors[item_ids]))
+        return embeddings
 
 
 class TextHistory(nn.Module):
@@ -31,12 +66,15 @@ class TextHistory(nn.Module):
         backbone: The LLM.
         projector: Maps its states to the items' space.
         supervision: As in the DataModule.
+        injection: Puts an item's vector in the place of its separator's embedding; None keeps the token's own.
 
     Raises:
         InputError: For a bidirectional backbone with `supervision: all`.
     """
 
-    def __init__(self, backbone: Backbone, *, projector: Projector, supervision: str) -> None:
+    def __init__(
+        self, backbone: Backbone, *, projector: Projector, supervision: str, injection: Injection | None = None
+    ) -> None:
         super().__init__()
         if not backbone.causal and supervision != "last":
             raise InputError(
@@ -44,33 +82,37 @@ class TextHistory(nn.Module):
             )
         self.backbone = backbone
         self.projector = projector
+        self.injection = injection
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """States at the supervised boundaries."""
-        return self.projector(self.raw_states(batch))
-
-    def raw_states(self, batch: HistoryBatch) -> Float[Tensor, "targets hidden"]:
-        """The LLM's states at the supervised boundaries, before the projector."""
         assert batch.token_ids is not None
         assert batch.boundaries is not None
         mask = None
         if not self.backbone.causal:
             lengths = batch.boundaries.amax(1, keepdim=True) + 1
             mask = torch.arange(batch.token_ids.shape[1], device=lengths.device) < lengths
-        states = self.backbone(batch.token_ids, attention_mask=mask)
+        if self.injection is None:
+            states = self.backbone(batch.token_ids, attention_mask=mask)
+        else:
+            rows, items = batch.item_mask.nonzero(as_tuple=True)
+            injected = self.injection(batch.item_ids[rows, items])
+            embeddings = self.backbone.embed(batch.token_ids).to(injected.dtype)
+            embeddings = embeddings.index_put((rows, batch.boundaries[rows, items]), injected)
+            states = self.backbone(input_embeddings=embeddings, attention_mask=mask)
         rows, items = batch.target_mask.nonzero(as_tuple=True)
-        return states[rows, batch.boundaries[rows, items]].float()
+        return self.projector(states[rows, batch.boundaries[rows, items]].float())
 
 
 class ItemTokenHistory(nn.Module):
-    """The LLM reads a prompt, then one vector an item: `Linear(item vector)` in the place of a token's embedding.
+    """The LLM reads a prompt, then one injected vector an item.
 
     With `supervision: last` a response marker follows the items and its last state is the query, as in the paper;
     otherwise the state is taken at each item's position.
 
     Args:
         backbone: The LLM, causal.
-        item_vectors: (catalogue, width) frozen vectors of the items, such as a trained SASRec's.
+        injection: Makes input embeddings of items.
         projector: Maps the LLM's states to the items' space.
         prompt: Token ids before the items.
         response: Token ids after the items, with `supervision: last`.
@@ -79,13 +121,11 @@ class ItemTokenHistory(nn.Module):
     Reference: E4SRec (arXiv 2312.02443), section 3.2.
     """
 
-    item_vectors: Tensor
-
     def __init__(
         self,
         backbone: Backbone,
         *,
-        item_vectors: Float[Tensor, "catalogue width"],
+        injection: Injection,
         projector: Projector,
         prompt: Sequence[int],
         response: Sequence[int],
@@ -93,21 +133,16 @@ class ItemTokenHistory(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.injection = injection
         self.projector = projector
-        self.injection = nn.Linear(item_vectors.shape[1], backbone.hidden_size)
-        self.register_buffer("item_vectors", item_vectors)
         self.register_buffer("prompt", torch.tensor(prompt), persistent=False)
         self.register_buffer("response", torch.tensor(response), persistent=False)
         self.supervision = supervision
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """States at the supervised boundaries."""
-        return self.projector(self.raw_states(batch))
-
-    def raw_states(self, batch: HistoryBatch) -> Float[Tensor, "targets hidden"]:
-        """The LLM's states at the supervised boundaries, before the projector."""
         prompt, response = self.get_buffer("prompt"), self.get_buffer("response")
-        items = self.injection(self.item_vectors[batch.item_ids])
+        items = self.injection(batch.item_ids)
         size = len(items)
         before = self.backbone.embed(prompt).to(items.dtype).expand(size, -1, -1)
         positions = len(prompt) + torch.arange(items.shape[1], device=items.device).expand(size, -1)
@@ -122,14 +157,14 @@ class ItemTokenHistory(nn.Module):
             positions = places[:, -1:].expand(-1, items.shape[1])
         states = self.backbone(input_embeddings=embeddings)
         rows, columns = batch.target_mask.nonzero(as_tuple=True)
-        return states[rows, positions[rows, columns]].float()
+        return self.projector(states[rows, positions[rows, columns]].float())
 
 
 class IdHistory(nn.Module):
     """SASRec's encoder: item embeddings plus positions through a small causal transformer; no LLM.
 
-    Positions count from the window's first item. Pre-norm layers, GELU, as in current implementations (the paper's
-    are post-norm with ReLU).
+    Positions count from the window's first item; item embeddings are scaled by `sqrt(dim)`, as in the paper. Pre-norm
+    layers and GELU, as in current implementations (the paper's are post-norm with ReLU).
 
     Args:
         embedding: The item embeddings, (catalogue, dim); may be shared with `IdItems`.
@@ -152,11 +187,59 @@ class IdHistory(nn.Module):
             dim, heads, 4 * dim, dropout, activation="gelu", batch_first=True, norm_first=True
         )
         self.transformer = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
+        for name, parameter in self.transformer.named_parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """States at the supervised boundaries."""
         length = batch.item_ids.shape[1]
-        inputs = self.dropout(self.embedding(batch.item_ids) + self.position[:length])
+        embedded = self.embedding(batch.item_ids) * self.embedding.embedding_dim**0.5
+        inputs = self.dropout(embedded + self.position[:length])
         causal = nn.Transformer.generate_square_subsequent_mask(length, device=inputs.device, dtype=inputs.dtype)
         states: Tensor = self.transformer(inputs, mask=causal, is_causal=True)
         return states[batch.target_mask]
+
+
+def llm_history(
+    backbone: Backbone,
+    *,
+    reads: Reads,
+    item_vectors: Float[Tensor, "catalogue width"],
+    dim: int,
+    dropout: float,
+    input_dropout: float,
+    supervision: str,
+    prompt: str = PROMPT,
+    response: str = RESPONSE,
+) -> TextHistory | ItemTokenHistory:
+    """The history encoder of the LLM variants: `TextHistory`, or `ItemTokenHistory` over the items' vectors.
+
+    Args:
+        backbone: The LLM.
+        reads: What it reads of each item.
+        item_vectors: (catalogue, width) frozen vectors, for `vectors` and `both`.
+        dim: Width of the states; they are scaled by `dim ** -0.5`.
+        dropout: On the LLM's states.
+        input_dropout: On the item vectors.
+        supervision: As in the DataModule.
+        prompt: Text before the item vectors.
+        response: Text after them, with `supervision: last`.
+    """
+    projector = Projector(backbone.hidden_size, dim, dropout=dropout, scale=dim**-0.5)
+    injection = None
+    if reads != "texts":
+        injection = Injection(item_vectors, backbone=backbone, dropout=input_dropout)
+    if reads != "vectors" or injection is None:
+        return TextHistory(backbone, projector=projector, supervision=supervision, injection=injection)
+    tokenizer = load_tokenizer(*backbone.source)
+    return ItemTokenHistory(
+        backbone,
+        injection=injection,
+        projector=projector,
+        prompt=tokenizer(prompt, add_special_tokens=False)["input_ids"],
+        response=tokenizer(response, add_special_tokens=False)["input_ids"],
+        supervision=supervision,
+    )

@@ -44,14 +44,15 @@ class IdItems(nn.Module):
 class FrozenTextItems(nn.Module):
     """`projector(frozen text vector) + free row`, the free row only with `id_residual`.
 
-    The vectors are whitened once, here. The residual is zero at the start, and stays zero for items without a
+    The residual is zero at the start, and stays zero for items without a
     training interaction, whose vector is then that of their text: such items can be scored.
 
     Args:
-        vectors: (catalogue, width) pooled text embeddings of the frozen LLM.
+        vectors: (catalogue, width) text embeddings of the frozen LLM, pooled and whitened.
         projector: Maps them to the items' space.
         trained: (catalogue,) True where an item has a training interaction.
         id_residual: Whether to add a free row an item.
+        dropout: On the projected text vectors.
     """
 
     vectors: Tensor
@@ -64,10 +65,12 @@ class FrozenTextItems(nn.Module):
         projector: Projector,
         trained: Bool[Tensor, " catalogue"],
         id_residual: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.projector = projector
-        self.register_buffer("vectors", whiten(vectors))
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("vectors", vectors)
         self.register_buffer("trained", trained)
         self.residual: nn.Embedding | None = None
         if id_residual:
@@ -77,23 +80,19 @@ class FrozenTextItems(nn.Module):
 
     def forward(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
         """The vectors of these items."""
-        vectors: Tensor = self.projector(self.vectors[item_ids])
+        vectors: Tensor = self.dropout(self.projector(self.vectors[item_ids]))
         if self.residual is not None:
             vectors = vectors + self.residual(item_ids) * self.trained[item_ids, None]
         return vectors
 
 
-def frozen_text_items(
-    backbone: Backbone, data: RecDataModule, *, dim: int, pooling: Pooling, id_residual: bool
-) -> FrozenTextItems:
-    """The items of a data module under the frozen backbone, embedded once and cached.
+def text_vectors(backbone: Backbone, data: RecDataModule, *, pooling: Pooling) -> Float[Tensor, "catalogue width"]:
+    """The frozen backbone's vectors of the catalogue's texts (LoRA off), whitened; embedded once and cached.
 
     Args:
-        backbone: The LLM; its LoRA is switched off for this.
+        backbone: The LLM.
         data: The data module, set up.
-        dim: Width of the item vectors.
         pooling: How a text's states become one vector.
-        id_residual: Whether to add a free row an item.
     """
     vectors = embed_texts(
         backbone,
@@ -103,9 +102,25 @@ def frozen_text_items(
         pooling=pooling,
         max_tokens=data.max_item_tokens,
     )
+    return whiten(torch.from_numpy(vectors))
+
+
+def frozen_text_items(
+    vectors: Float[Tensor, "catalogue width"], data: RecDataModule, *, dim: int, id_residual: bool, dropout: float
+) -> FrozenTextItems:
+    """The usual item encoder of the text variants: a linear projector over `text_vectors`.
+
+    Args:
+        vectors: Of `text_vectors`.
+        data: The data module, set up.
+        dim: Width of the item vectors.
+        id_residual: Whether to add a free row an item.
+        dropout: On the projected text vectors.
+    """
     return FrozenTextItems(
-        torch.from_numpy(vectors),
-        projector=Projector(vectors.shape[1], dim, norm=False),
+        vectors,
+        projector=Projector(vectors.shape[1], dim, norm=False, gain=0.1),
         trained=torch.from_numpy(data.split.training_counts() > 0),
         id_residual=id_residual,
+        dropout=dropout,
     )

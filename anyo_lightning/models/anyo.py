@@ -11,9 +11,8 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.encoders.cache import Pooling
-from anyo_lightning.encoders.history import TextHistory
-from anyo_lightning.encoders.items import frozen_text_items
-from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.encoders.history import Reads, llm_history
+from anyo_lightning.encoders.items import frozen_text_items, text_vectors
 from anyo_lightning.losses import inclusion_probabilities, sampled_softmax, systematic_sample
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
 
@@ -23,12 +22,15 @@ class Anyo(RetrievalModule):
 
     Args:
         backbone: Loads the LLM.
+        reads: `texts`: the LLM reads the items' texts. `vectors`: it reads one vector an item, the frozen embedding
+            of its text through a linear layer: a fraction of the tokens. `both`: texts, each ending in that vector.
         dim: Width of item vectors.
         pooling: How the frozen LLM's states of an item's text become its vector.
         id_residual: Add a free row to each item's text vector.
         negatives: Items sampled in each step, shared by all targets.
         popularity: Negatives are drawn in proportion to their training count to this power; 0 is uniform.
-        dropout: On the states before the projector.
+        dropout: On the states before the projector and on the items' projected vectors.
+        input_dropout: On the item vectors that the LLM reads.
         optimizer: Makes the optimizer.
         learning_rates: Learning rates by the start of a parameter's name.
         warmup: Share of the steps over which learning rates rise.
@@ -39,12 +41,14 @@ class Anyo(RetrievalModule):
         self,
         *,
         backbone: BackboneCallable = Backbone,
-        dim: int = 256,
+        reads: Reads = "texts",
+        dim: int = 128,
         pooling: Pooling = "mean",
         id_residual: bool = False,
         negatives: int = 512,
         popularity: float = 0.5,
-        dropout: float = 0.0,
+        dropout: float = 0.1,
+        input_dropout: float = 0.1,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         learning_rates: dict[str, float] | None = None,
         warmup: float = 0.05,
@@ -52,15 +56,24 @@ class Anyo(RetrievalModule):
     ) -> None:
         super().__init__(optimizer=optimizer, learning_rates=learning_rates, warmup=warmup, init_from=init_from)
         self.make_backbone, self.dim, self.pooling, self.id_residual = backbone, dim, pooling, id_residual
-        self.negatives, self.popularity, self.dropout = negatives, popularity, dropout
+        self.reads, self.dropout, self.input_dropout = reads, dropout, input_dropout
+        self.negatives, self.popularity = negatives, popularity
 
     def build(self, data: RecDataModule) -> None:
         """Text for text; the chance of each item to be a negative."""
-        backbone = self.load_backbone(self.make_backbone, data, reads_text=True)
-        projector = Projector(backbone.hidden_size, self.dim, dropout=self.dropout)
-        self.history_encoder = TextHistory(backbone, projector=projector, supervision=data.supervision)
+        backbone = self.load_backbone(self.make_backbone, data, reads_text=self.reads != "vectors")
+        vectors = text_vectors(backbone, data, pooling=self.pooling)
         self.item_encoder = frozen_text_items(
-            backbone, data, dim=self.dim, pooling=self.pooling, id_residual=self.id_residual
+            vectors, data, dim=self.dim, id_residual=self.id_residual, dropout=self.dropout
+        )
+        self.history_encoder = llm_history(
+            backbone,
+            reads=self.reads,
+            item_vectors=vectors,
+            dim=self.dim,
+            dropout=self.dropout,
+            input_dropout=self.input_dropout,
+            supervision=data.supervision,
         )
         counts = torch.from_numpy(data.split.training_counts())[self.training_items].double()
         self.probabilities = inclusion_probabilities(counts**self.popularity, self.negatives)

@@ -1,5 +1,6 @@
 """`RetrievalModule`: what all variants share. A variant chooses a history encoder, an item encoder and a loss."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,6 @@ class RetrievalModule(LightningModule):
 
     history_encoder: nn.Module
     item_encoder: nn.Module
-    backbone: Backbone | None = None
     trained = True  # False: counted when the data are known, with nothing to fit and no checkpoint
 
     def __init__(
@@ -54,6 +54,7 @@ class RetrievalModule(LightningModule):
         self.warmup = warmup
         self.init_from = init_from
         self.built = False
+        self.reads_text = False
         self.seen = {"tokens": 0, "targets": 0}  # in training, on this process
         self.register_buffer("training_items", torch.empty(0, dtype=torch.long), persistent=False)
         self.register_buffer("position_in_training", torch.empty(0, dtype=torch.long), persistent=False)
@@ -70,19 +71,22 @@ class RetrievalModule(LightningModule):
 
     def configure_model(self) -> None:
         """Build once, when the data are known (Lightning calls this after `setup`, possibly more than once)."""
-        if self.built:
-            return
         data: RecDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.prepare(data)
+        if not self.built:
+            self.prepare(data)
+        elif self.backbone is not None and self.reads_text:
+            _give_tokens(self.backbone, data)  # another data module than the one it was built on
 
     def prepare(self, data: RecDataModule) -> None:
         """Build on data whose `setup` has run; what `configure_model` does under a Trainer."""
+        started = time.perf_counter()
         trained = torch.from_numpy(data.split.training_counts() > 0)
         self.training_items = trained.nonzero()[:, 0]
         self.position_in_training = torch.full((len(trained),), -1).masked_scatter(trained, torch.arange(len(trained)))
         self.catalogue = checkpoints.describe_catalogue(data.split)
         self.build(data)
         self.built = True
+        self.build_seconds = time.perf_counter() - started
         if self.init_from is not None:
             checkpoints.start_from(self, self.init_from)
 
@@ -98,12 +102,16 @@ class RetrievalModule(LightningModule):
             InputError: When the LLM cannot be loaded or fails the self-check.
         """
         backbone = make()
-        tokenizer = load_tokenizer(*backbone.source)
-        self_check(backbone, tokenizer)
+        self_check(backbone, load_tokenizer(*backbone.source))
         if reads_text:
-            data.read_as_text(tokenizer, identity=f"{backbone.identity['name']} {backbone.identity['revision']}")
-        self.backbone = backbone
+            _give_tokens(backbone, data)
+        self.reads_text = reads_text
         return backbone
+
+    @property
+    def backbone(self) -> Backbone | None:
+        """The LLM inside the encoders, if there is one."""
+        return next((module for module in self.modules() if isinstance(module, Backbone)), None)
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """The states at the supervised boundaries of a batch."""
@@ -176,7 +184,8 @@ class RetrievalModule(LightningModule):
         """What the run has read and what it trains, for the cost ledger."""
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.parameters())
-        return {"trainable_parameters": trained, "parameters": total, **self.seen}
+        counting = {} if self.trained else {"train_seconds": self.build_seconds}
+        return {"trainable_parameters": trained, "parameters": total, **self.seen, **counting}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the backbone's frozen weights out and write down what they were."""
@@ -194,3 +203,9 @@ class RetrievalModule(LightningModule):
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         checkpoints.check_keys(self, result)
         return result
+
+
+def _give_tokens(backbone: Backbone, data: RecDataModule) -> None:
+    """Let the data module's batches carry the backbone's tokens."""
+    name = f"{backbone.identity['name']} {backbone.identity['revision']}"
+    data.read_as_text(load_tokenizer(*backbone.source), identity=name)

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.encoders.cache import Pooling
-from anyo_lightning.encoders.history import ItemTokenHistory, TextHistory
-from anyo_lightning.encoders.items import IdItems, frozen_text_items
-from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.encoders.history import PROMPT, RESPONSE, Reads, llm_history
+from anyo_lightning.encoders.items import IdItems, frozen_text_items, text_vectors
 from anyo_lightning.losses import full_softmax
 from anyo_lightning.models import checkpoints
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
@@ -22,22 +21,26 @@ from anyo_lightning.models.base import BackboneCallable, RetrievalModule
 class E4SRec(RetrievalModule):
     """Full softmax cross-entropy over the catalogue, with LoRA.
 
-    Two readings. By default, as its users describe it, the LLM reads the items' *texts*, and items are vectors of
-    their frozen text embedding (`e4srec.yaml`; with `id_residual` `e4srec_hybrid.yaml`). With `item_vectors_from` it is
-    what the paper and its code do (`e4srec_paper.yaml`): ids only, frozen SASRec item vectors through a linear layer
-    (eq. 3) between a prompt and a response marker, a free linear head over all items (eq. 5), no text at all.
-    What differs from the code in both: every target is supervised once, the empty history is no sample, and pads
-    never lie between instruction and items.
+    As its users describe it, the LLM reads the items' *texts*, and items are vectors of their frozen text embedding
+    (`e4srec.yaml`; with `id_residual` `e4srec_hybrid.yaml`); with `reads: vectors` it reads each item's text vector in
+    one position (`e4srec_vectors.yaml`). With `item_vectors_from` it is what the paper and its code do
+    (`e4srec_paper.yaml`): ids only, frozen SASRec item vectors through a linear layer (eq. 3) between a prompt and a
+    response marker, a free linear head over all items (eq. 5), no text at all. What differs from the code in all of
+    them: every target is supervised once, the empty history is no sample, and pads never lie between instruction and
+    items.
 
     Args:
         backbone: Loads the LLM.
-        dim: Width of item vectors; the linear projector maps the hidden state to it.
+        reads: `texts`: the LLM reads the items' texts. `vectors`: it reads one vector an item, the frozen embedding
+            of its text through a linear layer: a fraction of the tokens. `both`: texts, each ending in that vector.
+        dim: Width of item vectors.
         pooling: How the frozen LLM's states of an item's text become its vector.
         id_residual: Add a free row to each item's text vector.
         item_vectors_from: Run folder of a trained SASRec whose item vectors the LLM reads in the place of text.
-        prompt: Text before the items, with `item_vectors_from`.
-        response: Text after the items, with `item_vectors_from` and `supervision: last`.
-        dropout: On the states before the projector.
+        prompt: Text before the item vectors.
+        response: Text after the item vectors with `supervision: last`.
+        dropout: On the states before the projector and on the items' projected vectors.
+        input_dropout: On the item vectors that the LLM reads.
         label_smoothing: Share of the target's probability that is spread over all items.
         optimizer: Makes the optimizer.
         learning_rates: Learning rates by the start of a parameter's name.
@@ -51,13 +54,15 @@ class E4SRec(RetrievalModule):
         self,
         *,
         backbone: BackboneCallable = Backbone,
-        dim: int = 256,
+        reads: Reads = "texts",
+        dim: int = 128,
         pooling: Pooling = "mean",
         id_residual: bool = False,
         item_vectors_from: Path | None = None,
-        prompt: str = "The user has liked these items, oldest first:\n",
-        response: str = "\n### Response:",
-        dropout: float = 0.0,
+        prompt: str = PROMPT,
+        response: str = RESPONSE,
+        dropout: float = 0.1,
+        input_dropout: float = 0.1,
         label_smoothing: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         learning_rates: dict[str, float] | None = None,
@@ -67,31 +72,35 @@ class E4SRec(RetrievalModule):
         super().__init__(optimizer=optimizer, learning_rates=learning_rates, warmup=warmup, init_from=init_from)
         self.make_backbone, self.dim, self.pooling, self.id_residual = backbone, dim, pooling, id_residual
         self.item_vectors_from, self.prompt, self.response = item_vectors_from, prompt, response
-        self.dropout, self.label_smoothing = dropout, label_smoothing
+        self.reads, self.dropout, self.input_dropout = reads, dropout, input_dropout
+        self.label_smoothing = label_smoothing
 
     def build(self, data: RecDataModule) -> None:
         """Text for text, or SASRec's vectors for a free head."""
         paper = self.item_vectors_from is not None
-        backbone = self.load_backbone(self.make_backbone, data, reads_text=not paper)
-        projector = Projector(backbone.hidden_size, self.dim, dropout=self.dropout)
-        if self.item_vectors_from is None:
-            self.history_encoder: nn.Module = TextHistory(backbone, projector=projector, supervision=data.supervision)
-            self.item_encoder: nn.Module = frozen_text_items(
-                backbone, data, dim=self.dim, pooling=self.pooling, id_residual=self.id_residual
+        backbone = self.load_backbone(self.make_backbone, data, reads_text=self.reads != "vectors" and not paper)
+        if self.item_vectors_from is not None:
+            read = checkpoints.item_vectors(self.item_vectors_from, data.split)
+            read = (read - read.mean(0)) / read.std()
+            head = nn.Embedding(data.split.catalogue_size, self.dim)
+            nn.init.normal_(head.weight, std=0.1)
+            self.item_encoder: nn.Module = IdItems(head)
+        else:
+            read = text_vectors(backbone, data, pooling=self.pooling)
+            self.item_encoder = frozen_text_items(
+                read, data, dim=self.dim, id_residual=self.id_residual, dropout=self.dropout
             )
-            return
-        tokenizer = load_tokenizer(*backbone.source)
-        self.history_encoder = ItemTokenHistory(
+        self.history_encoder = llm_history(
             backbone,
-            item_vectors=checkpoints.item_vectors(self.item_vectors_from, data.split),
-            projector=projector,
-            prompt=tokenizer(self.prompt, add_special_tokens=False)["input_ids"],
-            response=tokenizer(self.response, add_special_tokens=False)["input_ids"],
+            reads="vectors" if paper else self.reads,
+            item_vectors=read,
+            dim=self.dim,
+            prompt=self.prompt,
+            response=self.response,
+            dropout=self.dropout,
+            input_dropout=self.input_dropout,
             supervision=data.supervision,
         )
-        head = nn.Embedding(data.split.catalogue_size, self.dim)
-        nn.init.normal_(head.weight, std=0.02)
-        self.item_encoder = IdItems(head)
 
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch

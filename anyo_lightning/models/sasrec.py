@@ -17,13 +17,14 @@ class SASRec(RetrievalModule):
     """A small causal transformer over item ids, trained by the full softmax at every position.
 
     The paper trains by binary cross-entropy with one negative; the full softmax is far better and is what current
-    comparisons call SASRec. Input and output embeddings are one table, as in the paper.
+    comparisons call SASRec.
 
     Args:
         dim: Width of item vectors and states.
         layers: Transformer layers.
         heads: Attention heads.
         dropout: On embeddings, attention and feed-forward.
+        tied: Whether input and output embeddings are one table, as in the paper.
         label_smoothing: Share of the target's probability that is spread over all items.
         optimizer: Makes the optimizer.
         learning_rates: Learning rates by the start of a parameter's name.
@@ -39,6 +40,7 @@ class SASRec(RetrievalModule):
         layers: int = 2,
         heads: int = 2,
         dropout: float = 0.2,
+        tied: bool = True,
         label_smoothing: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         learning_rates: dict[str, float] | None = None,
@@ -46,15 +48,20 @@ class SASRec(RetrievalModule):
     ) -> None:
         super().__init__(optimizer=optimizer, learning_rates=learning_rates, warmup=warmup)
         self.dim, self.layers, self.heads, self.dropout = dim, layers, heads, dropout
-        self.label_smoothing = label_smoothing
+        self.tied, self.label_smoothing = tied, label_smoothing
 
     def build(self, data: RecDataModule) -> None:
-        """One table of embeddings, a transformer over it."""
-        embedding = nn.Embedding(data.split.catalogue_size, self.dim)
-        nn.init.normal_(embedding.weight, std=0.02)
-        self.item_encoder = IdItems(embedding)
+        """A table of embeddings, a transformer over it (or over its own)."""
+        head, read = (nn.Embedding(data.split.catalogue_size, self.dim) for _ in range(2))
+        for embedding in (head, read):
+            nn.init.normal_(embedding.weight, std=0.02)
+        self.item_encoder = IdItems(head)
         self.history_encoder = IdHistory(
-            embedding, max_items=data.max_items, layers=self.layers, heads=self.heads, dropout=self.dropout
+            head if self.tied else read,
+            max_items=data.max_items,
+            layers=self.layers,
+            heads=self.heads,
+            dropout=self.dropout,
         )
 
     def loss(

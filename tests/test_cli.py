@@ -1,0 +1,197 @@
+"""The command line, as users type it: every yaml, run folders, resuming, and one clear sentence for each mistake."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+import yaml
+
+from anyo_lightning.cli import main
+from anyo_lightning.runs import RunFolder
+
+CONFIGS = sorted(Path(__file__).parents[1].glob("configs/*.yaml"))
+Anyo = Callable[..., str]
+
+
+@pytest.fixture
+def anyo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Anyo:
+    """Run the command line in this process; returns what it printed."""
+
+    def run(*arguments: object) -> str:
+        words = [str(argument) for argument in arguments]
+        monkeypatch.setattr("sys.argv", ["anyo", *words])
+        main(words)
+        return capsys.readouterr().out
+
+    return run
+
+
+def refused(capsys: pytest.CaptureFixture[str], anyo: Anyo, *arguments: object) -> str:
+    """The one line with which the command line refuses; exit code 2 and no traceback."""
+    with pytest.raises(SystemExit) as stopped:
+        anyo(*arguments)
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("anyo: error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture
+def tiny(tiny_data: tuple[Path, Path], tiny_llm: str, tmp_path: Path) -> Callable[..., list[str]]:
+    """Options that make a configuration small: the tiny data and LLM, one step."""
+
+    def options(config: Path, sasrec: Path | None = None) -> list[str]:
+        content = yaml.safe_load(config.read_text())
+        found = [
+            f"--config={config}",
+            f"--data.interactions={tiny_data[0]}",
+            f"--data.items={tiny_data[1]}",
+            "--data.template=null",
+            "--data.max_items=20",
+            "--trainer.accelerator=cpu",
+            "--trainer.limit_train_batches=1",
+            "--trainer.enable_progress_bar=false",
+            f"--trainer.default_root_dir={tmp_path / 'runs'}",
+        ]
+        if content["trainer"].get("max_epochs"):
+            found.append("--trainer.max_epochs=1")
+        settings = content["model"].get("init_args", {})
+        if "backbone" in settings:
+            found.append(f"--model.init_args.backbone.init_args.name={tiny_llm}")
+            found.append("--model.init_args.backbone.init_args.layers=2")
+            found.append("--data.max_tokens=300")
+        if "item_vectors_from" in settings:
+            found.append(f"--model.init_args.item_vectors_from={sasrec}")
+        return found
+
+    return options
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_survives_a_step(
+    config: Path, anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Fit ends with a tested run folder, and `test --run` repeats its figures."""
+    sasrec = tmp_path / "sasrec"
+    if "item_vectors_from" in config.read_text():
+        anyo("fit", *tiny(config.parent / "sasrec.yaml"), f"--run={sasrec}")
+    anyo("fit", *tiny(config, sasrec))
+    run = RunFolder(tmp_path / "runs" / config.stem / "version_0")
+    metrics = run.read_metrics()
+    assert metrics["variant"] == config.stem
+    assert 0 <= metrics["metrics"]["test/ndcg@10"]["value"] <= 1
+    assert run.config_file.is_file()
+    trained = yaml.safe_load(config.read_text())["trainer"].get("max_epochs") != 0
+    assert run.best_checkpoint.is_file() == run.last_checkpoint.is_file() == trained
+    anyo("predict", f"--run={run.path}")
+    assert len(pl.read_parquet(run.queries_file)) == 40
+    anyo("validate", f"--run={run.path}")
+    anyo("test", f"--run={run.path}")
+    again = run.read_metrics()
+    assert without_seconds(again["metrics"]) == without_seconds(metrics["metrics"])
+    if trained:
+        assert again["cost"]["targets"] == metrics["cost"]["targets"] > 0
+        assert again["cost"]["train_seconds"] == metrics["cost"]["train_seconds"] > 0
+
+
+def without_seconds(metrics: dict[str, object]) -> dict[str, object]:
+    """All but what the clock says."""
+    return {name: value for name, value in metrics.items() if "seconds" not in name}
+
+
+def test_overlays_fit_every_configuration() -> None:
+    """There are configurations and overlays, and an overlay has only what all configurations have."""
+    overlays = sorted((CONFIGS[0].parent / "overlays").glob("*.yaml"))
+    assert len(CONFIGS) >= 9
+    assert {path.stem for path in overlays} >= {"demo", "debug", "gpu"}
+    for overlay in overlays:
+        assert set(yaml.safe_load(overlay.read_text())) <= {"trainer", "data", "metrics"}
+
+
+def test_fit_goes_on_from_the_last_checkpoint(anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Two epochs in two commands end where two epochs in one do; curves go on, targets are counted once."""
+    options = tiny(CONFIGS[0].parent / "sasrec.yaml")
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    anyo("fit", *options, f"--run={whole.path}", "--trainer.max_epochs=2")
+    anyo("fit", *options, f"--run={parts.path}", "--trainer.max_epochs=2", "--trainer.max_steps=1")
+    anyo("fit", *options, f"--run={parts.path}", "--trainer.max_epochs=2")
+    states = [torch.load(run.last_checkpoint, weights_only=True) for run in (whole, parts)]
+    assert states[0]["global_step"] == states[1]["global_step"] == 2
+    assert states[0]["anyo_lightning"]["seen"] == states[1]["anyo_lightning"]["seen"]
+    assert (
+        pl.read_csv(parts.curves_file)["step"].to_list() == pl.read_csv(whole.curves_file)["step"].to_list() == [1, 2]
+    )
+
+
+def test_run_folder_holds_what_it_should(anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Configuration, curves, predictions, catalogue, figures; the checkpoint has no weights of the LLM."""
+    anyo("fit", *tiny(CONFIGS[0].parent / "e4srec.yaml"), f"--run={tmp_path / 'run'}")
+    run = RunFolder(tmp_path / "run")
+    predictions = run.read_predictions()
+    assert {"user_id", "target_item_id", "rank", "top_item_ids", "history_item_ids", "target_tokens"} <= set(
+        predictions.columns
+    )
+    assert len(run.read_catalogue()) == 16
+    assert {"step", "targets", "tokens", "seconds", "val/ndcg@10", "train/loss"} <= set(
+        pl.read_csv(run.curves_file).columns
+    )
+    metrics = json.loads(run.metrics_file.read_text())
+    assert {"train_seconds", "tokens", "targets", "flops", "peak_memory_gib", "trainable_parameters"} <= set(
+        metrics["cost"]
+    )
+    assert any(run.path.glob("events.out.tfevents*"))
+    keys = torch.load(run.best_checkpoint, weights_only=True)["state_dict"]
+    assert not any("base_layer" in key or "embed_tokens" in key for key in keys)
+
+
+def test_compare_reads_runs(anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Two floors in one markdown table with paired differences; another split is refused."""
+    for name in ("popularity", "markov"):
+        anyo("fit", *tiny(CONFIGS[0].parent / f"{name}.yaml"))
+    table = anyo("compare", tmp_path / "runs", "--baseline", "markov", "--format", "markdown")
+    assert "| popularity" in table
+    assert "| markov" in table
+
+
+def test_mistakes_are_one_sentence(
+    capsys: pytest.CaptureFixture[str], anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Each names what was expected and what was found, and leaves no run folder behind."""
+    floor = tiny(CONFIGS[0].parent / "popularity.yaml")
+    sasrec = tiny(CONFIGS[0].parent / "sasrec.yaml")
+    cut = tmp_path / "cut.csv.gz"
+    cut.write_bytes(gzip.compress(b"user_id,item_id,timestamp\n" * 500)[:-20])
+    cases = {
+        "max_epoch": ["fit", *sasrec, "--trainer.max_epoch=3"],
+        "no_such_set": ["fit", f"--config={CONFIGS[0].parent / 'popularity.yaml'}", "--data.source=no_such_set"],
+        "person": ["fit", *floor, "--data.columns.user=person"],
+        "cut.csv.gz": ["fit", *floor, f"--data.interactions={cut}"],
+        "checkpoint": ["test", *sasrec],
+        "nothing": ["compare", tmp_path / "nothing"],
+        "nowhere.yaml": ["fit", f"--config={tmp_path / 'nowhere.yaml'}"],
+        "diversity": ["test", *floor, "--metrics.cutoffs=[]", "--metrics.diversity=3"],
+        "commands": ["train"],
+    }
+    for words, arguments in cases.items():
+        line = refused(capsys, anyo, *arguments)
+        assert words in line or words == "commands", line
+    assert not list((tmp_path / "runs").glob("*/version_*"))
+
+
+def test_foreign_run_is_refused(
+    capsys: pytest.CaptureFixture[str], anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """The checkpoint of another backbone or split: one sentence, and the run's results stay."""
+    run = RunFolder(tmp_path / "run")
+    options = [*tiny(CONFIGS[0].parent / "e4srec.yaml"), f"--run={run.path}"]
+    anyo("fit", *options)
+    before = run.metrics_file.read_bytes()
+    assert "backbone" in refused(
+        capsys, anyo, "test", f"--run={run.path}", "--model.init_args.backbone.init_args.layers=1"
+    )
+    assert "split" in refused(capsys, anyo, "test", f"--run={run.path}", "--data.k_core=6")
+    assert run.metrics_file.read_bytes() == before
