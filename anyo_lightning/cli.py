@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
         if arguments and arguments[0] in LIGHTNING:
             _run_lightning(arguments)
         else:
-            _run_small_command(arguments)
+            _run_small_command(arguments or ["--help"])
     except (InputError, ArgumentError) as error:
         print(f"anyo: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -187,7 +187,9 @@ def _run_lightning(arguments: list[str]) -> None:
 
 
 def _run_small_command(arguments: list[str]) -> None:
-    parser = ArgumentParser(prog="anyo", description="LLMs as encoders, nearest-neighbour search as the recommender.")
+    parser = ArgumentParser(
+        prog="anyo", description="LLMs as encoders, nearest-neighbour search as the recommender.", exit_on_error=False
+    )
     commands = parser.add_subcommands(required=True)
     for name in LIGHTNING:
         commands.add_subcommand(name, ArgumentParser(), help=f"LightningCLI's {name}: anyo {name} --help")
@@ -232,6 +234,7 @@ def _config_name(config: Namespace) -> str:
 def _quiet() -> None:
     """Silence what tells a user nothing: Lightning's tips and the DataLoader's advice on workers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls, not ours
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

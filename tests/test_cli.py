@@ -163,10 +163,12 @@ def test_mistakes_are_one_sentence(
     """Each names what was expected and what was found, and leaves no run folder behind."""
     floor = tiny(CONFIGS[0].parent / "popularity.yaml")
     sasrec = tiny(CONFIGS[0].parent / "sasrec.yaml")
+    typo = tmp_path / "typo.yaml"
+    typo.write_text("trainer: {max_epoch: 3}\n")
     cut = tmp_path / "cut.csv.gz"
     cut.write_bytes(gzip.compress(b"user_id,item_id,timestamp\n" * 500)[:-20])
     cases = {
-        "max_epoch": ["fit", *sasrec, "--trainer.max_epoch=3"],
+        "max_epoch": ["fit", *sasrec, f"--config={typo}"],
         "no_such_set": ["fit", f"--config={CONFIGS[0].parent / 'popularity.yaml'}", "--data.source=no_such_set"],
         "person": ["fit", *floor, "--data.columns.user=person"],
         "cut.csv.gz": ["fit", *floor, f"--data.interactions={cut}"],

@@ -1,0 +1,45 @@
+"""Write the README's results block from tested runs.
+
+    python benchmarks/results.py runs/results
+
+Puts the comparison table, the command that makes the runs, hardware, commit and date into benchmarks/results.md and
+between the README's markers; a test checks that the two agree.
+"""
+
+import argparse
+import datetime
+import tempfile
+from pathlib import Path
+
+from anyo_lightning.compare.table import compare
+from anyo_lightning.runs import find_runs
+
+PROJECT = Path(__file__).parents[1]
+START, END = "<!-- results: made by `make results`, do not edit -->\n", "<!-- end of results -->"
+
+
+def main() -> None:
+    """Write the block."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    folder = parser.parse_args().runs
+    with tempfile.TemporaryDirectory() as temporary:
+        table = Path(temporary) / "table.md"
+        compare([folder], baseline="markov", format="markdown", output=table)
+        text = table.read_text()
+    environments = [run.read_metrics()["environment"] for run in find_runs(folder)[0]]
+    hardware = environments[0]["hardware"]
+    commits = sorted({str(environment["commit"]) for environment in environments})
+    note = (
+        f"Made by `make results` on {hardware['cpu_cores']} cores of {hardware['cpu']}, {hardware['memory_gib']} GiB, "
+        f"no GPU, at commit {', '.join(commits)}, {datetime.datetime.now(datetime.UTC).date().isoformat()}."
+    )
+    block = f"{text.strip()}\n\n{note}\n"
+    (PROJECT / "benchmarks" / "results.md").write_text(block)
+    readme = PROJECT / "README.md"
+    before, rest = readme.read_text().split(START)
+    readme.write_text(f"{before}{START}\n{block}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The house: imports go one way, public names are documented, the README's results are those that were made."""
+
+import ast
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+PACKAGE = PROJECT / "anyo_lightning"
+# From low to high: a file may import from its own layer and from lower ones.
+LAYERS = ["errors fetch", "data", "losses encoders runs", "evaluation", "models", "costs compare", "cli"]
+RESULTS = ("<!-- results: made by `make results`, do not edit -->\n", "<!-- end of results -->")
+
+
+def layer(module: str) -> int:
+    """The layer of a module of ours, by the first part of its name."""
+    first = module.split(".")[1]
+    return next(number for number, names in enumerate(LAYERS) if first in names.split())
+
+
+def imports(file: Path) -> list[str]:
+    """All modules that a file imports, also inside functions, but not under TYPE_CHECKING."""
+    found = []
+    tree = ast.parse(file.read_text())
+    typing_only = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            found.append(node.module or "")
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return found
+
+
+def test_imports_go_downwards() -> None:
+    """No module imports from a higher layer."""
+    files = [file for file in PACKAGE.rglob("*.py") if file.parent != PACKAGE or file.name != "__init__.py"]
+    assert len(files) > 20
+    for file in files:
+        name = ".".join(file.relative_to(PROJECT).with_suffix("").parts)
+        for imported in imports(file):
+            if imported.startswith("anyo_lightning."):
+                assert layer(imported) <= layer(name), f"{name} imports {imported}"
+
+
+def test_variants_do_not_import_each_other() -> None:
+    """In models/, only base and its helpers are imported by another file; losses and metrics know no Lightning."""
+    shared = {"anyo_lightning.models.base", "anyo_lightning.models.checkpoints", "anyo_lightning.models.schedule"}
+    for file in (PACKAGE / "models").glob("*.py"):
+        for imported in imports(file):
+            assert not imported.startswith("anyo_lightning.models") or imported in shared or imported.count(".") < 2
+    for file in (PACKAGE / "losses.py", PACKAGE / "evaluation" / "metrics.py"):
+        assert not [name for name in imports(file) if name.startswith(("lightning", "transformers"))]
+
+
+def test_readme_shows_the_results_that_were_made() -> None:
+    """The block between the README's markers is benchmarks/results.md, to the letter."""
+    readme = (PROJECT / "README.md").read_text()
+    block = readme.split(RESULTS[0])[1].split(RESULTS[1])[0]
+    assert block.strip() == (PROJECT / "benchmarks" / "results.md").read_text().strip()
+    assert "@" not in readme.replace("NDCG@10", "").replace("HR@10", "").replace("ndcg@10", "").replace("hr@10", "")
