@@ -17,6 +17,7 @@ from anyo_lightning.data.batches import (
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Split
 from anyo_lightning.data.tokens import ItemTokenStore
+from anyo_lightning.encoders.backbone import load_tokenizer
 from anyo_lightning.errors import InputError
 
 
@@ -221,3 +222,26 @@ def test_small_budget_is_refused() -> None:
     """A window must hold two items at least."""
     with pytest.raises(InputError, match=r"data\.max_tokens"):
         RecDataModule(max_tokens=60, max_item_tokens=48)
+
+
+def test_titles_only_shortens_histories_not_items(tmp_path: Path, tiny_llm: str) -> None:
+    """Tokens come from the template's first field, item texts keep all of it."""
+    rows = [f"u{u},m{(u + t) % 4},{t}" for u in range(8) for t in range(4)]
+    (tmp_path / "i.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    (tmp_path / "c.csv").write_text(
+        "item_id,name,kind\n" + "\n".join(f"m{i},Film {i},Drama and more" for i in range(4)) + "\n"
+    )
+    files = {"interactions": tmp_path / "i.csv", "items": tmp_path / "c.csv", "template": "{name}: {kind}"}
+    tokenizer = load_tokenizer(tiny_llm)
+    lengths = []
+    for titles_only in (False, True):
+        data = RecDataModule(**files, titles_only=titles_only, k_core=0)  # type: ignore[arg-type]
+        data.setup("fit")
+        data.read_as_text(tokenizer, identity="tiny")
+        assert data.split.item_texts[0].endswith("Drama and more")
+        lengths.append(data._item_lengths())
+        tokens = data.tokens
+        assert tokens is not None
+        text = tokenizer.decode(tokens.gather(np.array([0]))[:-1])
+        assert text == ("Film 0" if titles_only else "Film 0: Drama and more")
+    assert (lengths[1] < lengths[0]).all()

@@ -1,5 +1,6 @@
 """One DataModule for every variant: source, split, windows, batches."""
 
+import string
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from anyo_lightning.data.batches import (
 )
 from anyo_lightning.data.sources import Columns, Source, load_source, read_files
 from anyo_lightning.data.splits import Queries, Split, Strategy, Ties, make_split
+from anyo_lightning.data.texts import item_texts
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.errors import InputError
 from anyo_lightning.fetch import cache_folder
@@ -32,6 +34,7 @@ class RecDataModule(LightningDataModule):
         items: The user's own catalogue file.
         columns: Names of the columns of these two files.
         template: Item text with `{column}` fields, such as `{title} ({year}), {genres}`; by default what is there.
+        titles_only: Read histories by the first field of the template alone, the title: fewer tokens.
         k_core: Every user and every item left has at least this many interactions.
         rating_threshold: Keep only interactions rated at least this.
         ties: Order of a user's interactions at one timestamp.
@@ -60,6 +63,7 @@ class RecDataModule(LightningDataModule):
         items: Path | None = None,
         columns: Columns = Columns(),  # noqa: B008 - frozen
         template: str | None = None,
+        titles_only: bool = False,
         k_core: int = 5,
         rating_threshold: float | None = None,
         ties: Ties = "file_order",
@@ -99,6 +103,7 @@ class RecDataModule(LightningDataModule):
             "times": times,
             "quantiles": quantiles,
         }
+        self.titles_only = titles_only
         self.supervision: Supervision = supervision
         self.max_items, self.max_tokens, self.max_item_tokens = max_items, max_tokens, max_item_tokens
         self.overlap, self.random_cuts = overlap, random_cuts
@@ -135,7 +140,9 @@ class RecDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Fetch and read once, on one process, so that the others find the files."""
         if self._split is None:
-            self._split = make_split(self.read(), **self.split_settings)  # type: ignore[arg-type]
+            source = self.read()
+            self._split = make_split(source, **self.split_settings)  # type: ignore[arg-type]
+            self._history_texts = self._texts_for_histories(source)
 
     def setup(self, stage: str) -> None:
         """Read and split, on every process."""
@@ -153,7 +160,7 @@ class RecDataModule(LightningDataModule):
         separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
         assert separator is not None, "the tokenizer has neither an end-of-sequence nor a separator token"
         self.tokens = ItemTokenStore.build(
-            self.split.item_texts,
+            self._history_texts,
             lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"],
             separator=separator,
             max_tokens=self.max_item_tokens,
@@ -197,6 +204,15 @@ class RecDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[HistoryBatch]:
         """The test queries."""
         return self._evaluation_loader("test")
+
+    def _texts_for_histories(self, source: Source) -> list[str]:
+        if not self.titles_only:
+            return self.split.item_texts
+        template = self.split_settings["template"] or source.template
+        title = next(field for _, field, _, _ in string.Formatter().parse(str(template)) if field)
+        texts = dict(zip(source.items["item_id"], item_texts(source.items, f"{{{title}}}"), strict=True))
+        own = zip(self.split.item_ids, self.split.item_texts, strict=True)
+        return [texts[item] or text for item, text in own]
 
     def _evaluation_loader(self, stage: Literal["validation", "test"]) -> DataLoader[HistoryBatch]:
         queries, lengths = self.queries(stage), self._item_lengths()

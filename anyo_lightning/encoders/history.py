@@ -163,8 +163,9 @@ class ItemTokenHistory(nn.Module):
 class IdHistory(nn.Module):
     """SASRec's encoder: item embeddings plus positions through a small causal transformer; no LLM.
 
-    Positions count from the window's first item; item embeddings are scaled by `sqrt(dim)`, as in the paper. Pre-norm
-    layers and GELU, as in current implementations (the paper's are post-norm with ReLU).
+    Positions count from the window's first item; item embeddings are scaled by `sqrt(dim)`, as in the paper.
+    Layers are torch's: post-norm with ReLU, as in the transformer that the paper takes over; the feed-forward layer
+    is four times as wide as the states (the paper: once).
 
     Args:
         embedding: The item embeddings, (catalogue, dim); may be shared with `IdItems`.
@@ -183,15 +184,8 @@ class IdHistory(nn.Module):
         self.position = nn.Parameter(torch.zeros(max_items, dim))
         nn.init.normal_(self.position, std=0.02)
         self.dropout = nn.Dropout(dropout)
-        layer = nn.TransformerEncoderLayer(
-            dim, heads, 4 * dim, dropout, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.transformer = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
-        for name, parameter in self.transformer.named_parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+        layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout, batch_first=True)
+        self.transformer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """States at the supervised boundaries."""

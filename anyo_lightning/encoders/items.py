@@ -106,9 +106,15 @@ def text_vectors(backbone: Backbone, data: RecDataModule, *, pooling: Pooling) -
 
 
 def frozen_text_items(
-    vectors: Float[Tensor, "catalogue width"], data: RecDataModule, *, dim: int, id_residual: bool, dropout: float
+    vectors: Float[Tensor, "catalogue width"],
+    data: RecDataModule,
+    *,
+    dim: int,
+    id_residual: bool,
+    dropout: float,
+    hidden: int | None = None,
 ) -> FrozenTextItems:
-    """The usual item encoder of the text variants: a linear projector over `text_vectors`.
+    """The usual item encoder of the text variants: a projector over `text_vectors`.
 
     Args:
         vectors: Of `text_vectors`.
@@ -116,10 +122,11 @@ def frozen_text_items(
         dim: Width of the item vectors.
         id_residual: Whether to add a free row an item.
         dropout: On the projected text vectors.
+        hidden: Width of the projector's hidden layer; None for a linear projector.
     """
     return FrozenTextItems(
         vectors,
-        projector=Projector(vectors.shape[1], dim, norm=False, gain=0.1),
+        projector=Projector(vectors.shape[1], dim, hidden=hidden, norm=False, gain=0.1),
         trained=torch.from_numpy(data.split.training_counts() > 0),
         id_residual=id_residual,
         dropout=dropout,

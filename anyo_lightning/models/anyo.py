@@ -26,6 +26,7 @@ class Anyo(RetrievalModule):
             of its text through a linear layer: a fraction of the tokens. `both`: texts, each ending in that vector.
         dim: Width of item vectors.
         pooling: How the frozen LLM's states of an item's text become its vector.
+        hidden: Width of the item projector's hidden layer; None for a linear projector.
         id_residual: Add a free row to each item's text vector.
         negatives: Items sampled in each step, shared by all targets.
         popularity: Negatives are drawn in proportion to their training count to this power; 0 is uniform.
@@ -44,6 +45,7 @@ class Anyo(RetrievalModule):
         reads: Reads = "texts",
         dim: int = 128,
         pooling: Pooling = "mean",
+        hidden: int | None = None,
         id_residual: bool = False,
         negatives: int = 512,
         popularity: float = 0.5,
@@ -55,7 +57,8 @@ class Anyo(RetrievalModule):
         init_from: Path | None = None,
     ) -> None:
         super().__init__(optimizer=optimizer, learning_rates=learning_rates, warmup=warmup, init_from=init_from)
-        self.make_backbone, self.dim, self.pooling, self.id_residual = backbone, dim, pooling, id_residual
+        self.make_backbone, self.dim, self.pooling = backbone, dim, pooling
+        self.hidden, self.id_residual = hidden, id_residual
         self.reads, self.dropout, self.input_dropout = reads, dropout, input_dropout
         self.negatives, self.popularity = negatives, popularity
 
@@ -64,7 +67,7 @@ class Anyo(RetrievalModule):
         backbone = self.load_backbone(self.make_backbone, data, reads_text=self.reads != "vectors")
         vectors = text_vectors(backbone, data, pooling=self.pooling)
         self.item_encoder = frozen_text_items(
-            vectors, data, dim=self.dim, id_residual=self.id_residual, dropout=self.dropout
+            vectors, data, dim=self.dim, id_residual=self.id_residual, dropout=self.dropout, hidden=self.hidden
         )
         self.history_encoder = llm_history(
             backbone,

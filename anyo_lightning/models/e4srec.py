@@ -35,6 +35,7 @@ class E4SRec(RetrievalModule):
             of its text through a linear layer: a fraction of the tokens. `both`: texts, each ending in that vector.
         dim: Width of item vectors.
         pooling: How the frozen LLM's states of an item's text become its vector.
+        hidden: Width of the item projector's hidden layer; None for a linear projector.
         id_residual: Add a free row to each item's text vector.
         item_vectors_from: Run folder of a trained SASRec whose item vectors the LLM reads in the place of text.
         prompt: Text before the item vectors.
@@ -57,6 +58,7 @@ class E4SRec(RetrievalModule):
         reads: Reads = "texts",
         dim: int = 128,
         pooling: Pooling = "mean",
+        hidden: int | None = None,
         id_residual: bool = False,
         item_vectors_from: Path | None = None,
         prompt: str = PROMPT,
@@ -70,7 +72,8 @@ class E4SRec(RetrievalModule):
         init_from: Path | None = None,
     ) -> None:
         super().__init__(optimizer=optimizer, learning_rates=learning_rates, warmup=warmup, init_from=init_from)
-        self.make_backbone, self.dim, self.pooling, self.id_residual = backbone, dim, pooling, id_residual
+        self.make_backbone, self.dim, self.pooling = backbone, dim, pooling
+        self.hidden, self.id_residual = hidden, id_residual
         self.item_vectors_from, self.prompt, self.response = item_vectors_from, prompt, response
         self.reads, self.dropout, self.input_dropout = reads, dropout, input_dropout
         self.label_smoothing = label_smoothing
@@ -88,7 +91,7 @@ class E4SRec(RetrievalModule):
         else:
             read = text_vectors(backbone, data, pooling=self.pooling)
             self.item_encoder = frozen_text_items(
-                read, data, dim=self.dim, id_residual=self.id_residual, dropout=self.dropout
+                read, data, dim=self.dim, id_residual=self.id_residual, dropout=self.dropout, hidden=self.hidden
             )
         self.history_encoder = llm_history(
             backbone,
