@@ -35,7 +35,7 @@ $(RUNS)/%/metrics.json: | .venv/installed
 	touch $@
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Windows, token store, token-budget batches and collate."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from anyo_lightning.data.batches import (
     TokenBudgetBatches,
     query_windows,
     training_windows,
+    with_shuffled_ties,
 )
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Split
@@ -245,3 +247,16 @@ def test_titles_only_shortens_histories_not_items(tmp_path: Path, tiny_llm: str)
         text = tokenizer.decode(tokens.gather(np.array([0]))[:-1])
         assert text == ("Film 0" if titles_only else "Film 0: Drama and more")
     assert (lengths[1] < lengths[0]).all()
+
+
+def test_shuffled_ties_stay_within_their_timestamp() -> None:
+    """Each (user, time) keeps its items, only training ones move, and something does move."""
+    split = made_split([40, 30, 3])
+    split = replace(split, timestamps=np.arange(73) // 6, items=np.arange(73, dtype=np.int32))
+    shuffled = with_shuffled_ties(split, np.random.default_rng(0))
+    keys = list(zip(split.user_of_interaction, split.timestamps, split.stages, strict=True))
+    assert sorted(zip(keys, shuffled.items, strict=True)) == sorted(zip(keys, split.items, strict=True))
+    later = split.stages > 0
+    assert (shuffled.items[later] == split.items[later]).all()
+    assert (shuffled.items != split.items).sum() > 30
+    assert (split.items == np.arange(73)).all()

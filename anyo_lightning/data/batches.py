@@ -131,6 +131,17 @@ def training_windows(
     return Windows(users, starts, ends, supervisions, positions[ends] - positions[starts])
 
 
+def with_shuffled_ties(split: Split, random: np.random.Generator) -> Split:
+    """The same split with each user's training items of one timestamp in random order.
+
+    Nobody knows in which order they came: file order is one guess, and a model that trains on it alone learns it.
+    """
+    user, time = split.user_of_interaction, split.timestamps
+    starts = np.concatenate([[True], (user[1:] != user[:-1]) | (time[1:] != time[:-1]) | (split.stages[1:] > 0)])
+    order = np.lexsort((random.random(len(starts)), np.cumsum(starts)))
+    return replace(split, items=split.items[order])
+
+
 def latest_start(positions: np.ndarray, end: int, first: int, *, max_items: int, max_length: int) -> int:
     """Start of the latest whole items before `end` that fit: the oldest are dropped."""
     fits = int(np.searchsorted(positions, positions[end] - max_length, side="left"))

@@ -16,6 +16,7 @@ from anyo_lightning.data.batches import (
     TokenBudgetBatches,
     query_windows,
     training_windows,
+    with_shuffled_ties,
 )
 from anyo_lightning.data.sources import Columns, Source, load_source, read_files
 from anyo_lightning.data.splits import Queries, Split, Strategy, Ties, make_split
@@ -46,6 +47,8 @@ class RecDataModule(LightningDataModule):
         supervision: `all` trains every item boundary of a window in one pass, `last` one prefix a sample.
         max_items: Most items of a history that are read.
         overlap: Share of a training window that the next one reads again, as context: less is cheaper.
+        shuffle_ties: In each epoch, put training items of one timestamp into another random order: an augmentation,
+            since their true order is not known.
         random_cuts: Cut the windows of long histories elsewhere in each epoch: an augmentation.
         max_tokens: Most tokens of a history that are read, where items are read as text.
         max_item_tokens: Most tokens of one item's text, its separator included.
@@ -76,6 +79,7 @@ class RecDataModule(LightningDataModule):
         max_items: int = 100,
         overlap: float = 0.5,
         random_cuts: bool = False,
+        shuffle_ties: bool = False,
         max_tokens: int = 1536,
         max_item_tokens: int = 48,
         batch_tokens: int = 8192,
@@ -106,7 +110,7 @@ class RecDataModule(LightningDataModule):
         self.titles_only = titles_only
         self.supervision: Supervision = supervision
         self.max_items, self.max_tokens, self.max_item_tokens = max_items, max_tokens, max_item_tokens
-        self.overlap, self.random_cuts = overlap, random_cuts
+        self.overlap, self.random_cuts, self.shuffle_ties = overlap, random_cuts, shuffle_ties
         self.batch_tokens, self.evaluation_batch_tokens = batch_tokens, evaluation_batch_tokens
         self.seed, self.num_workers = seed, num_workers
         self.tokens: ItemTokenStore | None = None
@@ -176,21 +180,22 @@ class RecDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[HistoryBatch]:
         """Windows of the training sequences, each target supervised exactly once an epoch.
 
-        With `random_cuts` they depend on the epoch: our command line reloads this loader in each.
+        With `random_cuts` and `shuffle_ties` they depend on the epoch: our command line reloads this loader in each.
         """
-        epoch = self.trainer.current_epoch if self.trainer else 0
+        random = np.random.default_rng([self.seed, self.trainer.current_epoch if self.trainer else 0])
+        split = with_shuffled_ties(self.split, random) if self.shuffle_ties else self.split
         windows = training_windows(
-            self.split,
+            split,
             self._item_lengths(),
             max_items=self.max_items,
             max_length=self._max_length(),
             supervision=self.supervision,
             overlap=self.overlap,
-            random=np.random.default_rng([self.seed, epoch]) if self.random_cuts else None,
+            random=random if self.random_cuts else None,
         )
         if not len(windows):
             raise InputError("Expected a user with at least 2 training interactions, got none")
-        dataset = HistoryDataset.training(self.split, windows, self.tokens)
+        dataset = HistoryDataset.training(split, windows, self.tokens)
         return self._loader(dataset, windows.length, self.batch_tokens, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[HistoryBatch]:
