@@ -234,6 +234,8 @@ def _config_name(config: Namespace) -> str:
 def _quiet() -> None:
     """Silence what tells a user nothing: Lightning's tips and the DataLoader's advice on workers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Each new shape of a matrix product on a CPU is a compiled kernel of about 1 MB; by default 1,024 are kept.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls, not ours
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (

@@ -17,7 +17,7 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.selfcheck import self_check
 from anyo_lightning.models import checkpoints
-from anyo_lightning.models.schedule import warmup_cosine
+from anyo_lightning.models.schedule import learning_rate_schedule
 
 BackboneCallable = Callable[[], Backbone]
 
@@ -32,7 +32,8 @@ class RetrievalModule(LightningModule):
         optimizer: Makes the optimizer from parameter groups.
         learning_rates: Learning rates of parameters by the start of their name, such as
             `{"history_encoder.backbone": 1e-3}`; all others take the optimizer's own.
-        warmup: Share of the steps over which learning rates rise from zero; after it they fall to zero by a cosine.
+        warmup: Share of the steps over which learning rates rise from zero.
+        decay: Whether they then fall to zero by a cosine, or stay.
         init_from: Run folder whose best weights this run starts from.
     """
 
@@ -46,12 +47,13 @@ class RetrievalModule(LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         learning_rates: dict[str, float] | None = None,
         warmup: float = 0.05,
+        decay: bool = True,
         init_from: Path | None = None,
     ) -> None:
         super().__init__()
         self.optimizer = optimizer
         self.learning_rates = learning_rates or {}
-        self.warmup = warmup
+        self.warmup, self.decay = warmup, decay
         self.init_from = init_from
         self.built = False
         self.reads_text = False
@@ -177,7 +179,9 @@ class RetrievalModule(LightningModule):
             ]
         )
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, warmup=self.warmup))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, learning_rate_schedule(steps, warmup=self.warmup, decay=self.decay)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def cost(self) -> dict[str, float]:

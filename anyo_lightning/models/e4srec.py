@@ -46,6 +46,7 @@ class E4SRec(RetrievalModule):
         optimizer: Makes the optimizer.
         learning_rates: Learning rates by the start of a parameter's name.
         warmup: Share of the steps over which learning rates rise.
+        decay: Whether they then fall to zero by a cosine, or stay.
         init_from: Run folder whose best weights this run starts from.
 
     Reference: Li et al., E4SRec (arXiv 2312.02443).
@@ -69,9 +70,12 @@ class E4SRec(RetrievalModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         learning_rates: dict[str, float] | None = None,
         warmup: float = 0.05,
+        decay: bool = True,
         init_from: Path | None = None,
     ) -> None:
-        super().__init__(optimizer=optimizer, learning_rates=learning_rates, warmup=warmup, init_from=init_from)
+        super().__init__(
+            optimizer=optimizer, learning_rates=learning_rates, warmup=warmup, decay=decay, init_from=init_from
+        )
         self.make_backbone, self.dim, self.pooling = backbone, dim, pooling
         self.hidden, self.id_residual = hidden, id_residual
         self.item_vectors_from, self.prompt, self.response = item_vectors_from, prompt, response

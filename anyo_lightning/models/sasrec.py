@@ -29,6 +29,7 @@ class SASRec(RetrievalModule):
         optimizer: Makes the optimizer.
         learning_rates: Learning rates by the start of a parameter's name.
         warmup: Share of the steps over which the learning rate rises.
+        decay: Whether they then fall to zero by a cosine, or stay.
 
     Reference: Kang and McAuley, ICDM 2018 (arXiv 1808.09781); Klenitskiy and Vasilev, RecSys 2023 (arXiv 2309.07602).
     """
@@ -45,8 +46,9 @@ class SASRec(RetrievalModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         learning_rates: dict[str, float] | None = None,
         warmup: float = 0.05,
+        decay: bool = True,
     ) -> None:
-        super().__init__(optimizer=optimizer, learning_rates=learning_rates, warmup=warmup)
+        super().__init__(optimizer=optimizer, learning_rates=learning_rates, warmup=warmup, decay=decay)
         self.dim, self.layers, self.heads, self.dropout = dim, layers, heads, dropout
         self.tied, self.label_smoothing = tied, label_smoothing
 
