@@ -14,7 +14,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from anyo_lightning.compare.table import compare
@@ -24,6 +24,7 @@ from anyo_lightning.data.summary import print_summary, summarise, write_parquet
 from anyo_lightning.encoders.backbone import load_tokenizer
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
+from anyo_lightning.models import checkpoints
 from anyo_lightning.models.anyo import Anyo  # noqa: F401
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.e4srec import E4SRec  # noqa: F401 - so that its name alone is enough in a yaml
@@ -43,8 +44,9 @@ class AnyoCLI(LightningCLI):
         try:
             super().__init__(**settings)
         except InputError:
-            if self.made_folder is not None and not self.made_folder.checkpoints.exists():
-                shutil.rmtree(self.made_folder.path)  # nothing half-written stays
+            started = getattr(self, "trainer", None) is not None and self.trainer.global_step > 0
+            if self.made_folder is not None and not started:
+                shutil.rmtree(self.made_folder.path, ignore_errors=True)  # nothing half-written stays
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -63,19 +65,22 @@ class AnyoCLI(LightningCLI):
                 "checkpoint.monitor": MONITOR,
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
                 "early_stopping.monitor": MONITOR,
                 "early_stopping.mode": "max",
                 "early_stopping.patience": 10,
+                "early_stopping.strict": False,
             }
         )
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder and let everything write there."""
         config = self.config[self.subcommand]
+        for option in ("checkpoint.monitor", "early_stopping.monitor"):
+            _check_monitor(option, config[option], config.metrics.cutoffs)
         if config.run is not None:
             self.run_folder = RunFolder(config.run)
+            self.made_folder = None if config.run.exists() else self.run_folder
         else:
             self.run_folder = self.made_folder = RunFolder.new(config.trainer.default_root_dir, _config_name(config))
         config.trainer.default_root_dir = str(self.run_folder.path)
@@ -90,15 +95,21 @@ class AnyoCLI(LightningCLI):
             own = [CostLedger(), *([LearningRateMonitor("step")] if logger is not False else [])]
             given = self.config_init[self.subcommand].trainer.callbacks or []
             self.config_init[self.subcommand].trainer.callbacks = [*given, *own]
-        if self.subcommand != "fit" and self.run_folder.config_file.is_file():
-            self.save_config_callback = None  # the training's configuration stays
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit":  # after the best checkpoint's callback, whose state it holds
+            folder = self.run_folder.checkpoints
+            last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+            trainer.callbacks.append(last)  # type: ignore[attr-defined]
+        return trainer
 
     def fit(self, model: LightningModule, *, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, from the last checkpoint where the run folder has one, then test the best checkpoint."""
         last = self.run_folder.last_checkpoint
+        start = ckpt_path or (str(last) if last.is_file() else None)
         if model.trained:
-            self.trainer.fit(model, ckpt_path=ckpt_path or (str(last) if last.is_file() else None), **kwargs)
+            if start is not None:
+                checkpoints.load(Path(start))
+            self.trainer.fit(model, ckpt_path=start, **kwargs)
         elif self.trainer.world_size > 1:
             raise InputError(f"Expected one process to fit {type(model).__name__}, got {self.trainer.world_size}")
         if self.config.fit.final_test and not self.trainer.interrupted:
@@ -131,9 +142,25 @@ class AnyoCLI(LightningCLI):
             if not best.is_file():
                 raise InputError(f"Expected --run with a trained run folder or --ckpt_path, got no {best}")
             kwargs["ckpt_path"] = str(best)
-        elif kwargs.get("ckpt_path") and not Path(kwargs["ckpt_path"]).is_file():
-            raise InputError(f"Expected --ckpt_path to be a file, got {kwargs['ckpt_path']}")
+        if kwargs.get("ckpt_path"):
+            checkpoints.load(Path(kwargs["ckpt_path"]))
         return kwargs
+
+
+class ConfigWriter(SaveConfigCallback):
+    """Writes config.yaml when a stage really starts: a refused checkpoint leaves the run's own configuration alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it: what the checkpoint goes on with is known to fit."""
+        super().setup(trainer, pl_module, "fit")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it where there is none: for a model that is counted, not trained."""
+        if not RunFolder(trainer.default_root_dir).config_file.is_file():
+            super().setup(trainer, pl_module, "test")
 
 
 def data(dataset: RecDataModule, *, tokenizer: str, output: Path | None) -> None:
@@ -172,6 +199,7 @@ def _run_lightning(arguments: list[str]) -> None:
         subclass_mode_model=True,
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        save_config_callback=ConfigWriter,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={
             "default_root_dir": "runs",
@@ -222,6 +250,13 @@ def _with_config_of_run(arguments: list[str]) -> list[str]:
             if file.is_file() and not given:
                 return [arguments[0], f"--config={file}", *arguments[1:]]
     return arguments
+
+
+def _check_monitor(option: str, monitor: str | None, cutoffs: list[int]) -> None:
+    """Refuse, before training, to watch a metric that `RetrievalMetrics` will not log."""
+    k = (monitor or "").rpartition("@")[2]
+    if k.isdigit() and int(k) not in cutoffs:
+        raise InputError(f"Expected {option} at one of metrics.cutoffs {cutoffs}, got {monitor}")
 
 
 def _config_name(config: Namespace) -> str:

@@ -21,7 +21,8 @@ class CostLedger(Callback):
 
     A row is added at each validation and each `every` steps. Seconds are those of training, validation left out;
     they go on where a resumed run stopped. FLOPs are the first step's, as torch's FLOP counter sees them, scaled by
-    tokens: an estimate that leaves out that attention grows with the square of a row's length.
+    tokens: an estimate that leaves out that attention grows with the square of a row's length (and, on a CPU, the
+    attention products of torch's own kernel, which the counter does not see).
 
     Args:
         every: Steps between rows.

@@ -203,6 +203,37 @@ def test_token_store_is_built_once(tmp_path: Path) -> None:
     assert len(calls) == 3
 
 
+def test_damaged_token_store_is_set_aside(tmp_path: Path) -> None:
+    """A truncated file is reported, kept under another name, and the texts are tokenised again."""
+
+    def build() -> ItemTokenStore:
+        return ItemTokenStore.build(
+            ["ab", "c"],
+            lambda texts: [[ord(c) for c in text] for text in texts],
+            separator=7,
+            max_tokens=4,
+            folder=tmp_path,
+            identity="letters",
+        )
+
+    build()
+    file = next(tmp_path.glob("*/token_ids.npy"))
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.warns(UserWarning, match="damaged"):
+        again = build()
+    assert again.gather(np.array([0, 1])).tolist() == [97, 98, 7, 99, 7]
+    assert len(list(tmp_path.glob("*.damaged-*"))) == 1
+
+
+def test_titles_only_needs_no_catalogue(tiny_data: tuple[Path, Path], tiny_llm: str) -> None:
+    """Without item texts there is no title: the items' ids stand in their place."""
+    data = RecDataModule(interactions=tiny_data[0], titles_only=True)
+    with pytest.warns(UserWarning, match="have no text"):
+        data.setup("fit")
+    data.read_as_text(load_tokenizer(tiny_llm), identity="tiny")
+    assert data.tokens is not None
+
+
 def test_evaluation_batches_ask_for_the_last_state(tiny_data: tuple[Path, Path]) -> None:
     """One supervised boundary a row, at the history's end, whose target is the row's."""
     data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1], max_items=7, evaluation_batch_tokens=40)

@@ -14,6 +14,7 @@ from anyo_lightning.cli import main
 from anyo_lightning.runs import RunFolder
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/*.yaml"))
+NO_FILES = ("--data.interactions=null", "--data.items=null")
 Anyo = Callable[..., str]
 
 
@@ -94,6 +95,7 @@ def test_every_configuration_survives_a_step(
     again = run.read_metrics()
     assert without_seconds(again["metrics"]) == without_seconds(metrics["metrics"])
     if trained:
+        assert again["cost"]["targets"] == pl.read_csv(run.curves_file)["targets"][-1]
         assert again["cost"]["targets"] == metrics["cost"]["targets"] > 0
         assert again["cost"]["train_seconds"] == metrics["cost"]["train_seconds"] > 0
 
@@ -112,19 +114,41 @@ def test_overlays_fit_every_configuration() -> None:
         assert set(yaml.safe_load(overlay.read_text())) <= {"trainer", "data", "metrics"}
 
 
-def test_fit_goes_on_from_the_last_checkpoint(anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path) -> None:
-    """Two epochs in two commands end where two epochs in one do; curves go on, targets are counted once."""
-    options = tiny(CONFIGS[0].parent / "sasrec.yaml")
+def test_fit_goes_on_exactly_from_the_last_epoch(anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Four epochs in two commands end with the weights, counts and curves of four in one, dropout and all.
+
+    The metric never improves after the first epoch (its minimum is watched while it rises), so that best is not last.
+    """
+    options = [*tiny(CONFIGS[0].parent / "sasrec.yaml"), "--trainer.max_epochs=4", "--checkpoint.mode=min"]
+    options += ["--model.init_args.decay=false", "--final_test=false", "--early_stopping.patience=99"]
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
-    anyo("fit", *options, f"--run={whole.path}", "--trainer.max_epochs=2")
-    anyo("fit", *options, f"--run={parts.path}", "--trainer.max_epochs=2", "--trainer.max_steps=1")
+    anyo("fit", *options, f"--run={whole.path}")
     anyo("fit", *options, f"--run={parts.path}", "--trainer.max_epochs=2")
+    assert torch.load(parts.last_checkpoint, weights_only=True)["epoch"] == 1
+    anyo("fit", *options, f"--run={parts.path}")
     states = [torch.load(run.last_checkpoint, weights_only=True) for run in (whole, parts)]
-    assert states[0]["global_step"] == states[1]["global_step"] == 2
+    assert states[0]["global_step"] == states[1]["global_step"] == 4
     assert states[0]["anyo_lightning"]["seen"] == states[1]["anyo_lightning"]["seen"]
-    assert (
-        pl.read_csv(parts.curves_file)["step"].to_list() == pl.read_csv(whole.curves_file)["step"].to_list() == [1, 2]
-    )
+    for key, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][key]), key
+    steps = [pl.read_csv(run.curves_file)["step"].to_list() for run in (whole, parts)]
+    assert steps == [[1, 2, 3, 4], [1, 2, 3, 4]]
+
+
+def test_refused_fit_leaves_the_run_as_it_was(
+    capsys: pytest.CaptureFixture[str], anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Another split or size over an existing run is refused, and the run can still be tested."""
+    run = RunFolder(tmp_path / "run")
+    options = [*tiny(CONFIGS[0].parent / "sasrec.yaml"), f"--run={run.path}"]
+    anyo("fit", *options)
+    before = run.config_file.read_text()
+    assert "split" in refused(capsys, anyo, "fit", *options, "--data.k_core=6")
+    assert "size" in refused(capsys, anyo, "fit", *options, "--model.init_args.dim=32")
+    assert run.config_file.read_text() == before
+    anyo("test", f"--run={run.path}")
+    run.best_checkpoint.write_bytes(run.best_checkpoint.read_bytes()[:5000])
+    assert "readable checkpoint" in refused(capsys, anyo, "test", f"--run={run.path}")
 
 
 def test_run_folder_holds_what_it_should(anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -175,6 +199,9 @@ def test_mistakes_are_one_sentence(
         "checkpoint": ["test", *sasrec],
         "nothing": ["compare", tmp_path / "nothing"],
         "nowhere.yaml": ["fit", f"--config={tmp_path / 'nowhere.yaml'}"],
+        "cutoffs": ["fit", *sasrec, "--metrics.cutoffs=[5]"],
+        "learning_rates": ["fit", *sasrec, "--model.init_args.learning_rates={item_encodr: 0.1}"],
+        "nosuch": ["fit", *sasrec, f"--run={tmp_path / 'runs' / 'x' / 'version_0'}", "--data.source=nosuch", *NO_FILES],
         "diversity": ["test", *floor, "--metrics.cutoffs=[]", "--metrics.diversity=3"],
         "commands": ["train"],
     }

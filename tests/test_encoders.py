@@ -116,6 +116,20 @@ def test_bidirectional_backbone_needs_last_supervision(tiny_bert: str, data: Rec
     torch.testing.assert_close(states[:1], encoder(training_batch(data, [0])), rtol=1e-4, atol=1e-5)
 
 
+def test_bidirectional_backbone_cannot_read_vectors(tiny_bert: str) -> None:
+    """It would see the items that it should predict."""
+    backbone = Backbone(tiny_bert, dtype="float32")
+    with pytest.raises(InputError, match="causal backbone"):
+        ItemTokenHistory(
+            backbone,
+            injection=Injection(torch.randn(16, 6), backbone=backbone),
+            projector=Projector(32, 8),
+            prompt=[1],
+            response=[1],
+            supervision="all",
+        )
+
+
 @pytest.mark.parametrize("supervision", ["all", "last"])
 def test_item_tokens_are_causal_and_ignore_padding(tiny_llm: str, data: RecDataModule, supervision: str) -> None:
     """States alone equal those in a padded batch; a later item changes no earlier state."""

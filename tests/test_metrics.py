@@ -144,3 +144,9 @@ def test_bootstrap_intervals_cover_the_true_mean_nineteen_times_in_twenty() -> N
     samples = (generator.random((200, 300)) < 0.2).astype(float)
     low, high = bootstrap_means(samples, resamples=1000)
     assert 0.91 < np.mean((low <= 0.2) & (high >= 0.2)) < 0.98
+
+
+def test_ndcg_of_targets_tied_across_the_cutoff_is_at_most_one() -> None:
+    """Three targets of one user tie on the ranks 1 to 3: their mid-rank 2 is within k = 2 for all three."""
+    ranks, user = torch.tensor([2.0, 2.0, 2.0]), torch.tensor([0, 0, 0])
+    assert ndcg(ranks, user, 2).item() == 1.0

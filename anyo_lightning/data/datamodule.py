@@ -214,7 +214,9 @@ class RecDataModule(LightningDataModule):
         if not self.titles_only:
             return self.split.item_texts
         template = self.split_settings["template"] or source.template
-        title = next(field for _, field, _, _ in string.Formatter().parse(str(template)) if field)
+        title = next((field for _, field, _, _ in string.Formatter().parse(str(template)) if field), None)
+        if title is None:  # a catalogue without text
+            return self.split.item_texts
         texts = dict(zip(source.items["item_id"], item_texts(source.items, f"{{{title}}}"), strict=True))
         own = zip(self.split.item_ids, self.split.item_texts, strict=True)
         return [texts[item] or text for item, text in own]

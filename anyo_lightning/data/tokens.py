@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,9 @@ class ItemTokenStore:
         """
         key = json.dumps([identity, separator, max_tokens, list(texts)])
         place = folder / hashlib.sha256(key.encode()).hexdigest()[:24]
+        if place.is_dir() and not _is_whole(place):
+            warnings.warn(f"{place} is damaged: it is set aside, and the texts are tokenised again", stacklevel=2)
+            place.rename(place.with_name(f"{place.name}.damaged-{time.time_ns()}"))
         if not place.is_dir():
             spans = [[*tokens[: max_tokens - 1], separator] for tokens in tokenize(list(texts))]
             folder.mkdir(parents=True, exist_ok=True)
@@ -62,3 +67,12 @@ class ItemTokenStore:
                     if not place.is_dir():  # else another process was faster, with the same bytes
                         raise
         return cls(np.load(place / "token_ids.npy", mmap_mode="r"), np.load(place / "offsets.npy"), separator)
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether the two files can be read and fit each other."""
+    try:
+        offsets = np.load(place / "offsets.npy")
+        return len(np.load(place / "token_ids.npy", mmap_mode="r")) == int(offsets[-1])
+    except Exception:  # numpy raises what the damaged header makes it stumble over
+        return False

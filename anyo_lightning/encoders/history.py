@@ -118,6 +118,9 @@ class ItemTokenHistory(nn.Module):
         response: Token ids after the items, with `supervision: last`.
         supervision: As in the DataModule.
 
+    Raises:
+        InputError: For a bidirectional backbone, which would see the items that it should predict.
+
     Reference: E4SRec (arXiv 2312.02443), section 3.2.
     """
 
@@ -132,6 +135,8 @@ class ItemTokenHistory(nn.Module):
         supervision: str,
     ) -> None:
         super().__init__()
+        if not backbone.causal:
+            raise InputError(f"Expected a causal backbone to read item vectors, got {backbone.identity['name']}")
         self.backbone = backbone
         self.injection = injection
         self.projector = projector
@@ -186,6 +191,9 @@ class IdHistory(nn.Module):
         self.dropout = nn.Dropout(dropout)
         layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout, batch_first=True)
         self.transformer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        for parameter in self.transformer.parameters():  # torch copies one layer: without this all start the same
+            if parameter.ndim == 2:
+                nn.init.xavier_uniform_(parameter)
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """States at the supervised boundaries."""

@@ -196,12 +196,13 @@ class RetrievalMetrics(Callback):
 
 
 def _training_cost(run: RunFolder) -> dict[str, float]:
-    """Seconds, FLOPs and memory that the run's training took, as the last line of its curves.csv says."""
+    """Seconds, tokens, targets, FLOPs and memory of the run's training, as the last line of its curves.csv says."""
     curves = run.read_curves()
     if curves is None or curves.is_empty():
         return {}
     last = curves.row(-1, named=True)
-    names = {"train_seconds": "seconds", "flops": "flops", "peak_memory_gib": "peak_memory_gib"}
+    same = ("tokens", "targets", "flops", "peak_memory_gib")
+    names = {"train_seconds": "seconds", **{name: name for name in same}}
     return {name: last[column] for name, column in names.items() if last.get(column) is not None}
 
 

@@ -63,12 +63,12 @@ def ndcg(ranks: Float[Tensor, "rows"], user: Int[Tensor, "rows"], k: int) -> Flo
     """Normalised discounted cumulative gain of each user, with binary relevance; users in ascending order.
 
     It is Σ 1/log2(1 + rank) over the user's targets with rank ≤ k, divided by the largest such sum that the user's
-    number of targets n allows: Σ 1/log2(1 + i) for i from 1 to min(n, k).
+    number of targets n allows: Σ 1/log2(1 + i) for i from 1 to min(n, k); at most 1.
     """
     gains, targets = _sum_by_user((ranks <= k).double() / torch.log2(1 + ranks.double()), user)
     best = torch.cumsum(1 / torch.log2(torch.arange(2, k + 2, device=ranks.device).double()), dim=0)
-    # Tied targets of one user share a mid-rank, whose gain is below the mean gain of the ranks they occupy: never > 1.
-    return gains / best[targets.clamp(max=k) - 1]
+    # Several targets of one user that tie across the cutoff share a mid-rank and could gain more than the places give.
+    return (gains / best[targets.clamp(max=k) - 1]).clamp(max=1.0)
 
 
 def mrr(ranks: Float[Tensor, "rows"], user: Int[Tensor, "rows"], k: int) -> Float[Tensor, "users"]:

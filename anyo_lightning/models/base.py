@@ -1,10 +1,12 @@
 """`RetrievalModule`: what all variants share. A variant chooses a history encoder, an item encoder and a loss."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch import LightningModule
@@ -16,6 +18,7 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.selfcheck import self_check
+from anyo_lightning.errors import InputError
 from anyo_lightning.models import checkpoints
 from anyo_lightning.models.schedule import learning_rate_schedule
 
@@ -120,6 +123,11 @@ class RetrievalModule(LightningModule):
         states: Tensor = self.history_encoder(batch)
         return states
 
+    def on_train_batch_start(self, batch: HistoryBatch, batch_idx: int) -> None:
+        """Seed each step from seed, epoch, step and rank: a resumed run draws what an uninterrupted one draws."""
+        key = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
     def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
         """The loss, as the mean over the batch's targets."""
         states = self(batch)
@@ -166,10 +174,15 @@ class RetrievalModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Parameter groups by `learning_rates`, warm-up, cosine."""
-        groups: dict[str, list[nn.Parameter]] = {start: [] for start in (*self.learning_rates, "")}
+        starts = sorted(self.learning_rates, key=len, reverse=True)  # the longest that fits
+        groups: dict[str, list[nn.Parameter]] = {start: [] for start in (*starts, "")}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 groups[next(start for start in groups if name.startswith(start))].append(parameter)
+        if unused := [start for start in starts if not groups[start]]:
+            raise InputError(
+                f"Expected learning_rates for starts of trained parameters' names, got {', '.join(unused)}"
+            )
         optimizer = self.optimizer(
             [
                 {"params": parameters, "name": start or "others"}
@@ -204,7 +217,10 @@ class RetrievalModule(LightningModule):
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]
         """Load weights; only the backbone's frozen ones may be missing, and they must be."""
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        try:
+            result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        except RuntimeError as error:  # torch's own sentence about sizes that differ
+            raise InputError(f"Expected a checkpoint of a model of the same sizes, got: {error}") from error
         checkpoints.check_keys(self, result)
         return result
 

@@ -87,9 +87,17 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: When the folder has no checkpoint or it cannot be read.
     """
-    path = RunFolder(folder).best_checkpoint
+    return load(RunFolder(folder).best_checkpoint)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, on the CPU.
+
+    Raises:
+        InputError: When there is no such file, it cannot be read, or it is not one of ours.
+    """
     if not path.is_file():
-        raise InputError(f"Expected a run folder with {path.relative_to(folder)}, got {folder}")
+        raise InputError(f"Expected a checkpoint, got no file {path}")
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
