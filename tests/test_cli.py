@@ -199,6 +199,8 @@ def test_mistakes_are_one_sentence(
         "checkpoint": ["test", *sasrec],
         "nothing": ["compare", tmp_path / "nothing"],
         "nowhere.yaml": ["fit", f"--config={tmp_path / 'nowhere.yaml'}"],
+        "max_items": ["fit", *sasrec, "--data.max_items=0"],
+        "heads": ["fit", *sasrec, "--model.init_args.heads=3"],
         "cutoffs": ["fit", *sasrec, "--metrics.cutoffs=[5]"],
         "learning_rates": ["fit", *sasrec, "--model.init_args.learning_rates={item_encodr: 0.1}"],
         "nosuch": ["fit", *sasrec, f"--run={tmp_path / 'runs' / 'x' / 'version_0'}", "--data.source=nosuch", *NO_FILES],

@@ -88,6 +88,14 @@ class RecDataModule(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        sizes = {
+            "max_items": max_items,
+            "batch_tokens": batch_tokens,
+            "evaluation_batch_tokens": evaluation_batch_tokens,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise InputError(f"Expected data.{name} to be positive, got {size}")
         if not 0 <= overlap < 1:
             raise InputError(f"Expected data.overlap in [0, 1), got {overlap}")
         if max_item_tokens * 2 > max_tokens:

@@ -9,6 +9,7 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.history import IdHistory
 from anyo_lightning.encoders.items import IdItems
+from anyo_lightning.errors import InputError
 from anyo_lightning.losses import full_softmax
 from anyo_lightning.models.base import RetrievalModule
 
@@ -54,6 +55,8 @@ class SASRec(RetrievalModule):
 
     def build(self, data: RecDataModule) -> None:
         """A table of embeddings, a transformer over it (or over its own)."""
+        if self.dim % self.heads:
+            raise InputError(f"Expected dim to be a multiple of heads, got {self.dim} and {self.heads}")
         head, read = (nn.Embedding(data.split.catalogue_size, self.dim) for _ in range(2))
         for embedding in (head, read):
             nn.init.normal_(embedding.weight, std=0.02)
