@@ -7,7 +7,7 @@ OVERLAY ?= demo
 RUNS ?= runs/$(OVERLAY)
 FLOORS := popularity ease markov markov_tuned
 DEMO := $(FLOORS) sasrec e4srec_hybrid
-RESULTS := $(FLOORS) sasrec anyo anyo_hybrid anyo_vectors_hybrid e4srec e4srec_hybrid \
+RESULTS := $(FLOORS) sasrec anyo anyo_hybrid anyo_vectors e4srec e4srec_hybrid \
 	e4srec_vectors e4srec_vectors_hybrid
 export HF_HUB_OFFLINE := 1
 
