@@ -179,6 +179,7 @@ def test_losses_range_over_training_items_only(tiny_llm: str, tmp_path: Path) ->
     data.setup("fit")
     model = variants(tiny_llm)["hybrid"]()
     model.prepare(data)
+    model.eval()  # without dropout
     assert model.training_items.tolist() == list(range(6))
     batch = next(iter(data.train_dataloader()))
     states = model(batch)
