@@ -75,6 +75,11 @@ class RetrievalMetrics(Callback):
         self._rows: list[Tensor] = []
         self._queries: list[Tensor] = []
         self._started = 0.0
+        self._environment: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note the environment now: the checkout may move on while this process trains."""
+        self._environment = environment()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the queries of the epoch before."""
@@ -190,7 +195,7 @@ class RetrievalMetrics(Callback):
                 "metrics": evaluation.figures("test/"),
                 "slices": evaluation.slices("test/", item_tokens),
                 "cost": {**cost, "evaluation_seconds": seconds},
-                "environment": environment(),
+                "environment": self._environment,
             }
         )
 
