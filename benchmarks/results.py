@@ -32,7 +32,8 @@ def main() -> None:
     commits = sorted({str(environment["commit"]) for environment in environments})
     note = (
         f"Made by `make results` on {hardware['cpu_cores']} cores of {hardware['cpu']}, {hardware['memory_gib']} GiB, "
-        f"no GPU, at commit {', '.join(commits)}, {datetime.datetime.now(datetime.UTC).date().isoformat()}."
+        f"no GPU, {hardware['threads']} thread(s) a run, at commit {', '.join(commits)}, "
+        f"{datetime.datetime.now(datetime.UTC).date().isoformat()}."
     )
     block = f"{text.strip()}\n\n{note}\n"
     (PROJECT / "benchmarks" / "results.md").write_text(block)
