@@ -66,6 +66,44 @@ def sampled_softmax(
     return (logits.logsumexp(1) - positive[:, 0]).sum() / max(len(states), 1)
 
 
+def info_nce(
+    queries: Float[Tensor, "queries dim"],
+    keys: Float[Tensor, "keys dim"],
+    positive: Int[Tensor, " queries"],
+    *,
+    temperature: float | Float[Tensor, ""] = 1.0,
+    excluded: Bool[Tensor, "queries keys"] | None = None,
+    log_expected: Float[Tensor, " keys"] | None = None,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of each query's positive key against all other keys.
+
+    Computes `-1/N Σ_i log( exp(q_i·k_{p_i}/τ) / (exp(q_i·k_{p_i}/τ) + Σ_{j not p_i} exp(q_i·k_j/τ - log E_j)) )`, the
+    sum without excluded keys. For one query (1, 0), keys (1, 0) and (0, 1), positive 0 and τ = 1 this is
+    `-log(e / (e + 1)) = 0.3133`. Inner products: normalise before for cosines.
+
+    Args:
+        queries: One a row.
+        keys: Positives and negatives of all queries together; each query takes all others as negatives.
+        positive: For each query, the row of its positive among the keys.
+        temperature: τ.
+        excluded: True where a key is no negative of a query: a false negative, or the query itself. The positive
+            stays in any case.
+        log_expected: Log of the expected count of each key among the negatives (logQ); the positive is not corrected.
+
+    Returns:
+        The mean over queries; 0 (with zero gradients) when there are none.
+
+    Reference: van den Oord et al., CPC (arXiv 1807.03748), eq. 4; Yi et al., RecSys 2019 (logQ).
+    """
+    scores = queries @ keys.T / temperature
+    logits = scores if log_expected is None else scores - log_expected
+    if excluded is not None:
+        logits = logits.masked_fill(excluded, -torch.inf)
+    own = scores.gather(1, positive[:, None])
+    logits = logits.scatter(1, positive[:, None], own)
+    return (logits.logsumexp(1) - own[:, 0]).sum() / max(len(queries), 1)
+
+
 def inclusion_probabilities(weights: Float[Tensor, " items"], count: int) -> Float[Tensor, " items"]:
     """Probabilities `min(1, c·w_i)` that sum to `count`: each item's chance to be in a sample of `count` items.
 

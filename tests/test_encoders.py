@@ -3,12 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from anyo_lightning.data.batches import HistoryBatch, HistoryDataset, training_windows
+from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.windows import training_windows
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.history import IdHistory, Injection, ItemTokenHistory, TextHistory
 from anyo_lightning.encoders.items import FrozenTextItems
@@ -195,3 +197,29 @@ def test_whitened_vectors_have_identity_covariance() -> None:
     few = whiten(torch.randn(4, 50))
     assert few.isfinite().all()
     assert few.norm(dim=1).max() < 10
+
+
+@pytest.mark.parametrize("kind", ["text", "both", "id"])
+def test_a_hidden_item_is_not_known(tiny_llm: str, data: RecDataModule, kind: str) -> None:
+    """Two histories that differ in a hidden item alone have one state; unhidden they differ."""
+    if kind == "id":
+        encoder: nn.Module = IdHistory(nn.Embedding(16, 8), max_items=12, layers=1, heads=2, dropout=0.0)
+    else:
+        encoder = text_history(tiny_llm, data, injected=kind == "both")
+    encoder.eval()
+    histories = [np.array([1, 2, 3]), np.array([1, 9, 3])]
+    hidden = [np.array([False, True, False])] * 2
+    states = encoder(data.collate(histories, hidden=hidden))
+    torch.testing.assert_close(states[0], states[1])
+    shown = encoder(data.collate(histories))
+    assert shown.shape == (2, 8)
+    assert not torch.allclose(shown[0], shown[1], atol=1e-3)
+    assert not torch.allclose(shown[0], states[0], atol=1e-3)
+
+
+def test_any_history_is_read_as_a_training_window_is(tiny_llm: str, data: RecDataModule) -> None:
+    """`collate` of a window's own items gives the state at its last boundary."""
+    encoder = text_history(tiny_llm, data, injected=True).eval()
+    batch = training_batch(data, [0, 3, 5])
+    states = encoder(batch)[batch.last_states]
+    torch.testing.assert_close(encoder(data.collate(batch.histories())), states, rtol=1e-4, atol=1e-5)

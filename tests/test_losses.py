@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anyo_lightning.losses import full_softmax, inclusion_probabilities, sampled_softmax, systematic_sample
+from anyo_lightning.losses import (
+    full_softmax,
+    inclusion_probabilities,
+    info_nce,
+    sampled_softmax,
+    systematic_sample,
+)
 
 
 def problem(targets: int = 7, items: int = 13, dim: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -110,3 +116,48 @@ def test_sample_has_distinct_items_with_the_given_chances() -> None:
         counts[sample] += 1
     error = (probabilities * (1 - probabilities) / 3000).sqrt()
     assert ((counts / 3000 - probabilities).abs() <= 4 * error + 1e-12).all()
+
+
+def test_info_nce_by_hand() -> None:
+    """Query (1, 0), keys (1, 0) and (0, 1), temperature 0.5: -log(e² / (e² + 1))."""
+    query, keys = torch.tensor([[1.0, 0.0]]), torch.eye(2)
+    loss = info_nce(query, keys, torch.tensor([0]), temperature=0.5)
+    assert float(loss) == pytest.approx(math.log(1 + math.exp(-2)), abs=1e-6)
+    excluded = torch.tensor([[True, True]])  # the positive stays in any case
+    assert float(info_nce(query, keys, torch.tensor([0]), excluded=excluded)) == pytest.approx(0, abs=1e-7)
+
+
+def test_info_nce_over_all_items_is_the_full_softmax() -> None:
+    """Keys are the catalogue, no key left out: the full softmax, its gradients too."""
+    states, vectors, targets = problem()
+    loss, expected = info_nce(states, vectors, targets), full_softmax(states, vectors, targets)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, (states, vectors)), torch.autograd.grad(expected, (states, vectors))
+    )
+
+
+def test_info_nce_with_log_q_is_the_sampled_softmax() -> None:
+    """Targets first, then negatives: the logQ correction concerns the negatives alone."""
+    states, vectors, targets = problem()
+    negatives = torch.tensor([2, 5, 11])
+    log_expected = torch.tensor([0.3, 0.1, 0.7], dtype=torch.float64).log()
+    accidental = targets[:, None] == negatives
+    expected = sampled_softmax(
+        states, vectors[targets], vectors[negatives], accidental=accidental, log_expected=log_expected
+    )
+    keys = torch.cat([vectors[targets], vectors[negatives]])
+    others = torch.ones(len(targets), len(targets), dtype=torch.bool)
+    loss = info_nce(
+        states,
+        keys,
+        torch.arange(len(targets)),
+        excluded=torch.cat([others, accidental], dim=1),
+        log_expected=torch.cat([torch.full((len(targets),), 9.0, dtype=torch.float64), log_expected]),
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+def test_info_nce_without_queries_is_zero() -> None:
+    """No query: loss 0, not NaN."""
+    assert info_nce(torch.zeros(0, 3), torch.eye(3), torch.zeros(0, dtype=torch.long)).item() == 0

@@ -1,12 +1,11 @@
-"""From a split to batches: item token store, windows, token-budget batches, collate.
+"""From windows to batches: collate, and token-budget batches.
 
 Items are tokenised once. A history becomes tokens by gathering spans of a flat array, so no tokenizer runs in the
-loader. Every training target is supervised exactly once an epoch, and items are only ever dropped whole, oldest first.
+loader.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,8 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from anyo_lightning.data.splits import Queries, Split
 from anyo_lightning.data.tokens import ItemTokenStore
-
-Supervision = Literal["all", "last"]
+from anyo_lightning.data.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,7 @@ class HistoryBatch:
     target_mask: Bool[Tensor, "batch items"]
     token_ids: Int[Tensor, "batch tokens"] | None = None  # where a text encoder asks for them
     boundaries: Int[Tensor, "batch items"] | None = None  # token position of each item's separator, 0 at padding
+    hidden: Bool[Tensor, "batch items"] | None = None  # items whose identity a view hides: no text, no vector
     token_count: int = 0  # real tokens (or items, without text), for the cost ledger
 
     def to(self, device: torch.device | str) -> "HistoryBatch":
@@ -55,114 +54,15 @@ class HistoryBatch:
         """The supervised targets, in the order of the encoder's states."""
         return self.target_ids[self.target_mask]
 
+    @property
+    def last_states(self) -> Int[Tensor, " batch"]:
+        """For each history, the row of its last supervised boundary among the encoder's states."""
+        return self.target_mask.sum(1).cumsum(0) - 1
 
-@dataclass(frozen=True)
-class Windows:
-    """Slices of users' training sequences: inputs `start … end`, supervised from `supervised` to `end` (exclusive)."""
-
-    user: np.ndarray  # (windows,) int64
-    start: np.ndarray  # (windows,) int64, positions in split.items
-    end: np.ndarray
-    supervised: np.ndarray
-    length: np.ndarray  # (windows,) tokens, or items without text
-
-    def __len__(self) -> int:
-        return len(self.user)
-
-
-def training_windows(
-    split: Split,
-    item_lengths: np.ndarray,
-    *,
-    max_items: int,
-    max_length: int,
-    supervision: Supervision,
-    overlap: float = 0.5,
-    random: np.random.Generator | None = None,
-) -> Windows:
-    """Cut training sequences into windows in which each target is supervised exactly once.
-
-    With `supervision="all"` a sequence longer than a window is cut into windows that overlap; a boundary that an
-    earlier window has supervised is context only. With `"last"` each prefix is a window of its own with one
-    target, its last: the recipe of E4SRec's code, RecBole and others, at about n/2 times the tokens.
-
-    Args:
-        split: The split; only interactions of stage 0 are used.
-        item_lengths: (catalogue,) tokens of each item, or ones.
-        max_items: Most items a window.
-        max_length: Most tokens a window, in units of `item_lengths`.
-        supervision: "all" or "last".
-        overlap: Share of a window's items that the next one reads again, as context.
-        random: Cut the first window of a longer sequence at a random place, so that contexts differ between epochs.
-
-    Returns:
-        The windows, by user and position.
-    """
-    rows: list[tuple[int, int, int, int]] = []
-    training_ends = _training_ends(split)
-    positions = np.concatenate([[0], np.cumsum(item_lengths[split.items], dtype=np.int64)])
-
-    def longest(start: int, last: int) -> int:
-        """End of the longest window from `start` that reads no input after `last`."""
-        fits = int(np.searchsorted(positions, positions[start] + max_length, side="right")) - 1
-        return max(min(fits, start + max_items, last), start + 1)
-
-    for user in range(split.users):
-        first, last = int(split.offsets[user]), int(training_ends[user]) - 1  # the last item is a target only
-        if last <= first:
-            continue
-        if supervision == "last":
-            for end in range(first + 1, last + 1):
-                start = latest_start(positions, end, first, max_items=max_items, max_length=max_length)
-                rows.append((user, start, end, end - 1))
-            continue
-        start, end = first, longest(first, last)
-        if random is not None and end < last:
-            end = int(random.integers(first + 1, end + 1))
-        rows.append((user, start, end, start))
-        while end < last:
-            supervised = end
-            start = end - int(overlap * (end - start))
-            while (end := longest(start, last)) <= supervised:
-                start += 1
-            rows.append((user, start, end, supervised))
-    columns = np.array(rows, dtype=np.int64).reshape(-1, 4).T
-    users, starts, ends, supervisions = columns
-    return Windows(users, starts, ends, supervisions, positions[ends] - positions[starts])
-
-
-def with_shuffled_ties(split: Split, random: np.random.Generator) -> Split:
-    """The same split with each user's training items of one timestamp in random order.
-
-    Nobody knows in which order they came: file order is one guess, and a model that trains on it alone learns it.
-    """
-    user, time = split.user_of_interaction, split.timestamps
-    starts = np.concatenate([[True], (user[1:] != user[:-1]) | (time[1:] != time[:-1]) | (split.stages[1:] > 0)])
-    order = np.lexsort((random.random(len(starts)), np.cumsum(starts)))
-    return replace(split, items=split.items[order])
-
-
-def latest_start(positions: np.ndarray, end: int, first: int, *, max_items: int, max_length: int) -> int:
-    """Start of the latest whole items before `end` that fit: the oldest are dropped."""
-    fits = int(np.searchsorted(positions, positions[end] - max_length, side="left"))
-    return min(max(fits, end - max_items, first), end - 1)
-
-
-def _training_ends(split: Split) -> np.ndarray:
-    """(users,) the position after each user's last training interaction."""
-    counts = np.add.reduceat((split.stages == 0).astype(np.int64), split.offsets[:-1])
-    return np.asarray(split.offsets[:-1] + counts)
-
-
-def query_windows(
-    queries: Queries, item_lengths: np.ndarray, *, max_items: int, max_length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of `queries`: start and end of the latest whole items that fit, as positions in `queries.items`."""
-    positions = np.concatenate([[0], np.cumsum(item_lengths[queries.items], dtype=np.int64)])
-    ends = queries.history_end.astype(np.int64)
-    fits = np.searchsorted(positions, positions[ends] - max_length, side="left")
-    starts = np.minimum(np.maximum.reduce([fits, ends - max_items, queries.history_start]), ends - 1)
-    return starts, ends
+    def histories(self) -> list[np.ndarray]:
+        """The items of each history up to its last supervised boundary, which is always its last item: copies."""
+        items, mask = self.item_ids.cpu().numpy(), self.item_mask.cpu().numpy()
+        return [row[kept] for row, kept in zip(items, mask, strict=True)]
 
 
 class HistoryDataset(Dataset[HistoryBatch]):
@@ -226,43 +126,86 @@ class HistoryDataset(Dataset[HistoryBatch]):
 
     def __getitem__(self, rows: Sequence[int]) -> HistoryBatch:
         chosen = np.asarray(rows, dtype=np.int64)
-        starts, ends = self.start[chosen], self.end[chosen]
-        counts = ends - starts
-        mask = np.arange(counts.max()) < counts[:, None]
-        items = np.zeros(mask.shape, dtype=np.int64)
-        targets = np.zeros(mask.shape, dtype=np.int64)
-        supervised = np.zeros(mask.shape, dtype=bool)
-        for i, (row, start, end) in enumerate(zip(chosen, starts, ends, strict=True)):
-            items[i, : end - start] = self.items[start:end]
+        spans = list(zip(self.start[chosen], self.end[chosen], strict=True))
+        batch = collate([self.items[start:end] for start, end in spans], tokens=self.tokens)
+        targets, supervised = np.zeros(batch.item_ids.shape, dtype=np.int64), np.zeros(batch.item_ids.shape, dtype=bool)
+        for i, (row, (start, end)) in enumerate(zip(chosen, spans, strict=True)):
             targets[i, : end - start - 1] = self.items[start + 1 : end]
             targets[i, end - start - 1] = self.target[row]
             supervised[i, self.supervised[row] - start : end - start] = True
-        batch = HistoryBatch(
+        return replace(
+            batch,
             user=torch.from_numpy(self.user[chosen]),
             row=torch.from_numpy(chosen),
-            item_ids=torch.from_numpy(items),
-            item_mask=torch.from_numpy(mask),
             target_ids=torch.from_numpy(targets),
             target_mask=torch.from_numpy(supervised),
-            token_count=int(counts.sum()),
         )
-        return batch if self.tokens is None else with_tokens(batch, self.tokens)
 
 
-def with_tokens(batch: HistoryBatch, tokens: ItemTokenStore) -> HistoryBatch:
-    """The same batch with `token_ids` and `boundaries`, gathered from the items' token spans."""
-    mask, items = batch.item_mask.numpy(), batch.item_ids.numpy()
-    lengths = np.where(mask, tokens.lengths[items], 0)
+def collate(
+    histories: Sequence[np.ndarray],
+    *,
+    tokens: ItemTokenStore | None,
+    hidden: Sequence[np.ndarray] | None = None,
+) -> HistoryBatch:
+    """Histories as a batch that asks for each one's last state; users, rows and targets are zero.
+
+    Args:
+        histories: Item ids of each history, oldest first, at least one.
+        tokens: Token store, where a text encoder asks for tokens.
+        hidden: For each history, True at the items whose identity is hidden from the encoder.
+    """
+    counts = np.array([len(items) for items in histories])
+    mask = np.arange(counts.max()) < counts[:, None]
+    ids = np.zeros(mask.shape, dtype=np.int64)
+    ids[mask] = np.concatenate(histories)
+    hides = None
+    if hidden is not None:
+        hides = np.zeros(mask.shape, dtype=bool)
+        hides[mask] = np.concatenate(hidden)
+    nothing = torch.zeros(len(counts), dtype=torch.long)
+    batch = HistoryBatch(
+        user=nothing,
+        row=nothing,
+        item_ids=torch.from_numpy(ids),
+        item_mask=torch.from_numpy(mask),
+        target_ids=torch.zeros(mask.shape, dtype=torch.long),
+        target_mask=torch.from_numpy(np.arange(mask.shape[1]) == counts[:, None] - 1),
+        hidden=None if hides is None else torch.from_numpy(hides),
+        token_count=int(counts.sum()),
+    )
+    if tokens is None:
+        return batch
+    hidden = [np.zeros(count, dtype=bool) for count in counts] if hidden is None else hidden
+    spans = [
+        [tokens.hidden if hide else tokens.span(item) for item, hide in zip(items, hides_items, strict=True)]
+        for items, hides_items in zip(histories, hidden, strict=True)
+    ]
+    return with_spans(batch, spans, separator=tokens.separator)
+
+
+def with_spans(batch: HistoryBatch, spans: Sequence[Sequence[np.ndarray]], *, separator: int) -> HistoryBatch:
+    """The same batch with `token_ids` and `boundaries`: the tokens of each history's items, one after another.
+
+    Args:
+        batch: Without tokens.
+        spans: For each history, the tokens of each of its items, which end in the separator.
+        separator: Fills the padding.
+    """
+    mask = batch.item_mask.numpy()
+    lengths = np.zeros(mask.shape, dtype=np.int64)
+    lengths[mask] = [len(span) for history in spans for span in history]
     ends = np.cumsum(lengths, axis=1)
-    token_ids = np.full((len(items), int(ends[:, -1].max())), tokens.separator, dtype=np.int64)
-    for i, row in enumerate(items):
-        history = tokens.gather(row[mask[i]])
-        token_ids[i, : len(history)] = history
+    totals = ends[:, -1]
+    token_ids = np.full((len(spans), int(totals.max())), separator, dtype=np.int64)
+    token_ids[np.arange(token_ids.shape[1]) < totals[:, None]] = np.concatenate(
+        [s for spans_of in spans for s in spans_of]
+    )
     return replace(
         batch,
         token_ids=torch.from_numpy(token_ids),
         boundaries=torch.from_numpy(np.where(mask, ends - 1, 0)),
-        token_count=int(ends[:, -1].sum()),
+        token_count=int(totals.sum()),
     )
 
 

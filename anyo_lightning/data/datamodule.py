@@ -1,6 +1,7 @@
 """One DataModule for every variant: source, split, windows, batches."""
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,19 +10,18 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from anyo_lightning.data.batches import (
-    HistoryBatch,
-    HistoryDataset,
-    Supervision,
-    TokenBudgetBatches,
-    query_windows,
-    training_windows,
-    with_shuffled_ties,
-)
+from anyo_lightning.data.batches import HistoryBatch, HistoryDataset, TokenBudgetBatches, collate
 from anyo_lightning.data.sources import Columns, Source, load_source, read_files
 from anyo_lightning.data.splits import Queries, Split, Strategy, Ties, make_split
 from anyo_lightning.data.texts import item_texts
 from anyo_lightning.data.tokens import ItemTokenStore
+from anyo_lightning.data.windows import (
+    Supervision,
+    latest_start,
+    query_windows,
+    training_windows,
+    with_shuffled_ties,
+)
 from anyo_lightning.errors import InputError
 from anyo_lightning.fetch import cache_folder
 
@@ -217,6 +217,30 @@ class RecDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[HistoryBatch]:
         """The test queries."""
         return self._evaluation_loader("test")
+
+    def collate(self, histories: Sequence[np.ndarray], *, hidden: Sequence[np.ndarray] | None = None) -> HistoryBatch:
+        """Any histories as a batch that asks for each one's last state: the latest whole items that fit are read.
+
+        Args:
+            histories: Item ids of each history, oldest first, at least one.
+            hidden: For each history, True at the items whose identity is hidden from the encoder.
+        """
+        lengths = self._item_lengths()
+        starts = [
+            latest_start(
+                np.concatenate([[0], np.cumsum(lengths[items])]),
+                len(items),
+                0,
+                max_items=self.max_items,
+                max_length=self._max_length(),
+            )
+            for items in histories
+        ]
+        return collate(
+            [items[start:] for items, start in zip(histories, starts, strict=True)],
+            tokens=self.tokens,
+            hidden=None if hidden is None else [kept[start:] for kept, start in zip(hidden, starts, strict=True)],
+        )
 
     def _texts_for_histories(self, source: Source) -> list[str]:
         if not self.titles_only:

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 Tokenize = Callable[[list[str]], list[list[int]]]
+HIDDEN = "unknown"  # what a text encoder reads in the place of an item that a view hides
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,16 @@ class ItemTokenStore:
     token_ids: np.ndarray  # (tokens of all items,) int32, memory-mapped
     offsets: np.ndarray  # (catalogue + 1,) int64
     separator: int
+    hidden: np.ndarray  # the tokens of an item that a view hides
 
     @property
     def lengths(self) -> np.ndarray:
         """(catalogue,) tokens of each item, its separator included."""
         return np.diff(self.offsets)
 
-    def gather(self, item_ids: np.ndarray) -> np.ndarray:
-        """The tokens of these items, one after another."""
-        return np.concatenate([self.token_ids[self.offsets[i] : self.offsets[i + 1]] for i in item_ids])
+    def span(self, item_id: int) -> np.ndarray:
+        """The tokens of an item."""
+        return self.token_ids[self.offsets[item_id] : self.offsets[item_id + 1]]
 
     @classmethod
     def build(
@@ -66,7 +68,13 @@ class ItemTokenStore:
                 except OSError:
                     if not place.is_dir():  # else another process was faster, with the same bytes
                         raise
-        return cls(np.load(place / "token_ids.npy", mmap_mode="r"), np.load(place / "offsets.npy"), separator)
+        (hidden,) = tokenize([HIDDEN])
+        return cls(
+            np.load(place / "token_ids.npy", mmap_mode="r"),
+            np.load(place / "offsets.npy"),
+            separator,
+            np.array([*hidden, separator], dtype=np.int32),
+        )
 
 
 def _is_whole(place: Path) -> bool:

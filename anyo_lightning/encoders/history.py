@@ -1,20 +1,16 @@
 """History encoders: a `HistoryBatch` in, the states at its supervised item boundaries out."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryBatch
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.errors import InputError
-
-Reads = Literal["texts", "vectors", "both"]
-PROMPT = "The user has liked these items, oldest first:"
-RESPONSE = "\n### Response:"
 
 
 class HistoryEncoder(Protocol):
@@ -50,9 +46,14 @@ class Injection(nn.Module):
         nn.init.normal_(self.linear.weight, std=float(size) * item_vectors.shape[1] ** -0.5)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, item_ids: Int[Tensor, "*items"]) -> Float[Tensor, "*items hidden"]:
-        """The input embeddings of these items."""
-        embeddings: Tensor = self.linear(self.dropout(self.item_vectors[item_ids]))
+    def forward(
+        self, item_ids: Int[Tensor, "*items"], hidden: Bool[Tensor, "*items"] | None = None
+    ) -> Float[Tensor, "*items width"]:
+        """The input embeddings of these items; that of a hidden one is the layer's bias alone."""
+        vectors = self.dropout(self.item_vectors[item_ids])
+        if hidden is not None:
+            vectors = vectors.masked_fill(hidden[..., None], 0)
+        embeddings: Tensor = self.linear(vectors)
         return embeddings
 
 
@@ -96,7 +97,8 @@ class TextHistory(nn.Module):
             states = self.backbone(batch.token_ids, attention_mask=mask)
         else:
             rows, items = batch.item_mask.nonzero(as_tuple=True)
-            injected = self.injection(batch.item_ids[rows, items])
+            hidden = None if batch.hidden is None else batch.hidden[rows, items]
+            injected = self.injection(batch.item_ids[rows, items], hidden)
             embeddings = self.backbone.embed(batch.token_ids).to(injected.dtype)
             embeddings = embeddings.index_put((rows, batch.boundaries[rows, items]), injected)
             states = self.backbone(input_embeddings=embeddings, attention_mask=mask)
@@ -147,7 +149,7 @@ class ItemTokenHistory(nn.Module):
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """States at the supervised boundaries."""
         prompt, response = self.get_buffer("prompt"), self.get_buffer("response")
-        items = self.injection(batch.item_ids)
+        items = self.injection(batch.item_ids, batch.hidden)
         size = len(items)
         before = self.backbone.embed(prompt).to(items.dtype).expand(size, -1, -1)
         positions = len(prompt) + torch.arange(items.shape[1], device=items.device).expand(size, -1)
@@ -168,9 +170,9 @@ class ItemTokenHistory(nn.Module):
 class IdHistory(nn.Module):
     """SASRec's encoder: item embeddings plus positions through a small causal transformer; no LLM.
 
-    Positions count from the window's first item; item embeddings are scaled by `sqrt(dim)`, as in the paper.
-    Layers are torch's: post-norm with ReLU, as in the transformer that the paper takes over; the feed-forward layer
-    is four times as wide as the states (the paper: once).
+    Positions count from the window's first item; item embeddings are scaled by `sqrt(dim)`, as in the paper; a hidden
+    item is its position alone. Layers are torch's: post-norm with ReLU, as in the transformer that the paper takes
+    over; the feed-forward layer is four times as wide as the states (the paper: once).
 
     Args:
         embedding: The item embeddings, (catalogue, dim); may be shared with `IdItems`.
@@ -199,49 +201,9 @@ class IdHistory(nn.Module):
         """States at the supervised boundaries."""
         length = batch.item_ids.shape[1]
         embedded = self.embedding(batch.item_ids) * self.embedding.embedding_dim**0.5
+        if batch.hidden is not None:
+            embedded = embedded.masked_fill(batch.hidden[..., None], 0)
         inputs = self.dropout(embedded + self.position[:length])
         causal = nn.Transformer.generate_square_subsequent_mask(length, device=inputs.device, dtype=inputs.dtype)
         states: Tensor = self.transformer(inputs, mask=causal, is_causal=True)
         return states[batch.target_mask]
-
-
-def llm_history(
-    backbone: Backbone,
-    *,
-    reads: Reads,
-    item_vectors: Float[Tensor, "catalogue width"],
-    dim: int,
-    dropout: float,
-    input_dropout: float,
-    supervision: str,
-    prompt: str = PROMPT,
-    response: str = RESPONSE,
-) -> TextHistory | ItemTokenHistory:
-    """The history encoder of the LLM variants: `TextHistory`, or `ItemTokenHistory` over the items' vectors.
-
-    Args:
-        backbone: The LLM.
-        reads: What it reads of each item.
-        item_vectors: (catalogue, width) frozen vectors, for `vectors` and `both`.
-        dim: Width of the states; they are scaled by `dim ** -0.5`.
-        dropout: On the LLM's states.
-        input_dropout: On the item vectors.
-        supervision: As in the DataModule.
-        prompt: Text before the item vectors.
-        response: Text after them, with `supervision: last`.
-    """
-    projector = Projector(backbone.hidden_size, dim, dropout=dropout, scale=dim**-0.5)
-    injection = None
-    if reads != "texts":
-        injection = Injection(item_vectors, backbone=backbone, dropout=input_dropout)
-    if reads != "vectors" or injection is None:
-        return TextHistory(backbone, projector=projector, supervision=supervision, injection=injection)
-    tokenizer = load_tokenizer(*backbone.source)
-    return ItemTokenHistory(
-        backbone,
-        injection=injection,
-        projector=projector,
-        prompt=tokenizer(prompt, add_special_tokens=False)["input_ids"],
-        response=tokenizer(response, add_special_tokens=False)["input_ids"],
-        supervision=supervision,
-    )

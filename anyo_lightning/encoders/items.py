@@ -103,31 +103,3 @@ def text_vectors(backbone: Backbone, data: RecDataModule, *, pooling: Pooling) -
         max_tokens=data.max_item_tokens,
     )
     return whiten(torch.from_numpy(vectors))
-
-
-def frozen_text_items(
-    vectors: Float[Tensor, "catalogue width"],
-    data: RecDataModule,
-    *,
-    dim: int,
-    id_residual: bool,
-    dropout: float,
-    hidden: int | None = None,
-) -> FrozenTextItems:
-    """The usual item encoder of the text variants: a projector over `text_vectors`.
-
-    Args:
-        vectors: Of `text_vectors`.
-        data: The data module, set up.
-        dim: Width of the item vectors.
-        id_residual: Whether to add a free row an item.
-        dropout: On the projected text vectors.
-        hidden: Width of the projector's hidden layer; None for a linear projector.
-    """
-    return FrozenTextItems(
-        vectors,
-        projector=Projector(vectors.shape[1], dim, hidden=hidden, norm=False, gain=0.1),
-        trained=torch.from_numpy(data.split.training_counts() > 0),
-        id_residual=id_residual,
-        dropout=dropout,
-    )

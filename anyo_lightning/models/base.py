@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ class RetrievalModule(LightningModule):
         self.training_items = trained.nonzero()[:, 0]
         self.position_in_training = torch.full((len(trained),), -1).masked_scatter(trained, torch.arange(len(trained)))
         self.catalogue = checkpoints.describe_catalogue(data.split)
+        self.data = data
         self.build(data)
         self.built = True
         self.build_seconds = time.perf_counter() - started
@@ -122,6 +123,21 @@ class RetrievalModule(LightningModule):
         """The states at the supervised boundaries of a batch."""
         states: Tensor = self.history_encoder(batch)
         return states
+
+    def encode_histories(
+        self, histories: Sequence[np.ndarray], *, hidden: Sequence[np.ndarray] | None = None
+    ) -> Float[Tensor, "histories dim"]:
+        """The last state of any histories, float32; what contrastive terms compare.
+
+        Args:
+            histories: Item ids of each history, oldest first, at least one; the latest whole items that fit are read.
+            hidden: For each history, True at the items whose identity is hidden from the encoder.
+        """
+        batch = self.data.collate(histories, hidden=hidden).to(self.device)
+        if self.training:
+            self.seen["tokens"] += batch.token_count
+        states: Tensor = self(batch)
+        return states.float()
 
     def on_train_batch_start(self, batch: HistoryBatch, batch_idx: int) -> None:
         """Seed each step from seed, epoch, step and rank: a resumed run draws what an uninterrupted one draws."""

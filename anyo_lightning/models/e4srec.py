@@ -1,18 +1,17 @@
 """E4SRec: the LLM reads a history, its last hidden state meets all items in a full softmax."""
 
 from pathlib import Path
+from typing import Any
 
-import torch
 from jaxtyping import Float
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.encoders.cache import Pooling
-from anyo_lightning.encoders.history import PROMPT, RESPONSE, Reads, llm_history
-from anyo_lightning.encoders.items import IdItems, frozen_text_items, text_vectors
+from anyo_lightning.encoders.items import IdItems
+from anyo_lightning.encoders.text import PROMPT, RESPONSE, Reads, llm_history, text_encoders
 from anyo_lightning.losses import full_softmax
 from anyo_lightning.models import checkpoints
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
@@ -43,11 +42,7 @@ class E4SRec(RetrievalModule):
         dropout: On the states before the projector and on the items' projected vectors.
         input_dropout: On the item vectors that the LLM reads.
         label_smoothing: Share of the target's probability that is spread over all items.
-        optimizer: Makes the optimizer.
-        learning_rates: Learning rates by the start of a parameter's name.
-        warmup: Share of the steps over which learning rates rise.
-        decay: Whether they then fall to zero by a cosine, or stay.
-        init_from: Run folder whose best weights this run starts from.
+        training: What `RetrievalModule` takes.
 
     Reference: Li et al., E4SRec (arXiv 2312.02443).
     """
@@ -67,15 +62,9 @@ class E4SRec(RetrievalModule):
         dropout: float = 0.1,
         input_dropout: float = 0.1,
         label_smoothing: float = 0.0,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        learning_rates: dict[str, float] | None = None,
-        warmup: float = 0.05,
-        decay: bool = True,
-        init_from: Path | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(
-            optimizer=optimizer, learning_rates=learning_rates, warmup=warmup, decay=decay, init_from=init_from
-        )
+        super().__init__(**training)
         self.make_backbone, self.dim, self.pooling = backbone, dim, pooling
         self.hidden, self.id_residual = hidden, id_residual
         self.item_vectors_from, self.prompt, self.response = item_vectors_from, prompt, response
@@ -86,21 +75,27 @@ class E4SRec(RetrievalModule):
         """Text for text, or SASRec's vectors for a free head."""
         paper = self.item_vectors_from is not None
         backbone = self.load_backbone(self.make_backbone, data, reads_text=self.reads != "vectors" and not paper)
-        if self.item_vectors_from is not None:
-            read = checkpoints.item_vectors(self.item_vectors_from, data.split)
-            read = (read - read.mean(0)) / read.std()
-            head = nn.Embedding(data.split.catalogue_size, self.dim)
-            nn.init.normal_(head.weight, std=0.1)
-            self.item_encoder: nn.Module = IdItems(head)
-        else:
-            read = text_vectors(backbone, data, pooling=self.pooling)
-            self.item_encoder = frozen_text_items(
-                read, data, dim=self.dim, id_residual=self.id_residual, dropout=self.dropout, hidden=self.hidden
+        if self.item_vectors_from is None:
+            self.history_encoder, self.item_encoder = text_encoders(
+                backbone,
+                data,
+                reads=self.reads,
+                dim=self.dim,
+                pooling=self.pooling,
+                hidden=self.hidden,
+                id_residual=self.id_residual,
+                dropout=self.dropout,
+                input_dropout=self.input_dropout,
             )
+            return
+        read = checkpoints.item_vectors(self.item_vectors_from, data.split)
+        head = nn.Embedding(data.split.catalogue_size, self.dim)
+        nn.init.normal_(head.weight, std=0.1)
+        self.item_encoder = IdItems(head)
         self.history_encoder = llm_history(
             backbone,
-            reads="vectors" if paper else self.reads,
-            item_vectors=read,
+            reads="vectors",
+            item_vectors=(read - read.mean(0)) / read.std(),
             dim=self.dim,
             prompt=self.prompt,
             response=self.response,

@@ -1,8 +1,8 @@
 """SASRec: the id baseline that must be beaten."""
 
-import torch
+from typing import Any
+
 from jaxtyping import Float
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryBatch
@@ -27,10 +27,7 @@ class SASRec(RetrievalModule):
         dropout: On embeddings, attention and feed-forward.
         tied: Whether input and output embeddings are one table, as in the paper.
         label_smoothing: Share of the target's probability that is spread over all items.
-        optimizer: Makes the optimizer.
-        learning_rates: Learning rates by the start of a parameter's name.
-        warmup: Share of the steps over which the learning rate rises.
-        decay: Whether they then fall to zero by a cosine, or stay.
+        training: What `RetrievalModule` takes.
 
     Reference: Kang and McAuley, ICDM 2018 (arXiv 1808.09781); Klenitskiy and Vasilev, RecSys 2023 (arXiv 2309.07602).
     """
@@ -44,12 +41,9 @@ class SASRec(RetrievalModule):
         dropout: float = 0.2,
         tied: bool = True,
         label_smoothing: float = 0.0,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        learning_rates: dict[str, float] | None = None,
-        warmup: float = 0.05,
-        decay: bool = True,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer=optimizer, learning_rates=learning_rates, warmup=warmup, decay=decay)
+        super().__init__(**training)
         self.dim, self.layers, self.heads, self.dropout = dim, layers, heads, dropout
         self.tied, self.label_smoothing = tied, label_smoothing
 
