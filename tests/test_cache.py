@@ -133,10 +133,10 @@ def test_damaged_shard(tiny_llm: str, titles: list[str], tmp_path: Path, damage:
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     damaged = {"truncated": content[:-40], "flipped": flipped, "foreign": b"not a shard", "empty": b""}[damage]
     shard.write_bytes(damaged)
-    with pytest.warns(UserWarning, match="are damaged"):
+    with pytest.warns(UserWarning, match="is damaged"):
         after = embed_texts(backbone, tokenizer, titles, folder=tmp_path)
     assert backbone.rows == len(titles) + 1
-    assert shard.with_name(f"{shard.name}.damaged").read_bytes() == damaged
+    assert shard.with_name(f"{shard.name}.damaged-1").read_bytes() == damaged
     np.testing.assert_allclose(after, before, atol=0.05)
 
 

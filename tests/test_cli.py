@@ -189,10 +189,17 @@ def test_mistakes_are_one_sentence(
     sasrec = tiny(CONFIGS[0].parent / "sasrec.yaml")
     typo = tmp_path / "typo.yaml"
     typo.write_text("trainer: {max_epoch: 3}\n")
+    wide = tmp_path / "wide.csv"
+    wide.write_text("user_id,item_id,timestamp\nu,m1,1\n", encoding="utf-16")
     cut = tmp_path / "cut.csv.gz"
     cut.write_bytes(gzip.compress(b"user_id,item_id,timestamp\n" * 500)[:-20])
     cases = {
         "max_epoch": ["fit", *sasrec, f"--config={typo}"],
+        "Expected an option that SASRec has for model, got dimm": ["fit", *sasrec, "--model.init_args.dimm=3"],
+        "Expected the name of a class for model, got SASRecc": ["fit", "--model=SASRecc"],
+        "Expected data.ties to be one of 'file_order', 'item_id', 'shuffle', got x": ["fit", *sasrec, "--data.ties=x"],
+        "Expected data.k_core to be of type int, got few": ["fit", *sasrec, "--data.k_core=few"],
+        "Expected UTF-8 text": ["fit", *floor, f"--data.interactions={wide}"],
         "no_such_set": ["fit", f"--config={CONFIGS[0].parent / 'popularity.yaml'}", "--data.source=no_such_set"],
         "person": ["fit", *floor, "--data.columns.user=person"],
         "cut.csv.gz": ["fit", *floor, f"--data.interactions={cut}"],

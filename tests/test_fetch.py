@@ -110,7 +110,7 @@ def test_damaged_alias_is_kept_aside_and_fetched_again(tiny_alias: str, tmp_path
         weights.unlink()
     else:
         weights.write_bytes(content if damage == "flipped" else content[:-10])
-    with pytest.warns(UserWarning, match="The cached tiny is damaged: kept as tiny.damaged-1, fetching it again"):
+    with pytest.warns(UserWarning, match="tiny is damaged: kept as tiny.damaged-1, made anew"):
         again = Backbone(tiny_alias)
     for one, other in zip(sound.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(one, other)

@@ -329,8 +329,8 @@ def test_ml_100k_is_fetched_once_and_repaired(
     assert capsys.readouterr().err == ""
     damaged = next(tmp_path.rglob("ml-100k.inter"))
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    assert load_source("ml-100k").interactions.height == 100_000
-    assert "damaged" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="ml-100k is damaged: kept as ml-100k.damaged-1"):
+        assert load_source("ml-100k").interactions.height == 100_000
     assert (damaged.parent.parent / "ml-100k.damaged-1" / "ml-100k.inter").stat().st_size == 1000
 
 

@@ -4,6 +4,7 @@ Tables are scanned lazily, so that only the named columns are parsed; gzip is re
 stay text: `tables.py` decides what a number is.
 """
 
+import codecs
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -171,6 +172,9 @@ def explaining(path: Path) -> Iterator[None]:
         raise InputError(f"Expected a file at {path}, got {'a folder' if path.is_dir() else 'nothing there'}")
     if path.stat().st_size == 0:
         raise InputError(f"Expected rows in {path}, got an empty file")
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise InputError(f"Expected UTF-8 text in {path}, got UTF-16")
     try:
         yield
     except NoDataError:

@@ -11,7 +11,7 @@ from anyo_lightning.data.files import read_table
 from anyo_lightning.data.readers import read_movielens, read_recbole
 from anyo_lightning.data.tables import Columns, Source, make_source
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import cache_folder, fetch_wheel, file_sha256
+from anyo_lightning.fetch import cache_folder, fetch_wheel, file_sha256, set_aside
 
 __all__ = ["Columns", "Source", "load_source", "read_files"]
 
@@ -91,11 +91,7 @@ def _fetch_ml_100k() -> Path:
     """The folder with ML-100K's atomic files; one that was damaged is put aside, not deleted, and fetched again."""
     folder = cache_folder() / "data" / "ml-100k"
     if folder.exists() and not _is_intact(folder):
-        aside = next(
-            path for number in range(1, 1000) if not (path := folder.with_name(f"ml-100k.damaged-{number}")).exists()
-        )
-        print(f"The files in {folder} are damaged: moved to {aside.name}, fetching again.", file=sys.stderr)
-        folder.rename(aside)
+        set_aside(folder)
     if not folder.exists():
         fetch_wheel(
             "recbole==1.2.1",

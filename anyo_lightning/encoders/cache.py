@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import sys
-import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.errors import InputError
+from anyo_lightning.fetch import set_aside
 
 Pooling = Literal["mean", "last"]
 LENGTH_STEP = 8  # rows are padded to a multiple of this, so that few shapes occur
@@ -151,12 +151,7 @@ def _read_shards(store: Path) -> dict[bytes, np.ndarray]:
             if keys.shape[0] != rows.shape[0] or not np.isfinite(rows).all():
                 raise ValueError("keys and vectors do not fit together")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            aside = path.with_name(f"{path.name}.damaged")
-            path.replace(aside)
-            warnings.warn(
-                f"Cached vectors in {path.name} are damaged ({error}): kept as {aside.name}, encoding them again",
-                stacklevel=3,
-            )
+            set_aside(path, reason=f"damaged ({error})")
             continue
         vectors |= zip([key.tobytes() for key in keys], rows, strict=True)
     return vectors
