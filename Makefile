@@ -11,7 +11,7 @@ RESULTS := $(FLOORS) sasrec anyo anyo_hybrid anyo_vectors e4srec e4srec_hybrid \
 	e4srec_vectors e4srec_vectors_hybrid
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo results test check format clean
+.PHONY: demo results test test-distributed check format clean
 .SECONDARY:
 
 demo: $(DEMO:%=$(RUNS)/%/metrics.json)
@@ -36,7 +36,10 @@ $(RUNS)/%/metrics.json: | .venv/installed
 	touch $@
 
 test: .venv/installed
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 2 -m "not distributed"
+
+test-distributed: .venv/installed
+	$(BIN)/pytest -m distributed
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ class CostLedger(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the first step's FLOPs."""
         if not self.flops_per_token:
-            self._tokens_before = _cost(pl_module)["tokens"]
+            self._tokens_before = _module(pl_module).seen["tokens"]
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()  # type: ignore[no-untyped-call]
 
@@ -57,11 +57,12 @@ class CostLedger(Callback):
         """Add a row now and then."""
         if self._counter is not None:
             self._counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            tokens = _cost(pl_module)["tokens"] - self._tokens_before
+            tokens = _module(pl_module).seen["tokens"] - self._tokens_before
             self.flops_per_token = self._counter.get_total_flops() / max(tokens, 1)
             self._counter = None
         if trainer.global_step % self.every == 0:
             self._add(trainer, pl_module, "train/")
+            self._write(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -96,7 +97,7 @@ class CostLedger(Callback):
 
     def _add(self, trainer: Trainer, module: LightningModule, start: str) -> None:
         """Add a row with the metrics whose names start so; one row a step."""
-        cost = _cost(module)
+        cost = _module(module).seen_by_all()
         row = {
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,
@@ -116,9 +117,9 @@ class CostLedger(Callback):
             RunFolder(trainer.default_root_dir).write_curves(pl.from_dicts(self.rows, infer_schema_length=None))
 
 
-def _cost(module: LightningModule) -> dict[str, float]:
+def _module(module: LightningModule) -> RetrievalModule:
     assert isinstance(module, RetrievalModule)
-    return module.cost()
+    return module
 
 
 def peak_memory_gib() -> float:

@@ -12,23 +12,19 @@ Files are written under a temporary name and renamed, so that a reader never see
 """
 
 import contextlib
-import importlib.metadata
+import fcntl
 import json
 import os
-import platform
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 
 from anyo_lightning.errors import InputError
 
-PACKAGES = ("anyo-lightning", "torch", "lightning", "transformers", "peft", "faiss-cpu", "polars", "numpy")
 METRICS_KEYS = ("variant", "seed", "split", "protocol", "metrics", "slices", "cost", "environment")
 VERSION = re.compile(r"version_(\d+)")
 
@@ -61,6 +57,27 @@ class RunFolder:
                 version += 1
             else:
                 return cls(folder)
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder, made if need be, so that no second process writes there; the system frees it in any case.
+
+        Raises:
+            InputError: When another run is writing there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise InputError(f"Expected a run folder of its own, got {self.path}, where a run is writing") from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            os.close(folder)
 
     @property
     def finished(self) -> bool:
@@ -188,23 +205,6 @@ def find_runs(path: str | Path) -> tuple[list[RunFolder], list[RunFolder]]:
     return found, skipped if by_variant else [RunFolder(folder)]
 
 
-def environment() -> dict[str, Any]:
-    """Versions, hardware and commit that a figure depends on; no paths and no names of machines."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    hardware = {
-        "cpu": _cpu_name(),
-        "cpu_cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": _memory_gib(),
-        "gpus": gpus,
-    }
-    return {"versions": versions, "hardware": hardware, "commit": _commit()}
-
-
 @contextlib.contextmanager
 def renamed_to(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well."""
@@ -214,6 +214,8 @@ def renamed_to(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else a machine that dies may have the new name without its content
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's files are for their owner alone
@@ -233,35 +235,3 @@ def _read_parquet(path: Path, columns: list[str] | None) -> pl.DataFrame:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of this package's own checkout, with `+changes` where files differ from it."""
-    project = Path(__file__).resolve().parents[1]
-    if not (project / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(project), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        changes = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-        return git("rev-parse", "--short=12", "HEAD") + changes
-    except (OSError, subprocess.SubprocessError):
-        return None

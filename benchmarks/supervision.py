@@ -13,8 +13,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from anyo_lightning.data.batches import HistoryDataset, TokenBudgetBatches
+from anyo_lightning.data.batches import HistoryDataset
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.windows import Supervision, training_windows
 from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.models.e4srec import E4SRec

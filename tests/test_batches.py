@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyo_lightning.data.batches import HistoryDataset, TokenBudgetBatches
+from anyo_lightning.data.batches import HistoryDataset
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.splits import Split
 from anyo_lightning.data.tokens import HIDDEN, ItemTokenStore
 from anyo_lightning.data.windows import query_windows, training_windows, with_shuffled_ties
@@ -132,49 +133,6 @@ def test_collate_gathers_each_items_tokens() -> None:
         assert (batch.token_ids[b, batch.boundaries[b, : len(history)]] == 1).all()
         assert batch.item_mask[b].sum() == len(history)
     assert batch.token_count == int(windows.length.sum())
-
-
-def test_batches_keep_the_budget_and_waste_little() -> None:
-    """Padded size within the budget, every row once, less than 5% padding, the same number of batches each epoch."""
-    lengths = np.random.default_rng(0).integers(20, 1000, size=3000)
-    sampler = TokenBudgetBatches(lengths, budget=8192, seed=3)
-    sizes = set()
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        batches = list(sampler)
-        assert sorted(row for rows in batches for row in rows) == list(range(3000))
-        assert max(lengths[rows].max() * len(rows) for rows in batches) <= 8192
-        assert sampler.padding_share() < 0.05
-        sizes.add(len(batches))
-        assert len(batches) == len(sampler)
-    assert len(sizes) == 1
-
-
-def test_batches_depend_on_seed_and_epoch_alone() -> None:
-    """The same seed and epoch give the same batches, another epoch or seed others."""
-    lengths = np.random.default_rng(0).integers(20, 100, size=300)
-
-    def batches(seed: int, epoch: int) -> list[list[int]]:
-        sampler = TokenBudgetBatches(lengths, budget=500, seed=seed)
-        sampler.set_epoch(epoch)
-        return list(sampler)
-
-    assert batches(0, 0) == batches(0, 0)
-    assert batches(0, 0) != batches(0, 1)
-    assert batches(0, 0) != batches(1, 0)
-
-
-def test_batches_resume_and_shard() -> None:
-    """A resumed epoch goes on where it stopped; ranks take equally many batches and each row once."""
-    lengths = np.random.default_rng(0).integers(20, 100, size=101)
-    whole = list(TokenBudgetBatches(lengths, budget=500, seed=0))
-    resumed = TokenBudgetBatches(lengths, budget=500, seed=0)
-    resumed.resume(epoch=0, batches=4)
-    assert list(resumed) == whole[4:]
-    assert list(resumed) == whole
-    shards = [list(TokenBudgetBatches(lengths, budget=500, seed=0, rank=r, world_size=3)) for r in range(3)]
-    assert len({len(shard) for shard in shards}) == 1
-    assert sorted(row for shard in shards for rows in shard for row in rows) == list(range(101))
 
 
 def test_token_store_is_built_once(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from anyo_lightning.environment import environment
 from anyo_lightning.errors import InputError
-from anyo_lightning.runs import METRICS_KEYS, RunFolder, environment, find_runs, renamed_to
+from anyo_lightning.runs import METRICS_KEYS, RunFolder, find_runs, renamed_to
 
 
 def content(variant: str = "sasrec") -> dict[str, Any]:

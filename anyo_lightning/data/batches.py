@@ -4,14 +4,14 @@ Items are tokenised once. A history becomes tokens by gathering spans of a flat 
 loader.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from anyo_lightning.data.splits import Queries, Split
 from anyo_lightning.data.tokens import ItemTokenStore
@@ -207,77 +207,3 @@ def with_spans(batch: HistoryBatch, spans: Sequence[Sequence[np.ndarray]], *, se
         boundaries=torch.from_numpy(np.where(mask, ends - 1, 0)),
         token_count=int(totals.sum()),
     )
-
-
-class TokenBudgetBatches(Sampler[list[int]]):
-    """Batches of rows of like length, of at most `budget` padded tokens each, shuffled by seed and epoch.
-
-    The batches depend on nothing but lengths, seed, epoch and the number of processes: every process cuts the same
-    list and takes each `world_size`-th batch. All epochs and all ranks have the same number of batches.
-
-    Args:
-        lengths: (rows,) tokens, or items without text.
-        budget: Most padded tokens a batch. A row longer than the budget is a batch of its own.
-        seed: Seed of the shuffle; None keeps one fixed order, by length (evaluation).
-        rank: This process.
-        world_size: Number of processes.
-    """
-
-    JITTER = 0.03  # how far, as a share of a row's length, the shuffle may move it among rows of other lengths
-
-    def __init__(
-        self, lengths: np.ndarray, *, budget: int, seed: int | None, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.lengths, self.seed = np.asarray(lengths), seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self.skip = 0
-        self.cuts = self._cut(budget / (1 + self.JITTER) if seed is not None else budget)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's shuffle (Lightning calls this)."""
-        self.epoch = epoch
-
-    def resume(self, *, epoch: int, batches: int) -> None:
-        """Go on within an epoch: the next iteration leaves out this rank's first `batches` batches."""
-        self.epoch, self.skip = epoch, batches
-
-    def batches(self) -> list[np.ndarray]:
-        """All batches of the epoch, of all ranks, in order; none when there are no rows."""
-        if not len(self.lengths):
-            return []
-        if self.seed is None:
-            return np.split(np.argsort(self.lengths, kind="stable"), self.cuts)
-        # The p-th smallest jittered length is at most 1 + JITTER times the p-th smallest length, so that batches
-        # cut where the sorted lengths fill budget / (1 + JITTER) never exceed the budget, whatever the shuffle.
-        random = np.random.default_rng([self.seed, self.epoch])
-        jittered = self.lengths * (1 + self.JITTER * random.random(len(self.lengths)))
-        cut = np.split(np.argsort(jittered, kind="stable"), self.cuts)
-        return [cut[i] for i in random.permutation(len(cut))]
-
-    def padding_share(self) -> float:
-        """The share of padded positions that hold no token, over an epoch."""
-        padded = sum(int(self.lengths[rows].max()) * len(rows) for rows in self.batches())
-        return 1 - float(self.lengths.sum()) / padded
-
-    def _cut(self, budget: float) -> np.ndarray:
-        """Where to cut the sorted rows, so that the number of batches is a multiple of the number of processes."""
-        lengths = np.sort(self.lengths, kind="stable")
-        cuts, begin = [0], 0
-        while begin < len(lengths):
-            most = lengths[begin : begin + int(budget // max(lengths[begin], 1)) + 1]  # padded size = last * count
-            begin += max(int(np.searchsorted(most * np.arange(1, len(most) + 1), budget, side="right")), 1)
-            cuts.append(begin)
-        while len(cuts) % self.world_size != 1 % self.world_size and max(np.diff(cuts)) > 1:
-            largest = int(np.argmax(np.diff(cuts)))
-            cuts.insert(largest + 1, (cuts[largest] + cuts[largest + 1]) // 2)
-        return np.array(cuts[1:-1], dtype=np.int64)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        skip, self.skip = self.skip, 0
-        for rows in self.batches()[self.rank :: self.world_size][skip:]:
-            yield rows.tolist()
-
-    def __len__(self) -> int:
-        count = len(self.cuts) + 1 if len(self.lengths) else 0
-        return len(range(self.rank, count, self.world_size))

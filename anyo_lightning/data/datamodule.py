@@ -10,7 +10,9 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from anyo_lightning.data.batches import HistoryBatch, HistoryDataset, TokenBudgetBatches, collate
+from anyo_lightning.data.batches import HistoryBatch, HistoryDataset, collate
+from anyo_lightning.data.loader import ResumableLoader
+from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.sources import Columns, Source, load_source, read_files
 from anyo_lightning.data.splits import Queries, Split, Strategy, Ties, make_split
 from anyo_lightning.data.texts import item_texts
@@ -190,7 +192,8 @@ class RecDataModule(LightningDataModule):
 
         With `random_cuts` and `shuffle_ties` they depend on the epoch: our command line reloads this loader in each.
         """
-        random = np.random.default_rng([self.seed, self.trainer.current_epoch if self.trainer else 0])
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        random = np.random.default_rng([self.seed, epoch])
         split = with_shuffled_ties(self.split, random) if self.shuffle_ties else self.split
         windows = training_windows(
             split,
@@ -203,8 +206,15 @@ class RecDataModule(LightningDataModule):
         )
         if not len(windows):
             raise InputError("Expected a user with at least 2 training interactions, got none")
-        dataset = HistoryDataset.training(split, windows, self.tokens)
-        return self._loader(dataset, windows.length, self.batch_tokens, shuffle=True)
+        batches = TokenBudgetBatches(
+            windows.length, budget=self.batch_tokens, seed=self.seed, epoch=epoch, **self._processes()
+        )
+        return ResumableLoader(
+            HistoryDataset.training(split, windows, self.tokens),
+            batches,
+            consumed=self._consumed,
+            num_workers=self.num_workers,
+        )
 
     def val_dataloader(self) -> DataLoader[HistoryBatch]:
         """The validation queries."""
@@ -258,21 +268,20 @@ class RecDataModule(LightningDataModule):
         start, end = query_windows(queries, lengths, max_items=self.max_items, max_length=self._max_length())
         positions = np.concatenate([[0], np.cumsum(lengths[queries.items], dtype=np.int64)])
         dataset = HistoryDataset.evaluation(queries, (start, end), self.tokens)
-        return self._loader(dataset, positions[end] - positions[start], self.evaluation_batch_tokens, shuffle=False)
-
-    def _loader(
-        self, dataset: HistoryDataset, lengths: np.ndarray, budget: int, *, shuffle: bool
-    ) -> DataLoader[HistoryBatch]:
-        trainer = self.trainer
         batches = TokenBudgetBatches(
-            lengths,
-            budget=budget,
-            seed=self.seed if shuffle else None,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
+            positions[end] - positions[start], budget=self.evaluation_batch_tokens, seed=None, **self._processes()
         )
         # Each element is a whole batch already: the sampler yields lists of rows.
         return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=self.num_workers)
+
+    def _consumed(self) -> int:
+        """The training batches of this epoch that the model has been trained on."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current if self.trainer else None
+        return progress.processed if progress else 0  # type: ignore[attr-defined]
+
+    def _processes(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
 
     def _item_lengths(self) -> np.ndarray:
         return self.tokens.lengths if self.tokens else np.ones(self.split.catalogue_size, dtype=np.int64)

@@ -24,6 +24,7 @@ from rich.progress import Progress
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from anyo_lightning import distributed
 from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.errors import InputError
 from anyo_lightning.fetch import set_aside
@@ -71,9 +72,19 @@ def embed_texts(
     store.mkdir(parents=True, exist_ok=True)
     if not (store / "settings.json").is_file():
         _write(store / "settings.json", json.dumps(settings, indent=1).encode())
+    distributed.barrier()  # all see the same store before one writes
     vectors = _read_shards(store)
+    distributed.barrier()
     distinct = dict(zip([_digest(text) for text in texts], texts, strict=True))
     missing = {key: text for key, text in distinct.items() if key not in vectors}
+    if missing and distributed.world_size() > 1:
+        # Each process encodes its share, and reads what the others wrote; the rest, without a shared disk, itself.
+        own = {key: missing[key] for key in sorted(missing)[distributed.rank() :: distributed.world_size()]}
+        for shard in _encode(backbone, tokenizer, own, pooling, layer, batch_tokens, max_tokens, shard_texts):
+            _write_shard(store, shard)
+        distributed.barrier()
+        vectors = _read_shards(store)
+        missing = {key: text for key, text in distinct.items() if key not in vectors}
     if missing:
         for shard in _encode(backbone, tokenizer, missing, pooling, layer, batch_tokens, max_tokens, shard_texts):
             _write_shard(store, shard)
@@ -94,6 +105,8 @@ def _encode(
     shard_texts: int,
 ) -> Iterator[dict[bytes, np.ndarray]]:
     """Encode texts in batches of one padded length; yields them by shards."""
+    if not texts:
+        return
     keys = list(texts)
     max_tokens = min(max_tokens, backbone.max_positions or max_tokens)
     token_ids: list[list[int]] = tokenizer(list(texts.values()), truncation=True, max_length=max_tokens)["input_ids"]

@@ -17,12 +17,14 @@ from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from anyo_lightning import distributed
 from anyo_lightning.data.splits import Queries, Split, Stage
+from anyo_lightning.environment import environment
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.evaluation.ranking import rank
 from anyo_lightning.evaluation.results import Evaluation
-from anyo_lightning.runs import RunFolder, environment
+from anyo_lightning.runs import RunFolder
 
 
 @runtime_checkable
@@ -134,7 +136,9 @@ class RetrievalMetrics(Callback):
 
     def _evaluate(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        evaluation = self._rank(data.split, data.queries(stage), cast(EncodesCatalogue, module))
+        evaluation = self._rank(
+            data.split, data.queries(stage), cast(EncodesCatalogue, module), trainer.strategy.root_device
+        )
         prefix = "val/" if stage == "validation" else "test/"
         figures = evaluation.means(prefix)
         seconds = time.perf_counter() - self._started
@@ -144,13 +148,16 @@ class RetrievalMetrics(Callback):
         if stage == "test" and trainer.is_global_zero:
             self._write(trainer, module, evaluation, seconds)
 
-    def _rank(self, split: Split, queries: Queries, module: EncodesCatalogue) -> Evaluation:
+    def _rank(self, split: Split, queries: Queries, module: EncodesCatalogue, device: torch.device) -> Evaluation:
         """Build the index and rank the collected rows, each (user, target) once."""
-        rows, first = np.unique(torch.cat(self._rows).numpy(), return_index=True)
+        all_rows, all_queries = (
+            distributed.gather_rows(torch.cat(parts).to(device)).cpu() for parts in (self._rows, self._queries)
+        )
+        rows, first = np.unique(all_rows.numpy(), return_index=True)
         pair = queries.user[rows] * split.catalogue_size + queries.target[rows]
         distinct = np.sort(np.unique(pair, return_index=True)[1])
         rows, first = rows[distinct], first[distinct]
-        query_vectors = torch.cat(self._queries)[torch.from_numpy(first)]
+        query_vectors = all_queries[torch.from_numpy(first)]
         self._rows, self._queries = [], []
         vectors = module.encode_catalogue().detach().float()
         _check_finite("item", vectors, split.item_ids)

@@ -2,12 +2,13 @@
 
 Rows are cut into blocks by their number alone, and each block meets the whole catalogue in one matrix of scores, from
 which come the target's score and everyone else's. The same row therefore has the same neighbours in the same matrix
-product whatever the batch size or the number of processes, and figures agree to the last bit.
+product whatever the batch size or the number of processes, and figures agree to the last bit. Several processes take
+whole blocks, and each gets what all have found.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +19,7 @@ from rich.errors import LiveError
 from rich.progress import Progress
 from torch import Tensor
 
+from anyo_lightning import distributed
 from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.evaluation.metrics import mid_ranks
 
@@ -67,11 +69,12 @@ def rank(
     """
     catalogue_size = len(vectors)
     k = min(k, catalogue_size)
-    parts: list[Ranking] = []
+    parts: list[Ranking] = [_nothing(k)]
     numbers = rows // block_rows(catalogue_size)
     starts = [0, *(1 + np.flatnonzero(np.diff(numbers))), len(rows)]
     spans = [slice(int(start), int(end)) for start, end in pairwise(starts)]
-    for span in with_progress(spans, "ranking"):
+    own = spans[distributed.rank() :: distributed.world_size()]
+    for span in with_progress(own, "ranking"):
         block, block_target = queries[span].float(), target[span].astype(np.int64)
         excluded = None
         if history is not None:
@@ -86,12 +89,29 @@ def rank(
         top_items, top_scores = index.search(block.cpu().numpy(), k, excluded)
         exact = top_items if index.exact else _top(scores, k)
         parts.append(Ranking(ranks.cpu().numpy(), top_items, top_scores, exact))
+    ranked = np.concatenate([np.arange(0), *(np.arange(span.start, span.stop) for span in own)])
     return Ranking(
-        ranks=np.concatenate([part.ranks for part in parts]),
-        top_items=np.concatenate([part.top_items for part in parts]),
-        top_scores=np.concatenate([part.top_scores for part in parts]),
-        exact_top_items=np.concatenate([part.exact_top_items for part in parts]),
+        **{
+            field.name: _gathered(np.concatenate([getattr(part, field.name) for part in parts]), ranked, vectors.device)
+            for field in fields(Ranking)
+        }
     )
+
+
+def _nothing(k: int) -> Ranking:
+    """The ranking of no rows: a process may have none."""
+    lists = np.zeros((0, k), dtype=np.int64)
+    return Ranking(np.zeros(0), lists, np.zeros((0, k), dtype=np.float32), lists)
+
+
+def _gathered(values: np.ndarray, ranked: np.ndarray, device: torch.device) -> np.ndarray:
+    """The values of all processes' rows, in the order of the rows."""
+    if distributed.world_size() == 1:
+        return values
+    everyone, order = (
+        distributed.gather_rows(torch.from_numpy(array).to(device)).cpu().numpy() for array in (values, ranked)
+    )
+    return everyone[np.argsort(order, kind="stable")]
 
 
 def list_ranks(lists: Int[np.ndarray, "rows k"], target: Int[np.ndarray, "rows"]) -> Float[np.ndarray, "rows"]:

@@ -28,6 +28,8 @@ class Anyo(RetrievalModule):
         id_residual: Add a free row to each item's text vector.
         negatives: Items sampled in each step, shared by all targets.
         popularity: Negatives are drawn in proportion to their training count to this power; 0 is uniform.
+        shared_negatives: Whether all processes of a step draw the same negatives (then their gradient is that of one
+            process), or each its own (more distinct negatives).
         dropout: On the states before the projector and on the items' projected vectors.
         input_dropout: On the item vectors that the LLM reads.
         training: What `RetrievalModule` takes.
@@ -44,6 +46,7 @@ class Anyo(RetrievalModule):
         id_residual: bool = False,
         negatives: int = 512,
         popularity: float = 0.5,
+        shared_negatives: bool = True,
         dropout: float = 0.1,
         input_dropout: float = 0.1,
         **training: Any,
@@ -52,7 +55,7 @@ class Anyo(RetrievalModule):
         self.make_backbone, self.reads, self.dim, self.pooling = backbone, reads, dim, pooling
         self.hidden, self.id_residual = hidden, id_residual
         self.dropout, self.input_dropout = dropout, input_dropout
-        self.negatives, self.popularity = negatives, popularity
+        self.negatives, self.popularity, self.shared_negatives = negatives, popularity, shared_negatives
 
     def build(self, data: RecDataModule) -> None:
         """Text for text; the chance of each item to be a negative."""
@@ -75,15 +78,16 @@ class Anyo(RetrievalModule):
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Sampled softmax; the items of the batch are encoded once each."""
-        sample = systematic_sample(self.probabilities)
+        sample = systematic_sample(self.probabilities, generator=self.shared_random if self.shared_negatives else None)
         log_expected = self.probabilities[sample].log().float().to(states.device)
         negatives = self.training_items[sample.to(states.device)]
         distinct, place = torch.unique(torch.cat([batch.targets, negatives]), return_inverse=True)
         vectors = self.item_encoder(distinct).float()[place]
-        return sampled_softmax(
+        loss = sampled_softmax(
             states,
             vectors[: len(states)],
             vectors[len(states) :],
             accidental=batch.targets[:, None] == negatives,
             log_expected=log_expected,
-        ), {}
+        )
+        return self.global_mean(loss, len(states)), {}

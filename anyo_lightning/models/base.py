@@ -14,6 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
@@ -23,6 +24,7 @@ from anyo_lightning.models import checkpoints
 from anyo_lightning.models.schedule import learning_rate_schedule
 
 BackboneCallable = Callable[[], Backbone]
+CATALOGUE_BLOCK = 1024  # items that one process encodes at a time
 
 
 class RetrievalModule(LightningModule):
@@ -61,6 +63,7 @@ class RetrievalModule(LightningModule):
         self.built = False
         self.reads_text = False
         self.seen = {"tokens": 0, "targets": 0}  # in training, on this process
+        self.shared_random = torch.Generator()
         self.register_buffer("training_items", torch.empty(0, dtype=torch.long), persistent=False)
         self.register_buffer("position_in_training", torch.empty(0, dtype=torch.long), persistent=False)
 
@@ -71,7 +74,7 @@ class RetrievalModule(LightningModule):
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """The loss of a batch's states, and its parts to log."""
+        """The loss of a batch's states, each mean in it a `global_mean`, and its parts to log."""
         raise NotImplementedError(f"{type(self).__name__} is not trained")
 
     def configure_model(self) -> None:
@@ -140,9 +143,13 @@ class RetrievalModule(LightningModule):
         return states.float()
 
     def on_train_batch_start(self, batch: HistoryBatch, batch_idx: int) -> None:
-        """Seed each step from seed, epoch, step and rank: a resumed run draws what an uninterrupted one draws."""
-        key = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        """Seed each step from seed, epoch, step and rank: a resumed run draws what an uninterrupted one draws.
+
+        `shared_random` is the same on all processes: for what they must draw alike, such as shared negatives.
+        """
+        key = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx]
+        torch.manual_seed(int(np.random.SeedSequence([*key, self.global_rank]).generate_state(1)[0]))
+        self.shared_random.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
     def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
         """The loss, as the mean over the batch's targets."""
@@ -170,14 +177,36 @@ class RetrievalModule(LightningModule):
 
     @torch.no_grad()
     def encode_catalogue(self) -> Float[Tensor, "catalogue dim"]:
-        """The vectors of all items, in evaluation mode, float32, in blocks that do not depend on anything else."""
+        """The vectors of all items, in evaluation mode, float32.
+
+        The catalogue is cut into blocks that do not depend on the number of processes; each block is encoded by one
+        process, and all get the same vectors.
+        """
         training = self.training
         self.eval()
         ids = torch.arange(self.catalogue["items"], device=self.device)
+        own = torch.split(ids, CATALOGUE_BLOCK)[distributed.rank() :: distributed.world_size()]
         with torch.autocast(self.device.type, enabled=False):
-            vectors = torch.cat([self.item_encoder(block).float() for block in torch.split(ids, 8192)])
+            width = self.item_encoder(ids[:1]).shape[1]
+            parts = [torch.empty(0, width, device=self.device), *(self.item_encoder(block).float() for block in own)]
         self.train(training)
-        return vectors
+        found = distributed.gather_rows(torch.cat([ids[:0], *own]))
+        return distributed.gather_rows(torch.cat(parts))[found.argsort()]
+
+    def global_mean(self, mean: Float[Tensor, ""], count: int) -> Float[Tensor, ""]:
+        """This process's share of a mean over all processes, for gradients that DDP averages.
+
+        Computes `mean · count · processes / Σ count`: the mean over processes of these is the mean over all that the
+        processes counted, so that gradients equal those of one process with the same global batch.
+
+        Args:
+            mean: Of a loss over what this process counted.
+            count: How many that were: targets, or histories.
+        """
+        if distributed.world_size() == 1:
+            return mean
+        total = distributed.sum_over_ranks(count, self.device)
+        return mean * (count * distributed.world_size() / max(total, 1))
 
     def training_vectors(self) -> Float[Tensor, "training_items dim"]:
         """The vectors over which losses range: of the items that occur in training."""
@@ -214,11 +243,15 @@ class RetrievalModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def cost(self) -> dict[str, float]:
-        """What the run has read and what it trains, for the cost ledger."""
+        """What the run trains, for the cost ledger."""
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.parameters())
         counting = {} if self.trained else {"train_seconds": self.build_seconds}
-        return {"trainable_parameters": trained, "parameters": total, **self.seen, **counting}
+        return {"trainable_parameters": trained, "parameters": total, **counting}
+
+    def seen_by_all(self) -> dict[str, float]:
+        """The tokens and targets that all processes have trained on; a collective."""
+        return {name: distributed.sum_over_ranks(count, self.device) for name, count in self.seen.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the backbone's frozen weights out and write down what they were."""
@@ -229,7 +262,8 @@ class RetrievalModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, backbone, catalogue or split."""
         checkpoints.check(self, checkpoint)
-        self.seen = dict(checkpoint[checkpoints.METADATA]["seen"])
+        seen = checkpoint[checkpoints.METADATA]["seen"]
+        self.seen = {name: count if self.global_rank == 0 else 0 for name, count in seen.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]
         """Load weights; only the backbone's frozen ones may be missing, and they must be."""

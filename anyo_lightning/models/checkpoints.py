@@ -10,16 +10,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from anyo_lightning.data.splits import Split
 from anyo_lightning.errors import InputError
-from anyo_lightning.runs import RunFolder
+from anyo_lightning.runs import RunFolder, renamed_to
 
 if TYPE_CHECKING:
     from anyo_lightning.models.base import RetrievalModule
 
 METADATA = "anyo_lightning"
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it; reads tensors and plain values only.
+
+    Lightning's own goes through the system's folder for temporary files: on another disk the last move is a copy,
+    and a machine that dies in it leaves half a checkpoint in the place of a whole one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write it, or leave what is there.
+
+        Raises:
+            InputError: When the disk does not take it.
+        """
+        try:
+            with renamed_to(Path(path)) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"Expected to write {path}, got: {reason}; earlier checkpoints are as they were"
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read it; nothing in it is executed."""
+        return super().load_checkpoint(path, map_location=map_location, weights_only=True)
 
 
 def describe_catalogue(split: Split) -> dict[str, Any]:
@@ -38,7 +68,7 @@ def describe(module: "RetrievalModule") -> dict[str, Any]:
         "model": type(module).__name__,
         "backbone": dict(module.backbone.identity) if module.backbone is not None else None,
         **module.catalogue,
-        "seen": dict(module.seen),
+        "seen": module.seen_by_all(),
     }
 
 

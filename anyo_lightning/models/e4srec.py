@@ -109,4 +109,5 @@ class E4SRec(RetrievalModule):
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Full softmax over the items that occur in training (eq. 6)."""
         vectors, targets = self.training_vectors(), self.training_targets(batch)
-        return full_softmax(states, vectors, targets, label_smoothing=self.label_smoothing), {}
+        loss = full_softmax(states, vectors, targets, label_smoothing=self.label_smoothing)
+        return self.global_mean(loss, len(states)), {}

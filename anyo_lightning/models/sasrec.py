@@ -68,4 +68,5 @@ class SASRec(RetrievalModule):
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Full softmax."""
         vectors, targets = self.training_vectors(), self.training_targets(batch)
-        return full_softmax(states, vectors, targets, label_smoothing=self.label_smoothing), {}
+        loss = full_softmax(states, vectors, targets, label_smoothing=self.label_smoothing)
+        return self.global_mean(loss, len(states)), {}

@@ -1,0 +1,49 @@
+"""A DataLoader that goes on in the middle of an epoch."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
+from anyo_lightning.data.sampler import TokenBudgetBatches
+from anyo_lightning.errors import InputError
+
+
+class ResumableLoader(DataLoader[HistoryBatch]):
+    """Yields whole batches, and says in a checkpoint how many of the epoch's have been trained on.
+
+    Lightning saves `state_dict` with its loops and gives it back before the first batch of a resumed run. What counts
+    are the batches that training has consumed, not those that workers have prefetched.
+
+    Args:
+        dataset: Gives a batch for a list of rows.
+        batches: The epoch's lists of rows.
+        consumed: The number of batches of this epoch that this process has trained on.
+        num_workers: Processes that assemble batches.
+    """
+
+    def __init__(
+        self, dataset: HistoryDataset, batches: TokenBudgetBatches, *, consumed: Callable[[], int], num_workers: int
+    ) -> None:
+        super().__init__(dataset, batch_size=None, sampler=batches, num_workers=num_workers)
+        self.batches, self.consumed = batches, consumed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in which epoch, and on how many processes."""
+        return {"epoch": self.batches.epoch, "consumed": self.consumed(), "processes": self.batches.world_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the batches that were consumed, if the epoch is the same; a next one starts at its beginning.
+
+        Raises:
+            InputError: In the middle of an epoch with another number of processes, whose batches are others.
+        """
+        if state["epoch"] != self.batches.epoch:
+            return
+        if state["processes"] != self.batches.world_size:
+            raise InputError(
+                f"Expected {state['processes']} processes to go on in the middle of an epoch, as before, "
+                f"got {self.batches.world_size}"
+            )
+        self.batches.resume(state["consumed"])

@@ -1,0 +1,85 @@
+"""The only collectives: what several processes tell each other. With one process each returns what it was given."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(value: float, device: torch.device | str = "cpu") -> float:
+    """The sum of a number over all processes, in float64.
+
+    Args:
+        value: This process's number.
+        device: Where the backend reduces: a GPU for NCCL.
+    """
+    if world_size() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total)
+
+
+def gather_rows(rows: Shaped[Tensor, "rows ..."], *, with_gradient: bool = False) -> Shaped[Tensor, "all_rows ..."]:
+    """The rows of all processes, rank by rank; each may have any number of them.
+
+    Args:
+        rows: This process's rows; of one dtype and trailing shape on all.
+        with_gradient: Whether gradients flow back to the processes that the rows came from, each the sum over all
+            processes' losses: with a loss that is each process's own share of a sum, and DDP's mean times the number
+            of processes, every parameter gets the gradient that one process would have computed.
+
+    Returns:
+        On every process the same rows.
+    """
+    if world_size() == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
+    sizes = [int(c) for c in counts]
+    if not with_gradient:
+        return _gather(rows.detach(), sizes)
+    gathered: Tensor = _GatherWithGradient.apply(rows, sizes)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def _gather(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Padded to the largest, since collectives need equal shapes."""
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        return _gather(rows, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        own: Tensor = total.split(ctx.sizes)[rank()]
+        return own, None

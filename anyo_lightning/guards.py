@@ -1,0 +1,94 @@
+"""What stops a run in time, with a sentence, and loses nothing: divergence, memory, pre-emption, early stopping."""
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from anyo_lightning.data.batches import HistoryBatch
+from anyo_lightning.errors import InputError
+from anyo_lightning.runs import RunFolder
+
+CPU_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough)")
+
+
+class Guards(Callback):
+    """Watches training.
+
+    - A loss that is not finite ends the run before the optimizer sees it; the checkpoints stay as they are.
+    - Running out of memory names the option to turn, with the tokens of the batch and the most that have fitted.
+    - SIGTERM (a pre-empted node) saves `last.ckpt` after the step at hand; Lightning then exits.
+    - A run that early stopping has ended does not train another epoch when it is started again.
+    """
+
+    def __init__(self) -> None:
+        self.batch: HistoryBatch | None = None
+        self.fitted = 0  # padded tokens of the largest batch that went through
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop at once where early stopping has stopped before."""
+        stopping = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
+        if any(callback.wait_count >= callback.patience for callback in stopping):
+            trainer.should_stop = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember what is being trained on."""
+        self.batch = batch
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember what has fitted."""
+        self.fitted = max(self.fitted, padded_tokens(batch))
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Refuse a loss that is not finite.
+
+        Raises:
+            InputError: Naming step, batch and users.
+        """
+        if bool(loss.isfinite()):
+            return
+        assert self.batch is not None
+        rows = np.unique(self.batch.user.cpu().numpy())
+        users = trainer.datamodule.split.user_ids[rows]  # type: ignore[attr-defined]
+        shown = ", ".join(map(str, users[:5])) + (f" and {len(users) - 5} others" if len(users) > 5 else "")
+        batch = trainer.fit_loop.epoch_loop.batch_idx + 1
+        raise InputError(
+            f"Expected a finite loss, got {float(loss)} in step {trainer.global_step + 1} (epoch "
+            f"{trainer.current_epoch}, batch {batch}, users {shown}): training has diverged, a lower learning rate may "
+            f"help; the last good checkpoint is in {RunFolder(trainer.default_root_dir).checkpoints}"
+        )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save when the node is taken away; say which option to turn when memory runs out.
+
+        Raises:
+            InputError: In the place of an out-of-memory error.
+        """
+        if isinstance(exception, SIGTERMException):
+            trainer.save_checkpoint(RunFolder(trainer.default_root_dir).last_checkpoint)
+        if self.batch is not None and is_out_of_memory(exception):
+            now = padded_tokens(self.batch)
+            fits = f"a batch of {self.fitted} has fitted" if self.fitted else f"half may fit: {now // 2}"
+            raise InputError(
+                f"Expected a batch to fit into memory, got out of memory at {now} padded tokens in "
+                f"{len(self.batch.user)} histories: lower data.batch_tokens ({fits}), data.max_items or "
+                "data.max_tokens, or set backbone.gradient_checkpointing"
+            ) from exception
+
+
+def padded_tokens(batch: HistoryBatch) -> int:
+    """The size of a batch with its padding: tokens, or items where no text is read."""
+    return (batch.item_ids if batch.token_ids is None else batch.token_ids).numel()
+
+
+def is_out_of_memory(exception: BaseException) -> bool:
+    """Whether a GPU's or the CPU's allocator failed."""
+    found = isinstance(exception, RuntimeError) and CPU_OUT_OF_MEMORY.search(str(exception)) is not None
+    return isinstance(exception, torch.OutOfMemoryError) or found

@@ -1,0 +1,265 @@
+"""LightningCLI's fit, validate, test and predict, whose runs live in run folders."""
+
+import contextlib
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+
+from anyo_lightning import distributed
+from anyo_lightning.costs import CostLedger
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.callback import RetrievalMetrics
+from anyo_lightning.guards import Guards
+from anyo_lightning.models import checkpoints
+from anyo_lightning.models.anyo import Anyo  # noqa: F401
+from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.e4srec import E4SRec  # noqa: F401 - so that its name alone is enough in a yaml
+from anyo_lightning.models.floors import EASE, Markov, Popularity  # noqa: F401
+from anyo_lightning.models.sasrec import SASRec  # noqa: F401
+from anyo_lightning.runs import RunFolder
+
+MONITOR = "val/ndcg@10"
+FOLDER_OF_LAUNCHER = "ANYO_RUN_FOLDER"  # how a process that Lightning's launcher starts learns the run folder
+STAGES = ("fit", "validate", "test", "predict")
+
+
+def run_lightning(arguments: list[str]) -> None:
+    """Run one of the stages.
+
+    Args:
+        arguments: The words of the command line, the stage first.
+    """
+    sys.argv[1:] = _with_config_of_run(arguments)  # where Lightning's launchers, too, read it
+    AnyoCLI(
+        model_class=RetrievalModule,
+        datamodule_class=RecDataModule,
+        subclass_mode_model=True,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_callback=ConfigWriter,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={
+            "default_root_dir": "runs",
+            "gradient_clip_val": 1.0,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "reload_dataloaders_every_n_epochs": 1,  # windows may depend on the epoch
+            "enable_model_summary": False,
+            "log_every_n_steps": 10,
+        },
+        parser_kwargs={name: {"exit_on_error": False} for name in STAGES} | {"exit_on_error": False},
+    )
+
+
+class AnyoCLI(LightningCLI):
+    """LightningCLI whose runs live in run folders."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.made_folder: RunFolder | None = None
+        self.claim = contextlib.ExitStack()
+        try:
+            super().__init__(**settings)
+        except InputError:
+            started = getattr(self, "trainer", None) is not None and self.trainer.global_step > 0
+            if self.made_folder is not None and not started:
+                shutil.rmtree(self.made_folder.path, ignore_errors=True)  # nothing half-written stays
+            raise
+        finally:
+            self.claim.close()
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add `--run` and the callbacks that every run has."""
+        parser.add_argument(
+            "--run", type=Path | None, default=None, help="Run folder; by default the next free below default_root_dir."
+        )
+        parser.add_argument(
+            "--final_test", type=bool, default=True, help="Whether fit ends with a test of the best checkpoint."
+        )
+        parser.add_argument(
+            "--save_every_n_steps",
+            type=int,
+            default=0,
+            help="Steps between checkpoints to go on from, within an epoch; 0: at the end of each epoch only.",
+        )
+        parser.add_lightning_class_args(RetrievalMetrics, "metrics")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": MONITOR,
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+                "early_stopping.monitor": MONITOR,
+                "early_stopping.mode": "max",
+                "early_stopping.patience": 10,
+                "early_stopping.strict": False,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder and let everything write there."""
+        config = self.config[self.subcommand]
+        for option in ("checkpoint.monitor", "early_stopping.monitor"):
+            _check_monitor(option, config[option], config.metrics.cutoffs)
+        self._choose_folder(config)
+        config.trainer.default_root_dir = str(self.run_folder.path)
+        config.checkpoint.dirpath = str(self.run_folder.checkpoints)
+
+    def _choose_folder(self, config: Namespace) -> None:
+        """The run folder: named, or the next free one, or the one of the process that started this one."""
+        started_by_launcher = int(os.environ.get("LOCAL_RANK", 0)) > 0 or "TORCHELASTIC_RUN_ID" in os.environ
+        if config.run is not None:
+            self.run_folder = RunFolder(config.run)
+            self.made_folder = None if config.run.exists() else self.run_folder
+        elif (chosen := os.environ.get(FOLDER_OF_LAUNCHER)) and started_by_launcher:
+            self.run_folder = RunFolder(chosen)
+        elif started_by_launcher or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+            raise InputError("Expected --run FOLDER, so that all processes write into one, got none")
+        else:
+            self.run_folder = self.made_folder = RunFolder.new(config.trainer.default_root_dir, _config_name(config))
+            os.environ[FOLDER_OF_LAUNCHER] = str(self.run_folder.path)
+        if self.subcommand != "validate" and not int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))):
+            self.claim.enter_context(self.run_folder.claimed())
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add what every run has: TensorBoard, the cost ledger, the guards, checkpoints to go on from."""
+        config = self.config[self.subcommand]
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(str(self.run_folder.path), name="", version="")
+        if config.trainer.strategy in ("auto", "ddp") and _processes(config.trainer) > 1:
+            # Buffers are the same on all processes (frozen vectors), and some are large: nothing to send.
+            kwargs["strategy"] = DDPStrategy(broadcast_buffers=False)
+        given = self.config_init[self.subcommand].trainer
+        given.plugins = [*(given.plugins or []), checkpoints.AtomicCheckpoints()]
+        if self.subcommand == "fit":
+            own = [CostLedger(), *([LearningRateMonitor("step")] if config.trainer.logger is not False else [])]
+            given.callbacks = [*(given.callbacks or []), *own, Guards()]
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit":  # after the best checkpoint's callback, whose state they hold
+            folder, every = self.run_folder.checkpoints, config.save_every_n_steps
+            last: dict[str, Any] = {"dirpath": folder, "filename": "last", "enable_version_counter": False}
+            trainer.callbacks.append(ModelCheckpoint(**last))  # type: ignore[attr-defined]
+            if every:
+                trainer.callbacks.append(ModelCheckpoint(**last, every_n_train_steps=every))  # type: ignore[attr-defined]
+        return trainer
+
+    def fit(self, model: LightningModule, *, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Train, from the last checkpoint where the run folder has one, then test the best checkpoint."""
+        last = self.run_folder.last_checkpoint
+        start = ckpt_path or (str(last) if last.is_file() else None)
+        if model.trained:
+            if start is not None:
+                checkpoints.load(Path(start))
+            self.trainer.fit(model, ckpt_path=start, **kwargs)
+        elif self.trainer.world_size > 1:
+            raise InputError(f"Expected one process to fit {type(model).__name__}, got {self.trainer.world_size}")
+        if self.config.fit.final_test and not self.trainer.interrupted:
+            best = self.run_folder.best_checkpoint
+            self.trainer.test(model, kwargs.get("datamodule"), ckpt_path=str(best) if best.is_file() else None)
+            self._say_where()
+
+    def validate(self, model: LightningModule, **kwargs: Any) -> None:
+        """Validate the run's best checkpoint."""
+        self.trainer.validate(model, **self._with_checkpoint(kwargs))
+
+    def test(self, model: LightningModule, **kwargs: Any) -> None:
+        """Test the run's best checkpoint and write its results."""
+        self.trainer.test(model, **self._with_checkpoint(kwargs))
+        self._say_where()
+
+    def predict(self, model: LightningModule, **kwargs: Any) -> None:
+        """Write the test users' query vectors, by the run's best checkpoint, to queries.parquet."""
+        kwargs.pop("return_predictions", None)
+        found: list[Any] = self.trainer.predict(model, **self._with_checkpoint(kwargs)) or []
+        rows, queries = (
+            distributed.gather_rows(torch.cat([batch[key] for batch in found]).to(self.model.device)).cpu().numpy()
+            for key in ("row", "query")
+        )
+        rows, first = np.unique(rows, return_index=True)
+        users = self.datamodule.split.user_ids[self.datamodule.queries("test").user[rows]]
+        if self.trainer.is_global_zero:
+            self.run_folder.write_queries(pl.DataFrame({"user_id": users.tolist(), "query": queries[first]}))
+        self._say_where()
+
+    def _say_where(self) -> None:
+        if self.trainer.is_global_zero:
+            print(f"Run folder: {self.run_folder.path}")
+
+    def _with_checkpoint(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The run's best checkpoint, unless another is named or the model is counted, not trained."""
+        best = self.run_folder.best_checkpoint
+        if kwargs.get("ckpt_path") is None and self.model.trained:
+            if not best.is_file():
+                raise InputError(f"Expected --run with a trained run folder or --ckpt_path, got no {best}")
+            kwargs["ckpt_path"] = str(best)
+        if kwargs.get("ckpt_path"):
+            checkpoints.load(Path(kwargs["ckpt_path"]))
+        return kwargs
+
+
+class ConfigWriter(SaveConfigCallback):
+    """Writes config.yaml when a stage really starts: a refused checkpoint leaves the run's own configuration alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it: what the checkpoint goes on with is known to fit."""
+        super().setup(trainer, pl_module, "fit")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it where there is none: for a model that is counted, not trained."""
+        if not RunFolder(trainer.default_root_dir).config_file.is_file():
+            super().setup(trainer, pl_module, "test")
+
+
+def _with_config_of_run(arguments: list[str]) -> list[str]:
+    """Read the configuration from the run folder that `--run` names, unless one is given."""
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--run":
+            file = RunFolder(value or arguments[min(i + 1, len(arguments) - 1)]).config_file
+            given = any(a.partition("=")[0] in ("-c", "--config") for a in arguments)
+            if file.is_file() and not given:
+                return [arguments[0], f"--config={file}", *arguments[1:]]
+    return arguments
+
+
+def _processes(trainer: Namespace) -> int:
+    """The number of processes that a trainer's options ask for."""
+    devices = trainer.devices
+    if devices in ("auto", -1, "-1"):
+        count = torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu", "cuda") else 1
+    elif isinstance(devices, list):
+        count = len(devices)
+    else:
+        count = len(str(devices).split(",")) if "," in str(devices) else int(devices)
+    return max(count, 1) * trainer.num_nodes
+
+
+def _check_monitor(option: str, monitor: str | None, cutoffs: list[int]) -> None:
+    """Refuse, before training, to watch a metric that `RetrievalMetrics` will not log."""
+    k = (monitor or "").rpartition("@")[2]
+    if k.isdigit() and int(k) not in cutoffs:
+        raise InputError(f"Expected {option} at one of metrics.cutoffs {cutoffs}, got {monitor}")
+
+
+def _config_name(config: Namespace) -> str:
+    """The stem of the first configuration file, else the model's name."""
+    if config.get("config"):
+        return Path(str(config.config[0])).stem
+    return str(config.model.class_path).rpartition(".")[2].lower()

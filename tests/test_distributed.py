@@ -1,0 +1,285 @@
+"""Several real processes over gloo, killed processes and full disks: no number may change, nothing may be lost.
+
+All processes are fresh ones: FAISS followed by a fork hangs.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from anyo_lightning.runs import RunFolder
+
+pytestmark = pytest.mark.distributed
+CONFIGS = Path(__file__).parents[1] / "configs"
+Start = Callable[..., "subprocess.Popen[str]"]
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def start(tmp_path: Path, cache: Path) -> Start:
+    """Start the command line in a process of its own, one thread each."""
+
+    def started(*words: object, limit: str = "", **variables: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "anyo_lightning.cli", *map(str, words)]
+        if limit:  # a prelude for Python: limits of the process
+            command = [sys.executable, "-c", f"{limit}; from anyo_lightning.cli import main; main()", *map(str, words)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ANYO_CACHE": str(cache), **variables}
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    return started
+
+
+@pytest.fixture
+def run(start: Start) -> Run:
+    """Run the command line to its end; returns what it printed."""
+
+    def finished(*words: object, code: int = 0, **settings: str) -> str:
+        process = start(*words, **settings)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == code, output
+        return output
+
+    return finished
+
+
+@pytest.fixture(scope="session")
+def loops(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """701 users (three blocks of rows, not divisible) over 37 items, as options of the command line."""
+    folder = tmp_path_factory.mktemp("loops")
+    random = np.random.default_rng(0)
+    rows = ["user_id,item_id,timestamp"]
+    for user in range(701):
+        item = int(random.integers(37))
+        for moment in range(int(random.integers(5, 14))):
+            rows.append(f"u{user},m{item},{moment}")
+            item = (item + 1) % 37 if random.random() < 0.8 else int(random.integers(37))
+    (folder / "interactions.csv").write_text("\n".join(rows) + "\n")
+    (folder / "items.csv").write_text("item_id,title\n" + "".join(f"m{i},Film number {i}\n" for i in range(37)))
+    return [f"--data.interactions={folder / 'interactions.csv'}", f"--data.items={folder / 'items.csv'}"]
+
+
+def sasrec(*more: str) -> list[str]:
+    """A small SASRec."""
+    small = ["--model.init_args.dim=16", "--data.batch_tokens=400", "--data.max_items=20", "--data.shuffle_ties=false"]
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.logger=false"]
+    return [f"--config={CONFIGS / 'sasrec.yaml'}", *small, *quiet, *more]
+
+
+def e4srec(tiny_llm: str, *more: str) -> list[str]:
+    """A small E4SRec that reads texts."""
+    name = f"--model.init_args.backbone.init_args.name={tiny_llm}"
+    small = ["--model.init_args.backbone.init_args.layers=1", "--model.init_args.backbone.init_args.dtype=float32"]
+    sizes = ["--data.max_tokens=200", "--data.batch_tokens=6000", "--data.template={title}", "--data.max_items=20"]
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.logger=false"]
+    return [f"--config={CONFIGS / 'e4srec_hybrid.yaml'}", name, *small, *sizes, *quiet, *more]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The last weights of a run."""
+    saved: dict[str, torch.Tensor] = torch.load(RunFolder(folder).last_checkpoint, weights_only=True)["state_dict"]
+    return saved
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two states are equal to the last bit."""
+    return set(first) == set(second) and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "e4srec"])
+def test_figures_do_not_depend_on_the_number_of_processes(
+    run: Run, loops: list[str], tiny_llm: str, tmp_path: Path, kind: str
+) -> None:
+    """Metrics, intervals, slices, coverage, Gini and predictions of 1, 2 and 3 processes are the same bytes."""
+    options = sasrec() if kind == "sasrec" else e4srec(tiny_llm)
+    folder = tmp_path / "run"
+    run("fit", *options, *loops, "--trainer.max_epochs=1", f"--run={folder}")
+    results, predictions = [], []
+    for processes in (1, 2, 3):
+        run("test", f"--run={folder}", f"--trainer.devices={processes}")
+        results.append(json.loads(RunFolder(folder).metrics_file.read_text()))
+        predictions.append(pl.read_parquet(RunFolder(folder).predictions_file))
+    assert results[0]["protocol"]["rows"] == 701
+    for found, lists in zip(results[1:], predictions[1:], strict=True):
+        for part in ("metrics", "slices", "split", "protocol"):
+            assert found[part] == results[0][part], part
+        assert lists.equals(predictions[0])
+
+
+def test_two_processes_train_one_run(run: Run, loops: list[str], tiny_llm: str, tmp_path: Path) -> None:
+    """Fit on two processes: one folder, as many targets as there are, a checkpoint that one process tests."""
+    output = run(
+        "fit", *e4srec(tiny_llm), *loops, "--trainer.max_epochs=2", "--trainer.devices=2", "--trainer.strategy=ddp"
+    )
+    assert output.count("Run folder:") == 1
+    (folder,) = (tmp_path / "runs" / "e4srec_hybrid").iterdir()
+    found = json.loads(RunFolder(folder).metrics_file.read_text())
+    curves = RunFolder(folder).read_curves()
+    assert curves is not None
+    targets = found["split"]["counts"]["training_interactions"] - found["split"]["counts"]["users"]
+    assert curves["targets"].max() == 2 * targets
+    run("test", f"--run={folder}", "--trainer.devices=1")
+    again = json.loads(RunFolder(folder).metrics_file.read_text())
+    assert again["metrics"] == found["metrics"]
+    output = run("predict", f"--run={folder}", "--trainer.devices=2")
+    queries = pl.read_parquet(RunFolder(folder).queries_file)
+    assert queries["user_id"].n_unique() == len(queries) == 701
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "e4srec"])
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    run: Run, start: Start, loops: list[str], tiny_llm: str, tmp_path: Path, kind: str
+) -> None:
+    """Kill -9 in the middle of an epoch, `fit --run` again: equal to the last bit, dropout and shuffles included."""
+    options = sasrec() if kind == "sasrec" else e4srec(tiny_llm)
+    options = [*options, *loops, "--trainer.max_epochs=3", "--save_every_n_steps=3", "--final_test=false"]
+    run("fit", *options, f"--run={tmp_path / 'whole'}")
+    parts = RunFolder(tmp_path / "parts")
+    killed = 0
+    for moment in (1, 2):  # in the second epoch, and later
+        process = start("fit", *options, f"--run={parts.path}")
+        deadline = time.monotonic() + 120
+        steps = 0
+        while process.poll() is None and time.monotonic() < deadline:
+            if parts.last_checkpoint.is_file():
+                found = torch.load(parts.last_checkpoint, weights_only=True)
+                steps, epoch = found["global_step"], found["epoch"]
+                if epoch >= moment and steps % 3 == 0:
+                    process.send_signal(signal.SIGKILL)
+                    killed += 1
+                    break
+            time.sleep(0.01)
+        process.communicate()
+    assert killed
+    run("fit", *options, f"--run={parts.path}")
+    assert same(weights(parts.path), weights(tmp_path / "whole"))
+    whole, resumed = (RunFolder(path).read_curves() for path in (tmp_path / "whole", parts.path))
+    assert whole is not None
+    assert resumed is not None
+    for column in ("step", "targets", "tokens", "val/ndcg@10"):
+        kept = whole.filter(pl.col("val/ndcg@10").is_not_null())[column].to_list()
+        assert resumed.filter(pl.col("val/ndcg@10").is_not_null())[column].to_list() == kept
+
+
+def test_a_run_is_killed_while_it_writes_a_checkpoint(run: Run, start: Start, loops: list[str], tmp_path: Path) -> None:
+    """Whenever the process dies, `last.ckpt` is a whole checkpoint, and the run goes on from it."""
+    options = [*sasrec(), *loops, "--trainer.max_epochs=2", "--save_every_n_steps=1", "--final_test=false"]
+    run("fit", *options, f"--run={tmp_path / 'whole'}")
+    parts = RunFolder(tmp_path / "parts")
+    process = start("fit", *options, f"--run={parts.path}")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if parts.last_checkpoint.is_file() and list(parts.checkpoints.glob(".last.ckpt.*")):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    torch.load(parts.last_checkpoint, weights_only=True)
+    run("fit", *options, f"--run={parts.path}")
+    assert same(weights(parts.path), weights(tmp_path / "whole"))
+
+
+def test_sigterm_saves_and_exits(run: Run, start: Start, loops: list[str], tmp_path: Path) -> None:
+    """A pre-empted node: the step at hand is kept, and the run goes on to the same weights."""
+    options = [*sasrec(), *loops, "--trainer.max_epochs=3", "--final_test=false"]
+    run("fit", *options, f"--run={tmp_path / 'whole'}")
+    parts = RunFolder(tmp_path / "parts")
+    process = start("fit", *options, f"--run={parts.path}")
+    while process.poll() is None and not parts.last_checkpoint.is_file():
+        time.sleep(0.005)  # until the first epoch is over
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    steps = torch.load(parts.last_checkpoint, weights_only=True)["global_step"]
+    whole = torch.load(RunFolder(tmp_path / "whole").last_checkpoint, weights_only=True)["global_step"]
+    assert 0 < steps < whole
+    run("fit", *options, f"--run={parts.path}")
+    assert same(weights(parts.path), weights(tmp_path / "whole"))
+
+
+def test_two_runs_never_write_one_folder(run: Run, start: Start, loops: list[str], tmp_path: Path) -> None:
+    """The second is refused in one sentence while the first is at work."""
+    folder = RunFolder(tmp_path / "run")
+    options = [*sasrec(), *loops, "--trainer.max_epochs=50", f"--run={folder.path}"]
+    process = start("fit", *options)
+    while process.poll() is None and not folder.last_checkpoint.is_file():
+        time.sleep(0.01)
+    assert "where a run is writing" in run("fit", *options, code=2)
+    process.kill()
+    process.communicate()
+    assert folder.last_checkpoint.is_file()
+
+
+def test_a_process_that_dies_ends_the_others(start: Start, loops: list[str], tmp_path: Path) -> None:
+    """Kill -9 of the second process: the first ends within a minute instead of waiting for it."""
+    options = [*sasrec(), *loops, "--trainer.max_epochs=500", "--trainer.devices=2", f"--run={tmp_path / 'run'}"]
+    process = start("fit", *options)
+    while process.poll() is None and not RunFolder(tmp_path / "run").last_checkpoint.is_file():
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    for child in children.stdout.split():
+        os.kill(int(child), signal.SIGKILL)
+    started = time.monotonic()
+    process.communicate(timeout=60)
+    assert time.monotonic() - started < 60
+    assert process.returncode != 0
+
+
+def test_a_diverging_run_says_where(run: Run, loops: list[str], tmp_path: Path) -> None:
+    """A learning rate that explodes: step, batch and users are named, the checkpoint before it stays."""
+    folder = RunFolder(tmp_path / "run")
+    options = [*sasrec(), *loops, "--trainer.max_epochs=1", f"--run={folder.path}", "--final_test=false"]
+    run("fit", *options)
+    before = folder.last_checkpoint.read_bytes()
+    broken = [
+        "--trainer.max_epochs=9",
+        "--model.init_args.optimizer.init_args.lr=1e38",
+        "--trainer.gradient_clip_val=0",
+    ]
+    output = run("fit", *options, *broken, "--trainer.min_epochs=9", code=2)
+    (line,) = [line for line in output.splitlines() if line.startswith("anyo: error:")]
+    for word in ("finite loss", "step", "batch", "users u", "last good checkpoint"):
+        assert word in line
+    torch.load(folder.last_checkpoint, weights_only=True)
+    assert folder.last_checkpoint.read_bytes() == before
+
+
+def test_a_full_disk_loses_nothing(run: Run, loops: list[str], tmp_path: Path) -> None:
+    """No file may grow past 64 KiB: the new checkpoint is refused in a sentence, the old one stays."""
+    folder = RunFolder(tmp_path / "run")
+    options = [*sasrec(), *loops, f"--run={folder.path}", "--final_test=false"]
+    run("fit", *options, "--trainer.max_epochs=1")
+    before = folder.last_checkpoint.read_bytes()
+    limit = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))"
+    )
+    output = run("fit", *options, "--trainer.max_epochs=2", limit=limit, code=2)
+    assert "Expected to write" in output
+    assert "earlier ones are as they were" in output
+    assert folder.last_checkpoint.read_bytes() == before
+    assert not list(folder.checkpoints.glob(".*"))
+
+
+def test_out_of_memory_says_which_option_to_turn(run: Run, loops: list[str], tmp_path: Path) -> None:
+    """The CPU's own allocator fails (limited address space): the tokens of the batch and the options are named."""
+    wide = ["--data.batch_tokens=30000", "--model.init_args.dim=8192", "--model.init_args.layers=1"]
+    limit = (
+        "import resource, torch, lightning, faiss, transformers; from pathlib import Path; "
+        "pages = int(Path('/proc/self/statm').read_text().split()[0]); "
+        "size = pages * resource.getpagesize() + 3 * 2**30; resource.setrlimit(resource.RLIMIT_AS, (size, size))"
+    )
+    output = run("fit", *sasrec(), *loops, *wide, f"--run={tmp_path / 'run'}", limit=limit, code=2)
+    assert "out of memory at" in output
+    assert "data.batch_tokens" in output
