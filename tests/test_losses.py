@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from anyo_lightning import losses
 from anyo_lightning.losses import (
     full_softmax,
     inclusion_probabilities,
@@ -38,6 +39,18 @@ def test_full_softmax_equals_cross_entropy(label_smoothing: float) -> None:
     expected = F.cross_entropy(states @ vectors.T, targets, label_smoothing=label_smoothing)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, (states, vectors)))
+
+
+def test_full_softmax_in_chunks_equals_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four chunks, the last one short: the same value and gradients."""
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 1)  # chunks of the smallest size, 64 targets
+    states, vectors, targets = problem(targets=200)
+    loss = full_softmax(states, vectors, targets)
+    expected = F.cross_entropy(states @ vectors.T, targets)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, (states, vectors)), torch.autograd.grad(expected, (states, vectors))
+    )
 
 
 def test_no_targets_give_zero() -> None:
