@@ -10,6 +10,7 @@ LAYERS = [
     "errors fetch distributed environment",
     "data",
     "losses encoders runs",
+    "augment neighbours views",
     "evaluation",
     "models",
     "costs guards compare",

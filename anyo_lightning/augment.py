@@ -1,0 +1,125 @@
+"""Views of a history: the classic operators, pure functions on its item ids.
+
+Each returns new arrays and never writes into its argument, which may be a span of the stored interactions, and each
+keeps at least one item. Histories have at least one item. Views that an LLM writes are in `anyo_lightning/views`.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def crop(items: Int[np.ndarray, " items"], *, share: float, random: np.random.Generator) -> Int[np.ndarray, " cropped"]:
+    """A contiguous part of floor(share · L) items, from a random start.
+
+    Args:
+        items: The history, oldest first.
+        share: η, what is kept.
+        random: Source of randomness.
+
+    Reference: CL4SRec (arXiv 2010.14395), eq. 4.
+    """
+    kept = max(_count(share, items), 1)
+    start = random.integers(len(items) - kept + 1)
+    return items[start : start + kept].copy()
+
+
+def mask(items: Int[np.ndarray, " items"], *, share: float, random: np.random.Generator) -> Bool[np.ndarray, " items"]:
+    """True at floor(share · L) random positions: items to hide from the encoder. This is no padding: they stay.
+
+    Args:
+        items: The history, oldest first.
+        share: γ, what is hidden.
+        random: Source of randomness.
+
+    Reference: CL4SRec (arXiv 2010.14395), eq. 5.
+    """
+    hidden = np.zeros(len(items), dtype=bool)
+    hidden[_positions(min(_count(share, items), len(items) - 1), items, random)] = True
+    return hidden
+
+
+def reorder(
+    items: Int[np.ndarray, " items"], *, share: float, random: np.random.Generator
+) -> Int[np.ndarray, " items"]:
+    """The same items with a contiguous part of floor(share · L) of them shuffled.
+
+    Args:
+        items: The history, oldest first.
+        share: β, what is shuffled.
+        random: Source of randomness.
+
+    Reference: CL4SRec (arXiv 2010.14395), eq. 6.
+    """
+    shuffled = _count(share, items)
+    start = random.integers(len(items) - shuffled + 1)
+    view = items.copy()
+    view[start : start + shuffled] = random.permutation(view[start : start + shuffled])
+    return view
+
+
+def substitute(
+    items: Int[np.ndarray, " items"],
+    *,
+    share: float,
+    similar: Int[np.ndarray, "catalogue neighbours"],
+    random: np.random.Generator,
+) -> Int[np.ndarray, " items"]:
+    """The history with floor(share · L) random items each replaced by a random one of its most similar items.
+
+    Args:
+        items: The history, oldest first.
+        share: ρ, what is replaced.
+        similar: The most similar items of each item.
+        random: Source of randomness.
+
+    Reference: CoSeRec (arXiv 2108.06479), section 3.2.1; SRA-CL (arXiv 2503.04162), intra-user views.
+    """
+    view = items.copy()
+    positions = _positions(_count(share, items), items, random)
+    view[positions] = similar[view[positions], random.integers(similar.shape[1], size=len(positions))]
+    return view
+
+
+def importance(
+    items: Int[np.ndarray, " items"], *, share: float, scores: Float[np.ndarray, " items"]
+) -> Int[np.ndarray, " kept"]:
+    """The history without its floor(share · L) least important items; of equals the older goes first.
+
+    Args:
+        items: The history, oldest first.
+        share: What is dropped.
+        scores: The importance of each item of the history.
+    """
+    dropped = min(_count(share, items), len(items) - 1)
+    return items[np.sort(np.argsort(scores, kind="stable")[dropped:])]
+
+
+def similar_items(
+    vectors: Float[Tensor, "catalogue width"], candidates: Int[Tensor, " candidates"], *, k: int
+) -> Int[np.ndarray, "catalogue neighbours"]:
+    """For each item the k candidates of the highest cosine, itself left out.
+
+    Args:
+        vectors: The items' vectors.
+        candidates: The items that may be neighbours, at least two: those that occur in training.
+        k: Neighbours an item; fewer when there are not so many candidates.
+    """
+    unit = F.normalize(vectors.float(), dim=1)
+    found = []
+    for block in torch.split(torch.arange(len(unit), device=unit.device), 4096):
+        scores = unit[block] @ unit[candidates].T
+        scores.masked_fill_(block[:, None] == candidates, -torch.inf)
+        found.append(candidates[scores.topk(min(k, len(candidates) - 1)).indices])
+    return torch.cat(found).cpu().numpy()
+
+
+def _count(share: float, items: np.ndarray) -> int:
+    """Floor(share · L), safe from products such as .29 · 100 that lie just below their integer."""
+    return int(share * len(items) + 1e-9)
+
+
+def _positions(count: int, items: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return random.choice(len(items), size=count, replace=False)

@@ -1,0 +1,114 @@
+"""The operators as properties: how many items they keep, hide, move or replace, and that they write into nothing."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from anyo_lightning.augment import crop, importance, mask, reorder, similar_items, substitute
+
+HISTORIES = st.lists(st.integers(0, 29), min_size=1, max_size=40).map(lambda items: np.array(items, dtype=np.int32))
+SHARES = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.6, 0.7, 0.99, 1.0])
+SEEDS = st.integers(0, 2**32 - 1)
+SIMILAR = np.stack([(np.arange(30) + step) % 30 for step in (1, 2, 3)], axis=1)  # never the item itself
+
+
+def floor(share: float, items: np.ndarray) -> int:
+    """In whole percents, so without rounding."""
+    return round(share * 100) * len(items) // 100
+
+
+def contains(items: np.ndarray, part: np.ndarray) -> bool:
+    """Whether `part` is a contiguous part of `items`."""
+    starts = range(len(items) - len(part) + 1)
+    return any(np.array_equal(items[start : start + len(part)], part) for start in starts)
+
+
+@given(HISTORIES, SHARES, SEEDS)
+def test_crop_keeps_a_contiguous_part(items: np.ndarray, share: float, seed: int) -> None:
+    before = items.copy()
+    view = crop(items, share=share, random=np.random.default_rng(seed))
+    assert len(view) == max(floor(share, items), 1)
+    assert contains(before, view)
+    view += 1
+    np.testing.assert_array_equal(items, before)
+
+
+@given(HISTORIES, SHARES, SEEDS)
+def test_mask_hides_a_share_but_never_all(items: np.ndarray, share: float, seed: int) -> None:
+    before = items.copy()
+    hidden = mask(items, share=share, random=np.random.default_rng(seed))
+    assert hidden.shape == items.shape
+    assert hidden.sum() == min(floor(share, items), len(items) - 1)
+    np.testing.assert_array_equal(items, before)
+
+
+@given(HISTORIES, SHARES, SEEDS)
+def test_reorder_moves_items_of_one_part_alone(items: np.ndarray, share: float, seed: int) -> None:
+    before = items.copy()
+    view = reorder(items, share=share, random=np.random.default_rng(seed))
+    assert Counter(view.tolist()) == Counter(before.tolist())
+    moved = np.flatnonzero(view != before)
+    if len(moved):
+        assert moved[-1] - moved[0] + 1 <= floor(share, items)
+    view += 1
+    np.testing.assert_array_equal(items, before)
+
+
+@given(HISTORIES, SHARES, SEEDS)
+def test_substitute_replaces_a_share_by_neighbours(items: np.ndarray, share: float, seed: int) -> None:
+    before = items.copy()
+    view = substitute(items, share=share, similar=SIMILAR, random=np.random.default_rng(seed))
+    changed = np.flatnonzero(view != before)
+    assert len(changed) == floor(share, items)
+    assert all(view[place] in SIMILAR[before[place]] for place in changed)
+    assert view.dtype == items.dtype
+    np.testing.assert_array_equal(items, before)
+
+
+@given(HISTORIES, SHARES, SEEDS)
+def test_importance_drops_the_least(items: np.ndarray, share: float, seed: int) -> None:
+    scores = np.random.default_rng(seed).permutation(len(items)).astype(np.float32)
+    before = items.copy()
+    view = importance(items, share=share, scores=scores)
+    dropped = min(floor(share, items), len(items) - 1)
+    np.testing.assert_array_equal(view, before[scores >= dropped])
+    view += 1
+    np.testing.assert_array_equal(items, before)
+
+
+@pytest.mark.parametrize("operator", [crop, mask, reorder])
+def test_operators_use_their_randomness(operator: object) -> None:
+    """Two seeds give two views, one seed gives one."""
+    items = np.arange(30)
+
+    def view(seed: int) -> np.ndarray:
+        return operator(items, share=0.5, random=np.random.default_rng(seed))  # type: ignore[operator]
+
+    np.testing.assert_array_equal(view(0), view(0))
+    assert not np.array_equal(view(0), view(1))
+
+
+def test_every_start_and_every_neighbour_occurs() -> None:
+    """A crop reaches both ends of a history, a substitution the whole row of neighbours."""
+    random = np.random.default_rng(0)
+    starts = {int(crop(np.arange(5), share=0.6, random=random)[0]) for _ in range(200)}
+    assert starts == {0, 1, 2}
+    substitutes = {int(substitute(np.array([7]), share=1, similar=SIMILAR, random=random)[0]) for _ in range(200)}
+    assert substitutes == {8, 9, 10}
+
+
+def test_similar_items_are_those_of_the_highest_cosine() -> None:
+    """Against a sort of all cosines; only candidates, never the item itself; lengths of vectors do not matter."""
+    torch.manual_seed(0)
+    vectors = torch.randn(40, 6)
+    candidates = torch.arange(0, 40, 2)
+    table = similar_items(vectors * torch.rand(40, 1).add(0.1), candidates, k=3)
+    cosines = F.cosine_similarity(vectors[:, None], vectors[None], dim=2).fill_diagonal_(-2)
+    cosines[:, 1::2] = -2
+    np.testing.assert_array_equal(table, cosines.argsort(dim=1, descending=True)[:, :3].numpy())
+    assert similar_items(vectors, torch.tensor([4, 9]), k=5).shape == (40, 1)
