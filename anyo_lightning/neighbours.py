@@ -82,9 +82,7 @@ def mean_vectors(
     return F.normalize(torch.zeros(len(histories), vectors.shape[1]).index_add_(0, user, vectors[items]), dim=1)
 
 
-def text_vectors(
-    backbone: Backbone, texts: Sequence[str | None], *, pooling: Pooling
-) -> Float[Tensor, "users width"]:
+def text_vectors(backbone: Backbone, texts: Sequence[str | None], *, pooling: Pooling) -> Float[Tensor, "users width"]:
     """The frozen backbone's vectors of one text a user, centred, of unit length; zero where there is no text; cached.
 
     Args:

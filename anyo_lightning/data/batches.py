@@ -35,6 +35,7 @@ class HistoryBatch:
     token_ids: Int[Tensor, "batch tokens"] | None = None  # where a text encoder asks for them
     boundaries: Int[Tensor, "batch items"] | None = None  # token position of each item's separator, 0 at padding
     hidden: Bool[Tensor, "batch items"] | None = None  # items whose identity a view hides: no text, no vector
+    final: Bool[Tensor, " batch"] | None = None  # in training: whether the window ends in the user's last boundary
     token_count: int = 0  # real tokens (or items, without text), for the cost ledger
 
     def to(self, device: torch.device | str) -> "HistoryBatch":
@@ -76,6 +77,7 @@ class HistoryDataset(Dataset[HistoryBatch]):
         supervised: (rows,) first position whose state is asked for.
         target: (rows,) the target of the last position; of all others it is the next item.
         tokens: Token store, where a text encoder asks for tokens.
+        final: (rows,) True where a training window ends in its user's last boundary.
     """
 
     def __init__(
@@ -88,9 +90,10 @@ class HistoryDataset(Dataset[HistoryBatch]):
         supervised: np.ndarray,
         target: np.ndarray,
         tokens: ItemTokenStore | None,
+        final: np.ndarray | None = None,
     ) -> None:
         self.items, self.user, self.start, self.end = items, user, start, end
-        self.supervised, self.target, self.tokens = supervised, target, tokens
+        self.supervised, self.target, self.tokens, self.final = supervised, target, tokens, final
 
     @classmethod
     def training(cls, split: Split, windows: Windows, tokens: ItemTokenStore | None) -> "HistoryDataset":
@@ -103,6 +106,7 @@ class HistoryDataset(Dataset[HistoryBatch]):
             supervised=windows.supervised,
             target=split.items[windows.end],
             tokens=tokens,
+            final=np.append(windows.user[1:] != windows.user[:-1], True),  # windows lie by user and position
         )
 
     @classmethod
@@ -139,6 +143,7 @@ class HistoryDataset(Dataset[HistoryBatch]):
             row=torch.from_numpy(chosen),
             target_ids=torch.from_numpy(targets),
             target_mask=torch.from_numpy(supervised),
+            final=None if self.final is None else torch.from_numpy(self.final[chosen]),
         )
 
 

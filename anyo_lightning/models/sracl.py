@@ -1,0 +1,302 @@
+"""SRA-CL: contrast users with what semantically similar users do, and histories with semantically similar ones."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyo_lightning.augment import substitute
+from anyo_lightning.data.batches import HistoryBatch, TokenBudgetBatches
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.cache import Pooling
+from anyo_lightning.encoders.history import IdHistory
+from anyo_lightning.encoders.items import IdItems
+from anyo_lightning.encoders.selfcheck import self_check
+from anyo_lightning.encoders.text import Reads, text_encoders
+from anyo_lightning.errors import InputError
+from anyo_lightning.losses import full_softmax, info_nce
+from anyo_lightning.models.base import BackboneCallable, RetrievalModule
+from anyo_lightning.neighbours import (
+    UserSemantics,
+    mean_vectors,
+    nearest,
+    profile_texts,
+    semantic_histories,
+    semantic_item_vectors,
+    text_vectors,
+)
+
+
+class SRACL(RetrievalModule):
+    """`L = L_next + α · L_inter + β · L_intra`: the full softmax, and two contrasts whose positives are retrieved.
+
+    Inter-user: the state of a history against a mixture of the states of the k users whose texts are most alike,
+    weighted by a learnable `Synthesizer`; negatives are the other mixtures of the batch. Intra-user: two views of a
+    history, each with a share of its items replaced by semantic neighbours; negatives are the other views.
+    Recommendation needs the encoders alone.
+
+    One class for two backbones: an LLM that reads text (`sracl.yaml`), and without `backbone` SASRec, as in the
+    paper (`sracl_paper.yaml`). What differs: (1) every boundary is supervised by the next item, and the contrasts use
+    one state a history, its last supervised one; in the paper and its code each prefix is a sample of both. (2) A
+    user's vector and neighbours come from the training history without the last target; in the code a prefix finds
+    the user's other prefixes, which contain its target. (3) Semantic vectors are those of titles by the configured
+    encoder; the paper embeds an LLM's summaries by SimCSE. (4) The inter-user term is the paper's, states against
+    mixtures; the code's is symmetric over both. (5) `bank` reads the neighbours' states from a table that is filled
+    at the start of each epoch, without gradient; the paper encodes them anew (`bank: false`). (6) False negatives,
+    histories with the same target or of the same user, can be masked.
+
+    Args:
+        backbone: Loads the LLM; None reads ids.
+        semantics: Loads the encoder of the semantic vectors, which is dropped afterwards; None takes `backbone`,
+            frozen and without LoRA.
+        dim: Width of item vectors and states.
+        layers: Transformer layers, with ids.
+        heads: Attention heads, with ids.
+        reads: With an LLM, what it reads: `texts`, `vectors` (one frozen text vector an item), or `both`.
+        pooling: How a frozen encoder's states of a text become its vector.
+        hidden: With an LLM, width of the item projector's hidden layer; None for a linear projector.
+        id_residual: With an LLM, add a free row to each item's text vector.
+        dropout: On states and item vectors; with ids on embeddings, attention and feed-forward.
+        input_dropout: With an LLM, on the item vectors that it reads.
+        alpha: α, weight of the inter-user term; 0 leaves it out with all its work.
+        beta: β, weight of the intra-user term; 0 leaves it out with all its work.
+        neighbours: k, of users and of items.
+        share: Share of a view's items that are replaced, rounded down.
+        temperature: Of both terms.
+        user_semantics: A user's vector is the `mean` of the item vectors of the history, or the vector of its
+            `titles` as one text.
+        bank: Take neighbours' states from a table refreshed at the start of each epoch; else encode them anew, each
+            once a step, with gradient.
+        mask_false_negatives: Leave out negatives with the same target or of the same user.
+        training: What `RetrievalModule` takes.
+
+    Reference: Cui et al., Semantic Retrieval Augmented Contrastive Learning for Sequential Recommendation, NeurIPS 2025
+    (arXiv 2503.04162).
+    """
+
+    user_vectors: Tensor
+    user_neighbours: Tensor
+    states_of_users: Tensor
+
+    def __init__(
+        self,
+        *,
+        backbone: BackboneCallable | None = None,
+        semantics: BackboneCallable | None = None,
+        dim: int = 64,
+        layers: int = 2,
+        heads: int = 2,
+        reads: Reads = "texts",
+        pooling: Pooling = "mean",
+        hidden: int | None = None,
+        id_residual: bool = False,
+        dropout: float = 0.5,
+        input_dropout: float = 0.1,
+        alpha: float = 0.1,
+        beta: float = 0.1,
+        neighbours: int = 10,
+        share: float = 0.2,
+        temperature: float = 1.0,
+        user_semantics: UserSemantics = "mean",
+        bank: bool = True,
+        mask_false_negatives: bool = True,
+        **training: Any,
+    ) -> None:
+        super().__init__(**training)
+        self.make_backbone, self.make_semantics = backbone, semantics
+        self.dim, self.layers, self.heads = dim, layers, heads
+        self.reads, self.pooling, self.hidden, self.id_residual = reads, pooling, hidden, id_residual
+        self.dropout, self.input_dropout = dropout, input_dropout
+        self.alpha, self.beta, self.neighbours, self.share = alpha, beta, neighbours, share
+        self.temperature, self.user_semantics = temperature, user_semantics
+        self.bank, self.mask_false_negatives = bank, mask_false_negatives
+
+    def build(self, data: RecDataModule) -> None:
+        """The encoders, then what the terms need: neighbours, the synthesizer, the bank."""
+        sizes = {"neighbours": self.neighbours, "temperature": self.temperature}
+        for name, size in sizes.items():
+            if size <= 0:
+                raise InputError(f"Expected {name} to be positive, got {size}")
+        if not 0 <= self.share <= 1:
+            raise InputError(f"Expected share in [0, 1], got {self.share}")
+        backbone = self._build_encoders(data)
+        if not self.alpha and not self.beta:
+            return
+        encoder = self._semantic_encoder(backbone)
+        items = semantic_item_vectors(encoder, data, pooling=self.pooling)
+        if self.beta:
+            trained = self.training_items.numpy()
+            self.item_neighbours = nearest(items, trained, k=min(self.neighbours, len(trained) - 1))
+        if self.alpha:
+            self._find_users(data, encoder, items)
+
+    def loss(
+        self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """The full softmax at all boundaries, and the two contrasts."""
+        loss = full_softmax(states, self.training_vectors(), self.training_targets(batch))
+        parts = {"next_item": loss}
+        if self.alpha:
+            parts["inter_user"] = self.inter_user(states[batch.last_states], batch)
+            loss = loss + self.alpha * parts["inter_user"]
+        if self.beta:
+            parts["intra_user"] = self.intra_user(batch)
+            loss = loss + self.beta * parts["intra_user"]
+        return loss, parts
+
+    def inter_user(self, last: Float[Tensor, "batch dim"], batch: HistoryBatch) -> Float[Tensor, ""]:
+        """`-1/N Σ_u log( exp(h_u·h⁺_u/τ) / Σ_v exp(h_u·h⁺_v/τ) )`, `h⁺_u = Σ_j p_uj h_j` over u's k neighbours.
+
+        Args:
+            last: The state at each history's last supervised boundary.
+            batch: Its histories; those that end in their user's last boundary take part, if the user has neighbours.
+        """
+        assert batch.final is not None
+        rows = (batch.final & (self.user_neighbours[batch.user, 0] >= 0)).nonzero()[:, 0]
+        users = batch.user[rows]
+        neighbours = self.user_neighbours[users]
+        there = neighbours >= 0
+        neighbours = neighbours.where(there, neighbours[:, :1])  # whose weight is zero
+        weights = self.synthesizer(self.user_vectors[users], self.user_vectors[neighbours], there)
+        positives = (weights[..., None] * self.neighbour_states(neighbours)).sum(1)
+        excluded = self._false_negatives(batch)[rows][:, rows] if self.mask_false_negatives else None
+        own = torch.arange(len(rows), device=rows.device)
+        return info_nce(last[rows], positives, own, temperature=self.temperature, excluded=excluded)
+
+    def intra_user(self, batch: HistoryBatch) -> Float[Tensor, ""]:
+        """InfoNCE over the 2N views of N histories: each against all but itself, its positive the other of the two."""
+        random = np.random.default_rng(int(torch.randint(2**31, ())))
+        histories = batch.histories() * 2
+        views = [substitute(h, share=self.share, similar=self.item_neighbours, random=random) for h in histories]
+        states = self.encode_histories(views)
+        own = torch.arange(len(views), device=states.device)
+        excluded = own[:, None] == own
+        if self.mask_false_negatives:
+            excluded = excluded | self._false_negatives(batch).tile(2, 2)
+        return info_nce(states, states, own.roll(len(own) // 2), temperature=self.temperature, excluded=excluded)
+
+    def neighbour_states(self, users: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k dim"]:
+        """The last states of these users, from the bank or encoded now, each distinct user once."""
+        if self.bank:
+            return self.states_of_users[users]
+        distinct, place = torch.unique(users, return_inverse=True)
+        return self._states(distinct.cpu().numpy(), padded=self.data.batch_tokens)[place]
+
+    def on_train_epoch_start(self) -> None:
+        """Fill the bank with the states that the weights give now: the same for a resumed run."""
+        if self.alpha and self.bank:
+            started = time.perf_counter()
+            self.refresh_bank()
+            self.log("train/bank_seconds", time.perf_counter() - started)
+
+    @torch.no_grad()
+    def refresh_bank(self) -> None:
+        """The last states of all users who take part, in evaluation mode."""
+        training = self.training
+        self.eval()
+        users = np.flatnonzero((self.user_neighbours[:, 0] >= 0).cpu().numpy())
+        self.states_of_users[users] = self._states(users, padded=self.data.evaluation_batch_tokens)
+        self.train(training)
+
+    def _build_encoders(self, data: RecDataModule) -> Backbone | None:
+        if self.make_backbone is None:
+            if self.dim % self.heads:
+                raise InputError(f"Expected dim to be a multiple of heads, got {self.dim} and {self.heads}")
+            embedding = nn.Embedding(data.split.catalogue_size, self.dim)
+            nn.init.normal_(embedding.weight, std=0.02)
+            self.item_encoder = IdItems(embedding)
+            self.history_encoder = IdHistory(
+                embedding, max_items=data.max_items, layers=self.layers, heads=self.heads, dropout=self.dropout
+            )
+            return None
+        backbone = self.load_backbone(self.make_backbone, data, reads_text=self.reads != "vectors")
+        self.history_encoder, self.item_encoder = text_encoders(
+            backbone,
+            data,
+            reads=self.reads,
+            dim=self.dim,
+            pooling=self.pooling,
+            hidden=self.hidden,
+            id_residual=self.id_residual,
+            dropout=self.dropout,
+            input_dropout=self.input_dropout,
+        )
+        return backbone
+
+    def _semantic_encoder(self, backbone: Backbone | None) -> Backbone:
+        if self.make_semantics is None:
+            if backbone is None:
+                raise InputError(
+                    "Expected semantics, the encoder of the semantic vectors, where ids are read, got none"
+                )
+            return backbone
+        encoder = self.make_semantics()
+        self_check(encoder, load_tokenizer(*encoder.source))
+        return encoder
+
+    def _find_users(self, data: RecDataModule, encoder: Backbone, items: Float[Tensor, "catalogue width"]) -> None:
+        """Semantic vectors and neighbours of users, and what is made of them."""
+        semantic = semantic_histories(data.split, shuffled_ties=data.shuffle_ties)
+        if self.user_semantics == "titles":
+            vectors = text_vectors(encoder, profile_texts(semantic, data.split.item_texts), pooling=self.pooling)
+        else:
+            vectors = mean_vectors(semantic, items)
+        there = np.flatnonzero([len(history) > 0 for history in semantic])
+        neighbours = np.full((data.split.users, self.neighbours), -1)
+        neighbours[there] = nearest(vectors, there, k=self.neighbours)[there]
+        self.histories = [data.split.training_history(user)[:-1] for user in range(data.split.users)]
+        self.register_buffer("user_vectors", vectors, persistent=False)
+        self.register_buffer("user_neighbours", torch.from_numpy(neighbours), persistent=False)
+        self.synthesizer = Synthesizer(vectors.shape[1], self.dim)
+        if self.bank:
+            self.register_buffer("states_of_users", torch.zeros(data.split.users, self.dim), persistent=False)
+
+    def _states(self, users: Sequence[int] | np.ndarray, *, padded: int) -> Float[Tensor, "users dim"]:
+        """The last states of users' own training histories, in batches of like length."""
+        tokens = self.data.item_token_counts
+        most = self.data.max_items if tokens is None else self.data.max_tokens
+        histories = [self.histories[user] for user in users]
+        lengths = [len(items) if tokens is None else int(tokens[items].sum()) for items in histories]
+        batches = TokenBudgetBatches(np.minimum(lengths, most), budget=padded, seed=None).batches()
+        found = [self.encode_histories([histories[row] for row in rows]) for rows in batches]
+        return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate(batches))).to(self.device)]
+
+    def _false_negatives(self, batch: HistoryBatch) -> Bool[Tensor, "batch batch"]:
+        """True where two histories have the same target or the same user."""
+        targets, users = batch.targets[batch.last_states], batch.user
+        return (targets[:, None] == targets) | (users[:, None] == users)
+
+
+class Synthesizer(nn.Module):
+    """`p_uj = softmax_j LeakyReLU(aᵀ [W x_u ‖ W x_j])`: the weight of each neighbour's state in a user's positive.
+
+    The slope of the LeakyReLU is 0.2, that of the graph attention network whose form this is; the paper names none.
+
+    Args:
+        width: Width of the semantic vectors x.
+        dim: Rows of W.
+    """
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, dim, bias=False)
+        self.attention = nn.Parameter(torch.empty(2, dim))  # the two halves of a
+        for weight in (self.map.weight, self.attention):
+            nn.init.xavier_uniform_(weight)
+
+    def forward(
+        self,
+        users: Float[Tensor, "users width"],
+        neighbours: Float[Tensor, "users k width"],
+        there: Bool[Tensor, "users k"],
+    ) -> Float[Tensor, "users k"]:
+        """The weights of each user's neighbours: they sum to one over those that are there."""
+        own, others = self.map(users) @ self.attention[0], self.map(neighbours) @ self.attention[1]
+        scores = F.leaky_relu(own[:, None] + others, 0.2)
+        return scores.masked_fill(~there, -torch.inf).softmax(1)
