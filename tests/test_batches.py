@@ -93,6 +93,12 @@ def test_each_target_is_supervised_exactly_once(
     starts, ends = split.offsets[:-1], split.offsets[1:] - 2
     expected = [(u, p) for u in range(split.users) for p in range(int(starts[u]) + 1, int(ends[u]))]
     assert found == expected
+    if not expected:
+        return
+    whole = dataset[list(range(len(dataset)))]
+    assert whole.final is not None
+    assert whole.user[whole.final].tolist() == sorted({u for u, _ in expected})  # one final window a user
+    assert (dataset.end[whole.final.numpy()] == (ends - 1)[whole.user[whole.final]]).all()  # its target: the last item
 
 
 def test_later_windows_overlap_by_half() -> None:

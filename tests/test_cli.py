@@ -65,6 +65,8 @@ def tiny(tiny_data: tuple[Path, Path], tiny_llm: str, tmp_path: Path) -> Callabl
             found.append(f"--model.init_args.backbone.init_args.name={tiny_llm}")
             found.append("--model.init_args.backbone.init_args.layers=2")
             found.append("--data.max_tokens=300")
+        if "semantics" in settings:
+            found.append(f"--model.init_args.semantics.init_args.name={tiny_llm}")
         if "item_vectors_from" in settings:
             found.append(f"--model.init_args.item_vectors_from={sasrec}")
         return found

@@ -67,7 +67,7 @@ class SRACL(RetrievalModule):
         alpha: α, weight of the inter-user term; 0 leaves it out with all its work.
         beta: β, weight of the intra-user term; 0 leaves it out with all its work.
         neighbours: k, of users and of items.
-        share: Share of a view's items that are replaced, rounded down.
+        share: Share of a view's items that are replaced, rounded down, but at least one item.
         temperature: Of both terms.
         user_semantics: A user's vector is the `mean` of the item vectors of the history, or the vector of its
             `titles` as one text.
@@ -172,8 +172,10 @@ class SRACL(RetrievalModule):
     def intra_user(self, batch: HistoryBatch) -> Float[Tensor, ""]:
         """InfoNCE over the 2N views of N histories: each against all but itself, its positive the other of the two."""
         random = np.random.default_rng(int(torch.randint(2**31, ())))
-        histories = batch.histories() * 2
-        views = [substitute(h, share=self.share, similar=self.item_neighbours, random=random) for h in histories]
+        views = [
+            substitute(items, share=max(self.share, 1 / len(items)), similar=self.item_neighbours, random=random)
+            for items in batch.histories() * 2
+        ]
         states = self.encode_histories(views)
         own = torch.arange(len(views), device=states.device)
         excluded = own[:, None] == own
@@ -259,6 +261,8 @@ class SRACL(RetrievalModule):
 
     def _states(self, users: Sequence[int] | np.ndarray, *, padded: int) -> Float[Tensor, "users dim"]:
         """The last states of users' own training histories, in batches of like length."""
+        if not len(users):  # a batch without a user's last window
+            return torch.zeros(0, self.dim, device=self.device)
         tokens = self.data.item_token_counts
         most = self.data.max_items if tokens is None else self.data.max_tokens
         histories = [self.histories[user] for user in users]

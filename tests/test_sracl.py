@@ -1,0 +1,350 @@
+"""SRA-CL: its contrasts by arithmetic, where gradients go, what a weight of zero saves, and that it learns."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from anyo_lightning.data.batches import HistoryBatch
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.callback import RetrievalMetrics
+from anyo_lightning.models.sasrec import SASRec
+from anyo_lightning.models.sracl import SRACL, Synthesizer
+from anyo_lightning.runs import RunFolder
+
+SIZES = {"ids": {"batch_tokens": 150}, "text": {"batch_tokens": 2000}}
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+MakeData = Callable[..., RecDataModule]
+
+
+@pytest.fixture
+def make_data(tiny_data: tuple[Path, Path]) -> MakeData:
+    """Data modules over the tiny data set, set up."""
+
+    def make(**changes: Any) -> RecDataModule:
+        defaults: dict[str, Any] = {"max_items": 20, "max_tokens": 300, "batch_tokens": 150}
+        data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1], **(defaults | changes))
+        data.setup("fit")
+        return data
+
+    return make
+
+
+def made(folder: str, data: RecDataModule, **changes: Any) -> SRACL:
+    """SRA-CL over ids without dropout, prepared."""
+    torch.manual_seed(0)
+    settings = {"semantics": partial(Backbone, folder, dtype="float32"), "dim": 16, "dropout": 0.0, "neighbours": 3}
+    model = SRACL(**(settings | changes))
+    model.prepare(data)
+    return model
+
+
+def first_batch(data: RecDataModule) -> HistoryBatch:
+    """A training batch."""
+    return next(iter(data.train_dataloader()))
+
+
+def test_synthesizer_by_hand() -> None:
+    """W = (1, 0), a = (1, 2): scores 1 + 2 = 3 and 0.2 · (1 - 4) = -0.6; a missing neighbour weighs nothing."""
+    synthesizer = Synthesizer(2, 1)
+    synthesizer.map.weight.data = torch.tensor([[1.0, 0.0]])
+    synthesizer.attention.data = torch.tensor([[1.0], [2.0]])
+    users = torch.tensor([[1.0, 7.0]]).expand(2, -1)
+    neighbours = torch.tensor([[[1.0, 5.0], [-2.0, 5.0], [9.0, 9.0]]]).expand(2, -1, -1)
+    there = torch.tensor([[True, True, False], [False, True, False]])
+    expected = torch.tensor([3.0, -0.6]).softmax(0)
+    weights = synthesizer(users, neighbours, there)
+    torch.testing.assert_close(weights, torch.tensor([[expected[0], expected[1], 0], [0, 1, 0]]))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_inter_user_by_hand(tiny_bert: str, make_data: MakeData, masked: bool) -> None:
+    """Equal weights (a = 0) make a positive the mean of neighbours' states; who has no neighbour takes no part."""
+    data = make_data()
+    model = made(tiny_bert, data, mask_false_negatives=masked, temperature=0.5)
+    model.synthesizer.attention.data.zero_()
+    model.states_of_users.normal_(std=0.5)
+    batch = first_batch(data)
+    model.user_neighbours[batch.user[0]] = -1
+    model.user_neighbours[batch.user[1], 1:] = -1
+    last = torch.randn(len(batch.user), 16, generator=torch.Generator().manual_seed(1)) / 2
+    users, targets = batch.user.tolist(), batch.targets[batch.last_states].tolist()
+    assert batch.final is not None
+    rows = [row for row in range(1, len(users)) if batch.final[row]]
+    mean = {}
+    for v in rows:
+        found = model.user_neighbours[users[v]]
+        mean[v] = model.states_of_users[found[found >= 0]].mean(0)
+    losses = []
+    for u in rows:
+        others = [v for v in rows if v == u or not (masked and targets[v] == targets[u])]
+        scores = torch.stack([last[u] @ mean[v] / 0.5 for v in others])
+        losses.append(scores.logsumexp(0) - last[u] @ mean[u] / 0.5)
+    assert len(rows) > 4
+    assert len({targets[v] for v in rows}) < len(rows)
+    torch.testing.assert_close(model.inter_user(last, batch), torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_intra_user_by_hand(tiny_bert: str, make_data: MakeData, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two views a history, a fifth (at least one) replaced by semantic neighbours; each against all others but itself."""
+    data = make_data()
+    model = made(tiny_bert, data, mask_false_negatives=masked)
+    batch = first_batch(data)
+    count = len(batch.user)
+    states = torch.randn(2 * count, 16, generator=torch.Generator().manual_seed(1))
+    read: list[np.ndarray] = []
+
+    def encode(histories: list[np.ndarray]) -> Tensor:
+        read.extend(histories)
+        return states
+
+    monkeypatch.setattr(model, "encode_histories", encode)
+    loss = model.intra_user(batch)
+    originals = batch.histories()
+    for view, original in zip(read, originals * 2, strict=True):
+        changed = np.flatnonzero(view != original)
+        assert len(changed) == max(len(original) // 5, 1)
+        assert all(view[i] in model.item_neighbours[original[i]] for i in changed)
+    assert any((a != b).any() for a, b in zip(read[:count], read[count:], strict=True))
+    users, targets = batch.user.tolist(), batch.targets[batch.last_states].tolist()
+    losses = []
+    for i in range(2 * count):
+        positive = (i + count) % (2 * count)
+
+        def same(j: int, i: int = i) -> bool:
+            return users[j % count] == users[i % count] or targets[j % count] == targets[i % count]
+
+        kept = [j for j in range(2 * count) if j == positive or (j != i and not (masked and same(j)))]
+        losses.append((states[i] @ states[kept].T).logsumexp(0) - states[i] @ states[positive])
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("bank", [False, True])
+def test_gradients_reach_what_should_train(tiny_bert: str, make_data: MakeData, bank: bool) -> None:
+    """Of the inter-user term: W, a and the user's state always; the neighbours' states where they are encoded anew."""
+    data = make_data()
+    model = made(tiny_bert, data, bank=bank)
+    if bank:
+        model.refresh_bank()
+    batch = first_batch(data)
+    last = model(batch)[batch.last_states].detach().requires_grad_()
+    model.inter_user(last, batch).backward()
+    assert last.grad is not None
+    assert last.grad.abs().sum() > 0
+    for name, parameter in model.named_parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        assert reached == (name.startswith("synthesizer") or not bank), name
+    model.zero_grad()
+    model.intra_user(batch).backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("synthesizer"))
+
+
+def test_each_distinct_neighbour_is_encoded_once(
+    tiny_bert: str, make_data: MakeData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states are those of each user's own training history without its last item, whatever the batches."""
+    data = make_data()
+    model = made(tiny_bert, data, bank=False).eval()
+    read: list[np.ndarray] = []
+    encode = model.encode_histories
+
+    def counting(histories: list[np.ndarray]) -> Tensor:
+        read.extend(histories)
+        return encode(histories)
+
+    monkeypatch.setattr(model, "encode_histories", counting)
+    states = model.neighbour_states(torch.tensor([[7, 3], [30, 7]]))
+    assert len(read) == 3
+    for row, column, user in [(0, 0, 7), (0, 1, 3), (1, 0, 30), (1, 1, 7)]:
+        alone = encode([data.split.training_history(user)[:-1]])[0]
+        torch.testing.assert_close(states[row, column], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_bank_holds_the_states_of_the_epochs_start(tiny_bert: str, make_data: MakeData) -> None:
+    """Without dropout and gradient; it follows the weights when it is refreshed, and the mode comes back."""
+    data = make_data()
+    model = made(tiny_bert, data, dropout=0.5).train()
+    model.refresh_bank()
+    assert model.training
+    before = model.states_of_users.clone()
+    model.eval()
+    with torch.no_grad():
+        expected = model.encode_histories(model.histories)
+    torch.testing.assert_close(before, expected, rtol=1e-4, atol=1e-5)
+    assert not before.requires_grad
+    model.item_encoder.embedding.weight.data.add_(torch.randn(16, 16))
+    torch.testing.assert_close(model.states_of_users, before)
+    model.refresh_bank()
+    assert not torch.allclose(model.states_of_users, before, atol=1e-2)
+    assert "states_of_users" not in model.state_dict()
+
+
+@pytest.mark.parametrize("user_semantics", ["mean", "titles"])
+def test_nothing_outside_training_is_seen(tiny_bert: str, make_data: MakeData, user_semantics: str) -> None:
+    """Other validation and test items or other last training items: the same vectors and neighbours."""
+    found = []
+    for change in (None, "evaluation", "last"):
+        data = make_data()
+        split = data.split
+        if change == "evaluation":
+            split.items[split.stages > 0] = (split.items[split.stages > 0] + 3) % 16
+        if change == "last":
+            last = split.offsets[:-1] + [len(split.training_history(user)) - 1 for user in range(split.users)]
+            split.items[last] = (split.items[last] + 3) % 16
+        found.append(made(tiny_bert, data, user_semantics=user_semantics))
+    for other in found[1:]:
+        assert torch.equal(other.user_vectors, found[0].user_vectors)
+        assert torch.equal(other.user_neighbours, found[0].user_neighbours)
+        assert np.array_equal(other.item_neighbours, found[0].item_neighbours)
+        assert all(map(np.array_equal, other.histories, found[0].histories))
+    own = torch.arange(40)[:, None]
+    assert not (found[0].user_neighbours == own).any()
+    assert (found[0].user_neighbours >= 0).all()
+
+
+def test_without_contrasts_it_is_sasrec(make_data: MakeData) -> None:
+    """α = β = 0: the same weights and the same loss to the bit, and no semantic encoder is loaded."""
+
+    def refuse() -> Backbone:
+        raise AssertionError("the semantic encoder was loaded")
+
+    data = make_data()
+    torch.manual_seed(0)
+    model = SRACL(semantics=refuse, dim=16, dropout=0.0, alpha=0, beta=0)
+    model.prepare(data)
+    torch.manual_seed(0)
+    sasrec = SASRec(dim=16, dropout=0.0)
+    sasrec.prepare(data)
+    sasrec.load_state_dict(model.state_dict())
+    batch = first_batch(data)
+    loss, parts = model.loss(model(batch), batch)
+    assert torch.equal(loss, sasrec.loss(sasrec(batch), batch)[0])
+    assert set(parts) == {"next_item"}
+    model.on_train_epoch_start()
+
+
+@pytest.mark.parametrize("weights", [{"alpha": 0.0}, {"beta": 0.0}])
+def test_a_term_of_weight_zero_costs_nothing(tiny_bert: str, make_data: MakeData, weights: dict[str, float]) -> None:
+    """No synthesizer and no bank without α; no view and no neighbours of items without β."""
+    data = make_data()
+    model = made(tiny_bert, data, **weights)
+    inter = "alpha" not in weights
+    assert hasattr(model, "synthesizer") == hasattr(model, "states_of_users") == inter
+    assert hasattr(model, "item_neighbours") == (not inter)
+    batch = first_batch(data)
+    before = model.seen["tokens"]
+    _, parts = model.loss(model(batch), batch)
+    assert set(parts) == {"next_item", "inter_user" if inter else "intra_user"}
+    assert (model.seen["tokens"] == before) == inter  # the bank reads nothing in a step, views do
+
+
+def test_mistakes_are_refused(tiny_bert: str, make_data: MakeData) -> None:
+    """No encoder of texts, and sizes that cannot work."""
+    data = make_data()
+    with pytest.raises(InputError, match="semantics"):
+        SRACL(dim=16).prepare(data)
+    cases: dict[str, dict[str, Any]] = {
+        "neighbours": {"neighbours": 0},
+        "temperature": {"temperature": 0.0},
+        "share": {"share": 1.5},
+        "heads": {"heads": 3},
+    }
+    for words, changes in cases.items():
+        with pytest.raises(InputError, match=words):
+            made(tiny_bert, data, **changes)
+
+
+def variant(kind: str, llm: str, bert: str) -> Callable[[], SRACL]:
+    """SRA-CL over ids as in the paper, or over text with a bank and the LLM's own vectors."""
+    optimizer = partial(torch.optim.AdamW, lr=1e-2)
+    shared: dict[str, Any] = {"dim": 16, "neighbours": 3, "optimizer": optimizer}
+    if kind == "ids":
+        semantics = partial(Backbone, bert, dtype="float32")
+        return partial(SRACL, semantics=semantics, dropout=0.1, bank=False, mask_false_negatives=False, **shared)
+    backbone = partial(Backbone, llm, dtype="float32", lora=LORA)
+    return partial(SRACL, backbone=backbone, reads="both", dropout=0.1, temperature=0.2, **shared)
+
+
+def trainer_for(folder: Path, epochs: int) -> Trainer:
+    """On one CPU thread, best and last checkpoints as in a run folder."""
+    seed_everything(0, verbose=False)
+    checkpoints = RunFolder(folder).checkpoints
+    best = ModelCheckpoint(
+        checkpoints, filename="best", monitor="val/ndcg@10", mode="max", enable_version_counter=False
+    )
+    last = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
+    return Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=[RetrievalMetrics(), best, last],
+        default_root_dir=str(folder),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        reload_dataloaders_every_n_epochs=1,
+    )
+
+
+@pytest.mark.parametrize("kind", ["ids", "text"])
+def test_it_learns_and_comes_back(
+    kind: str, tiny_llm: str, tiny_bert: str, make_data: MakeData, tmp_path: Path
+) -> None:
+    """Far above chance on loops through the catalogue; another module with the checkpoint gives the same figures."""
+    make = variant(kind, tiny_llm, tiny_bert)
+    trainer = trainer_for(tmp_path, 15 if kind == "ids" else 8)
+    trainer.fit(make(), make_data(**SIZES[kind]))
+    assert float(trainer.callback_metrics["val/hr@5"]) > 0.6
+    best = str(RunFolder(tmp_path).best_checkpoint)
+    first = trainer.validate(trainer.lightning_module, make_data(), ckpt_path=best, verbose=False)[0]
+    second = trainer_for(tmp_path / "other", 1).validate(make(), make_data(), ckpt_path=best, verbose=False)[0]
+    assert {k: v for k, v in first.items() if k != "val/seconds"} == {
+        k: v for k, v in second.items() if k != "val/seconds"
+    }
+
+
+@pytest.mark.parametrize("kind", ["ids", "text"])
+def test_a_resumed_run_is_the_whole_one(
+    kind: str, tiny_llm: str, tiny_bert: str, make_data: MakeData, tmp_path: Path
+) -> None:
+    """Four epochs in two parts end with the weights of four in one: bank, views and dropout included."""
+    make = partial(variant(kind, tiny_llm, tiny_bert), decay=False, warmup=0.0)
+    data = {"shuffle_ties": True, "random_cuts": True, **SIZES[kind]}
+    trainer_for(tmp_path / "whole", 4).fit(make(), make_data(**data))
+    trainer_for(tmp_path / "parts", 2).fit(make(), make_data(**data))
+    last = RunFolder(tmp_path / "parts").last_checkpoint
+    trainer_for(tmp_path / "parts", 4).fit(make(), make_data(**data), ckpt_path=str(last))
+    whole, parts = (
+        torch.load(RunFolder(tmp_path / name).last_checkpoint, weights_only=True) for name in ("whole", "parts")
+    )
+    assert whole["global_step"] == parts["global_step"] > 4
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][key]), key
+
+
+def test_one_batch_overfits(tiny_bert: str, make_data: MakeData) -> None:
+    """All three parts of one batch's loss fall, the next-item loss to nearly nothing."""
+    data = make_data()
+    model = made(tiny_bert, data, dim=32, bank=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    windows = data.train_dataloader().dataset
+    batch = windows[np.flatnonzero(windows.final)[:4]]
+    found = []
+    for _ in range(100):
+        loss, parts = model.loss(model(batch), batch)
+        found.append({name: float(value.detach()) for name, value in parts.items()})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert found[-1]["next_item"] < 0.3 < 2 < found[0]["next_item"]
+    assert found[-1]["inter_user"] < 0.5 * found[0]["inter_user"]
+    assert found[-1]["intra_user"] < 0.5 * found[0]["intra_user"]
