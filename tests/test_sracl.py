@@ -96,7 +96,7 @@ def test_inter_user_by_hand(tiny_bert: str, make_data: MakeData, masked: bool) -
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_intra_user_by_hand(tiny_bert: str, make_data: MakeData, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two views a history, a fifth (at least one) replaced by semantic neighbours; each against all others but itself."""
+    """Two views a history, a fifth (at least one item) replaced by neighbours; each against all but itself."""
     data = make_data()
     model = made(tiny_bert, data, mask_false_negatives=masked)
     batch = first_batch(data)
