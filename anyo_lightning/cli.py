@@ -16,6 +16,7 @@ from anyo_lightning.data.summary import print_summary, summarise, write_parquet
 from anyo_lightning.encoders.backbone import load_tokenizer
 from anyo_lightning.errors import InputError, argument_sentence
 from anyo_lightning.lightning_cli import STAGES, run_lightning
+from anyo_lightning.views.write import augment
 
 
 def data(dataset: RecDataModule, *, tokenizer: str, output: Path | None) -> None:
@@ -68,10 +69,17 @@ def _run_small_command(arguments: list[str]) -> None:
     summary.add_argument("--tokenizer", default="smollm2-135m-instruct", help="The LLM whose tokens are counted.")
     summary.add_argument("--output", type=Path | None, default=None, help="Folder for the normalised Parquet files.")
     commands.add_subcommand("data", summary, help="print what was read and how it is split")
+    augmentation = ArgumentParser(description="Let an LLM write views of the histories.", exit_on_error=False)
+    augmentation.add_class_arguments(RecDataModule, "data")
+    augmentation.add_argument("--dry-run", action="store_true", help="Print prompts and token counts, ask nothing.")
+    augmentation.add_function_arguments(augment, skip={"data", "dry_run"})
+    commands.add_subcommand("augment", augmentation, help="let an LLM write views of the histories")
     settings = parser.parse_args(arguments)
     chosen = settings[settings.subcommand]
     if settings.subcommand == "compare":
         compare(**chosen.as_dict())
+    elif settings.subcommand == "augment":
+        augment(**augmentation.instantiate_classes(chosen).as_dict())
     else:
         chosen = summary.instantiate_classes(chosen)
         tokenizer, output = chosen.pop("tokenizer"), chosen.pop("output")

@@ -26,6 +26,7 @@ from anyo_lightning.guards import Guards
 from anyo_lightning.models import checkpoints
 from anyo_lightning.models.anyo import Anyo  # noqa: F401
 from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.cllmrec import CLLMRec  # noqa: F401
 from anyo_lightning.models.e4srec import E4SRec  # noqa: F401 - so that its name alone is enough in a yaml
 from anyo_lightning.models.floors import EASE, Markov, Popularity  # noqa: F401
 from anyo_lightning.models.sasrec import SASRec  # noqa: F401

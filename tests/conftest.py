@@ -90,6 +90,7 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> str:
         initializer_range=0.2,
         bos_token_id=0,
         eos_token_id=0,
+        tie_word_embeddings=True,  # so that it can write, too
     )
     torch.manual_seed(0)
     LlamaModel(config).save_pretrained(str(folder))

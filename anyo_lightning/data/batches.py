@@ -152,6 +152,7 @@ def collate(
     *,
     tokens: ItemTokenStore | None,
     hidden: Sequence[np.ndarray] | None = None,
+    spans: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> HistoryBatch:
     """Histories as a batch that asks for each one's last state; users, rows and targets are zero.
 
@@ -159,6 +160,7 @@ def collate(
         histories: Item ids of each history, oldest first, at least one.
         tokens: Token store, where a text encoder asks for tokens.
         hidden: For each history, True at the items whose identity is hidden from the encoder.
+        spans: For each history, the tokens that are read in the place of each item's own, separator included.
     """
     counts = np.array([len(items) for items in histories])
     mask = np.arange(counts.max()) < counts[:, None]
@@ -182,7 +184,7 @@ def collate(
     if tokens is None:
         return batch
     hidden = [np.zeros(count, dtype=bool) for count in counts] if hidden is None else hidden
-    spans = [
+    spans = spans or [
         [tokens.hidden if hide else tokens.span(item) for item, hide in zip(items, hides_items, strict=True)]
         for items, hides_items in zip(histories, hidden, strict=True)
     ]

@@ -228,28 +228,31 @@ class RecDataModule(LightningDataModule):
         """The test queries."""
         return self._evaluation_loader("test")
 
-    def collate(self, histories: Sequence[np.ndarray], *, hidden: Sequence[np.ndarray] | None = None) -> HistoryBatch:
+    def collate(
+        self,
+        histories: Sequence[np.ndarray],
+        *,
+        hidden: Sequence[np.ndarray] | None = None,
+        spans: Sequence[Sequence[np.ndarray]] | None = None,
+    ) -> HistoryBatch:
         """Any histories as a batch that asks for each one's last state: the latest whole items that fit are read.
 
         Args:
             histories: Item ids of each history, oldest first, at least one.
             hidden: For each history, True at the items whose identity is hidden from the encoder.
+            spans: For each history, the tokens that are read in the place of each item's own, separator included.
         """
-        lengths = self._item_lengths()
+        own = self._item_lengths()
+        lengths = [own[items] for items in histories] if spans is None else [list(map(len, of)) for of in spans]
         starts = [
-            latest_start(
-                np.concatenate([[0], np.cumsum(lengths[items])]),
-                len(items),
-                0,
-                max_items=self.max_items,
-                max_length=self._max_length(),
-            )
-            for items in histories
+            latest_start(np.cumsum([0, *sizes]), len(sizes), 0, max_items=self.max_items, max_length=self._max_length())
+            for sizes in lengths
         ]
         return collate(
             [items[start:] for items, start in zip(histories, starts, strict=True)],
             tokens=self.tokens,
             hidden=None if hidden is None else [kept[start:] for kept, start in zip(hidden, starts, strict=True)],
+            spans=None if spans is None else [of[start:] for of, start in zip(spans, starts, strict=True)],
         )
 
     def _texts_for_histories(self, source: Source) -> list[str]:

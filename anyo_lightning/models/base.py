@@ -128,15 +128,20 @@ class RetrievalModule(LightningModule):
         return states
 
     def encode_histories(
-        self, histories: Sequence[np.ndarray], *, hidden: Sequence[np.ndarray] | None = None
+        self,
+        histories: Sequence[np.ndarray],
+        *,
+        hidden: Sequence[np.ndarray] | None = None,
+        spans: Sequence[Sequence[np.ndarray]] | None = None,
     ) -> Float[Tensor, "histories dim"]:
         """The last state of any histories, float32; what contrastive terms compare.
 
         Args:
             histories: Item ids of each history, oldest first, at least one; the latest whole items that fit are read.
             hidden: For each history, True at the items whose identity is hidden from the encoder.
+            spans: For each history, the tokens that are read in the place of each item's own, separator included.
         """
-        batch = self.data.collate(histories, hidden=hidden).to(self.device)
+        batch = self.data.collate(histories, hidden=hidden, spans=spans).to(self.device)
         if self.training:
             self.seen["tokens"] += batch.token_count
         states: Tensor = self(batch)

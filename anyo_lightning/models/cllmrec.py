@@ -1,0 +1,288 @@
+"""CLLMRec: next-item loss, and a contrastive loss between two views of each history, some of them written by an LLM."""
+
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyo_lightning import augment
+from anyo_lightning.data.batches import HistoryBatch
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.encoders.cache import Pooling
+from anyo_lightning.encoders.items import FrozenTextItems
+from anyo_lightning.encoders.text import Reads, text_encoders
+from anyo_lightning.errors import InputError
+from anyo_lightning.losses import full_softmax, info_nce
+from anyo_lightning.models import checkpoints
+from anyo_lightning.models.base import BackboneCallable, RetrievalModule
+from anyo_lightning.views.prompts import Kind
+from anyo_lightning.views.written import WrittenViews
+
+ViewOf = Literal["original", "rewrite", "summarise", "importance", "crop", "mask", "reorder", "substitute"]
+
+
+class CLLMRec(RetrievalModule):
+    """Full softmax over the catalogue at every boundary, plus λ times InfoNCE between two views of each history.
+
+    With `z` the projected and normalised states of the two views of the N histories of a batch, 2N in all, `z_j` the
+    other view of `z_i`'s history and F(i) what is no negative of i,
+
+        L = L_next + λ · -1/2N Σ_i log( exp(z_i·z_j/τ) / Σ_{k not in F(i)} exp(z_i·z_k/τ) ).
+
+    A view gives one state a history: the last supervised one. F(i) holds i itself and, as false negatives, what is of
+    the same user, has the same target, or reads the same items.
+
+    The two views are any of: `original`, `rewrite` and `summarise` (texts that an LLM has written once, before
+    training: `anyo augment`), `importance` (the history without its least important items), `crop`, `mask`, `reorder`
+    and `substitute`. `original` is the state that the next-item loss has read already: no second pass.
+
+    A written view is used for a state only when the state's target is not among the items that it was written from. For
+    a window early in a long history these may be later training items of the same user. Where a user has several views,
+    the one that shares the most items with the history is taken, and where none may be used, the history is read as it
+    is, once more, with another dropout (as SimCSE does); `train/fallback` is the share of these. A written text is read
+    like an item's, ending in the separator, and no item vector is injected.
+
+    `importance`: an item's score is the cosine of its text vector (the frozen LLM's hidden states, pooled and whitened)
+    with the sum of those of the history's other items. Whitening removes what all items share, so that this sum is
+    what sets the user apart from the catalogue, and an item that points elsewhere says little about the user.
+
+    How this differs from the paper: it is a composite, as its users describe it. The paper takes importance scores of
+    the positions of an *id* sequence from an LLM; by a third party's account its positive view drops the least
+    important quarter and its negative view the most important one. The paper's equations could not be read, so none
+    is quoted here and our importance score is our own. The released code trains a plain LRURec: its contrastive
+    branch is never given to the optimizer. Crop, mask and reorder are those of CL4SRec, substitute is that of CoSeRec.
+
+    Args:
+        backbone: Loads the LLM.
+        reads: `texts`: the LLM reads the items' texts. `vectors`: it reads one vector an item, the frozen embedding
+            of its text through a linear layer: a fraction of the tokens. `both`: texts, each ending in that vector.
+        dim: Width of item vectors.
+        pooling: How the frozen LLM's states of an item's text become its vector.
+        hidden: Width of the item projector's hidden layer; None for a linear projector.
+        id_residual: Add a free row to each item's text vector.
+        dropout: On the states before the projector and on the items' projected vectors.
+        input_dropout: On the item vectors that the LLM reads.
+        label_smoothing: Share of the target's probability that is spread over all items.
+        views: The two views of each history.
+        views_from: Parquet file that `anyo augment --output` wrote; None looks where it writes without that.
+        weight: λ; with 0 no view is made or read.
+        temperature: τ of the contrastive loss.
+        projection_head: Put a two-layer perceptron between states and contrastive loss.
+        mask_false_negatives: Whether F(i) holds more than i itself.
+        crop_share: What `crop` keeps.
+        mask_share: What `mask` hides.
+        reorder_share: What `reorder` shuffles.
+        substitute_share: What `substitute` replaces.
+        importance_share: What `importance` drops.
+        neighbours: Similar items among which `substitute` draws.
+        training: What `RetrievalModule` takes.
+
+    Reference: Lu et al., CLLMRec (IJCAI 2025, doi 10.24963/ijcai.2025/351); Xie et al., CL4SRec (arXiv 2010.14395),
+    eq. 3; Liu et al., CoSeRec (arXiv 2108.06479); Gao et al., SimCSE (arXiv 2104.08821).
+    """
+
+    item_encoder: FrozenTextItems
+    similar: np.ndarray
+
+    def __init__(
+        self,
+        *,
+        backbone: BackboneCallable = Backbone,
+        reads: Reads = "texts",
+        dim: int = 128,
+        pooling: Pooling = "mean",
+        hidden: int | None = None,
+        id_residual: bool = False,
+        dropout: float = 0.1,
+        input_dropout: float = 0.1,
+        label_smoothing: float = 0.0,
+        views: tuple[ViewOf, ViewOf] = ("original", "summarise"),
+        views_from: Path | None = None,
+        weight: float = 0.1,
+        temperature: float = 0.1,
+        projection_head: bool = False,
+        mask_false_negatives: bool = True,
+        crop_share: float = 0.6,
+        mask_share: float = 0.3,
+        reorder_share: float = 0.6,
+        substitute_share: float = 0.2,
+        importance_share: float = 0.25,
+        neighbours: int = 10,
+        **training: Any,
+    ) -> None:
+        super().__init__(**training)
+        self.make_backbone, self.reads, self.dim, self.pooling = backbone, reads, dim, pooling
+        self.hidden, self.id_residual = hidden, id_residual
+        self.dropout, self.input_dropout, self.label_smoothing = dropout, input_dropout, label_smoothing
+        self.views, self.views_from, self.neighbours = views, views_from, neighbours
+        self.weight, self.temperature = weight, temperature
+        self.projection_head, self.mask_false_negatives = projection_head, mask_false_negatives
+        self.shares = {
+            "crop": crop_share,
+            "mask": mask_share,
+            "reorder": reorder_share,
+            "substitute": substitute_share,
+            "importance": importance_share,
+        }
+        self.head: nn.Module = nn.Identity()
+        self._written: dict[Kind, WrittenViews] = {}
+
+    def build(self, data: RecDataModule) -> None:
+        """Text for text, as E4SRec; the head and the similar items where a view needs them."""
+        if self.weight and self.reads == "vectors" and self._written_kinds:
+            raise InputError(
+                f"Expected reads texts or both with views that an LLM has written, got vectors with {self.views}"
+            )
+        if outside := {name: share for name, share in self.shares.items() if not 0 <= share <= 1}:
+            raise InputError(f"Expected shares between 0 and 1, got {outside}")
+        backbone = self.load_backbone(self.make_backbone, data, reads_text=self.reads != "vectors")
+        self.history_encoder, self.item_encoder = text_encoders(
+            backbone,
+            data,
+            reads=self.reads,
+            dim=self.dim,
+            pooling=self.pooling,
+            hidden=self.hidden,
+            id_residual=self.id_residual,
+            dropout=self.dropout,
+            input_dropout=self.input_dropout,
+        )
+        if self.weight and self.projection_head:
+            self.head = nn.Sequential(nn.Linear(self.dim, self.dim), nn.ReLU(), nn.Linear(self.dim, self.dim))
+        if self.weight and "substitute" in self.views:
+            self.similar = augment.similar_items(self.item_encoder.vectors, self.training_items, k=self.neighbours)
+
+    def loss(
+        self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """Full softmax over the items that occur in training, plus λ times the contrastive loss."""
+        vectors, targets = self.training_vectors(), self.training_targets(batch)
+        next_item = full_softmax(states, vectors, targets, label_smoothing=self.label_smoothing)
+        if not self.weight:
+            return next_item, {}
+        contrastive, parts = self.contrastive_loss(states, batch)
+        return next_item + self.weight * contrastive, {"next_item": next_item, "contrastive": contrastive, **parts}
+
+    def contrastive_loss(
+        self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """InfoNCE over the 2N views of a batch's N histories, and the shares of histories that fell back."""
+        random = np.random.default_rng(int(torch.randint(2**31, ())))
+        histories = batch.histories()
+        views, parts = [], {}
+        for position, view in enumerate(self.views):
+            if view in get_args(Kind):
+                encoded, fallback = self._encode_written(cast(Kind, view), histories, batch)
+                parts["fallback"] = states.new_tensor(fallback)
+            elif view == "original" and "original" not in self.views[:position]:
+                encoded = states[batch.last_states]
+            else:
+                encoded = self._encode_made(view, histories, random)
+            views.append(F.normalize(self.head(encoded), dim=1))
+        both = torch.cat(views)
+        count = len(histories)
+        excluded = false_negatives(batch) if self.mask_false_negatives else torch.eye(count, dtype=torch.bool)
+        loss = info_nce(
+            both,
+            both,
+            torch.arange(2 * count, device=both.device).roll(count),
+            temperature=self.temperature,
+            excluded=excluded.to(both.device).repeat(2, 2),
+        )
+        return loss, parts
+
+    def on_fit_start(self) -> None:
+        """Read the written views before the first step, so that a missing file costs no time."""
+        for kind in self._written_kinds:
+            self._read(kind)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which written views the run has trained with."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[checkpoints.METADATA]["views"] = {kind: written.digest for kind, written in self._written.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on training with other written views."""
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            found = checkpoint[checkpoints.METADATA]["views"]
+            if found != (own := {kind: self._read(kind).digest for kind in self._written_kinds}):
+                raise InputError(f"Expected the views that the run has trained with, {found}, got {own}")
+
+    @property
+    def _written_kinds(self) -> list[Kind]:
+        """The kinds of written views that the loss reads."""
+        return [kind for kind in get_args(Kind) if self.weight and kind in self.views]
+
+    def _read(self, kind: Kind) -> WrittenViews:
+        """The written views of a kind, read once."""
+        if kind not in self._written:
+            assert self.backbone is not None
+            self._written[kind] = WrittenViews.read(self.views_from, kind=kind, data=self.data, backbone=self.backbone)
+        return self._written[kind]
+
+    def _encode_made(
+        self, view: str, histories: list[np.ndarray], random: np.random.Generator
+    ) -> Float[Tensor, "histories dim"]:
+        """The states of histories under an operator, or as they are."""
+        if view == "original":
+            return self.encode_histories(histories)
+        if view == "mask":
+            hidden = [augment.mask(items, share=self.shares["mask"], random=random) for items in histories]
+            return self.encode_histories(histories, hidden=hidden)
+        return self.encode_histories([self._augmented(view, items, random) for items in histories])
+
+    def _augmented(self, view: str, items: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """The items of a view."""
+        share = self.shares[view]
+        if view == "importance":
+            return augment.importance(items, share=share, scores=self.importance_scores(items))
+        if view == "substitute":
+            return augment.substitute(items, share=share, similar=self.similar, random=random)
+        operator = augment.crop if view == "crop" else augment.reorder
+        return operator(items, share=share, random=random)
+
+    def importance_scores(self, items: np.ndarray) -> np.ndarray:
+        """(items,) the cosine of each item's whitened text vector with the sum of the other items' vectors."""
+        vectors = self.item_encoder.vectors[torch.from_numpy(items).long().to(self.device)].float()
+        scores: np.ndarray = F.cosine_similarity(vectors, vectors.sum(0) - vectors, dim=1).cpu().numpy()
+        return scores
+
+    def _encode_written(
+        self, kind: Kind, histories: list[np.ndarray], batch: HistoryBatch
+    ) -> tuple[Float[Tensor, "histories dim"], float]:
+        """The states of what an LLM has written about histories, and the share of them without: read as they are."""
+        written = self._read(kind)
+        targets = batch.targets[batch.last_states].tolist()
+        views = [
+            written.find(user, items, target)
+            for user, items, target in zip(batch.user.tolist(), histories, targets, strict=True)
+        ]
+        texts = [row for row, view in enumerate(views) if view is not None]
+        others = [row for row, view in enumerate(views) if view is None]
+        encoded = []  # apart, since a summary is much shorter than a history
+        if texts:
+            found = [view for view in views if view is not None]
+            items = [view.items[: len(view.spans)] for view in found]
+            hidden = [np.ones(len(view.spans), dtype=bool) for view in found]
+            encoded.append(self.encode_histories(items, hidden=hidden, spans=[view.spans for view in found]))
+        if others:
+            encoded.append(self.encode_histories([histories[row] for row in others]))
+        place = torch.tensor([*texts, *others], device=encoded[0].device).argsort()
+        return torch.cat(encoded)[place], len(others) / len(histories)
+
+
+def false_negatives(batch: HistoryBatch) -> Bool[Tensor, "batch batch"]:
+    """True for two histories of one user, with one target, or of the same items; so for each with itself."""
+
+    def same(values: Tensor) -> Tensor:
+        return values[:, None] == values
+
+    items = batch.item_ids.masked_fill(~batch.item_mask, -1)
+    identical = (items[:, None] == items).all(-1)
+    return same(batch.user) | same(batch.targets[batch.last_states]) | identical

@@ -1,0 +1,165 @@
+"""Where views are kept: answers by what was asked, in resumable shards, and the finished views of a split.
+
+An answer is found again by what made it: prompt with history, model, settings. So a changed history is asked for
+anew and the others are not. Shards are written to a temporary name and renamed: a run that is killed loses the batch
+at hand and no more. A shard is named by its contents, so several writers never meet in a name.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from anyo_lightning.data.splits import Split
+from anyo_lightning.errors import InputError
+from anyo_lightning.fetch import cache_folder
+from anyo_lightning.views.prompts import Kind
+
+ANSWERS = {"key": pl.String, "answer": pl.String, "finish": pl.String}
+VIEWS: dict[str, Any] = {
+    "user_id": pl.String,
+    "item_ids": pl.List(pl.String),
+    "texts": pl.List(pl.String),
+    "outcome": pl.String,
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        text: Cleaned.
+        finish: `stop`, `length` when it was cut, `refused` when the endpoint says so.
+    """
+
+    text: str
+    finish: str
+
+
+class AnswerStore:
+    """Answers of one model under one prompt and settings, by the hash of what was asked.
+
+    Args:
+        folder: Holds one folder a settings.
+        settings: All that decides an answer beside the prompt itself.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+        described = json.dumps(settings, sort_keys=True, indent=1)
+        self.folder = folder / hashlib.sha256(described.encode()).hexdigest()[:32]
+        self.settings = described
+
+    def key(self, prompt: str) -> str:
+        """The name of a prompt's answer."""
+        return hashlib.sha256(f"{self.settings}\n{prompt}".encode()).hexdigest()[:32]
+
+    def read(self) -> dict[str, Answer]:
+        """All answers; a damaged shard is set aside, which means that its prompts are asked again."""
+        answers: dict[str, Answer] = {}
+        for path in sorted(self.folder.glob("*.parquet")):
+            try:
+                table = pl.read_parquet(path)
+                if dict(table.schema) != ANSWERS or table.null_count().sum_horizontal().item():
+                    raise ValueError("other columns than those of an answer")
+            except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+                aside = path.with_name(f"{path.name}.damaged")
+                path.replace(aside)
+                warnings.warn(
+                    f"Stored answers in {path.name} are damaged ({error}): kept as {aside.name}, asking again",
+                    stacklevel=2,
+                )
+                continue
+            answers |= {key: Answer(text, finish) for key, text, finish in table.iter_rows()}
+        return answers
+
+    def write(self, answers: Mapping[str, Answer]) -> None:
+        """Add a shard."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note = self.folder / "settings.json"
+        if not note.is_file():
+            temporary = note.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(self.settings)
+            temporary.replace(note)
+        rows = [(key, answer.text, answer.finish) for key, answer in answers.items()]
+        name = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        _write_parquet(pl.DataFrame(rows, schema=ANSWERS, orient="row"), self.folder / f"{name}.parquet")
+
+
+@dataclass(frozen=True)
+class WrittenView:
+    """A view of one user's history.
+
+    Attributes:
+        items: (items,) what it was written from.
+        texts: For `summarise` one text; for `rewrite` one an item, None where the item's own text stands.
+    """
+
+    items: np.ndarray
+    texts: tuple[str | None, ...]
+
+
+def views_file(kind: Kind, split: Split) -> Path:
+    """Where `anyo augment` puts the views of a split, and `CLLMRec` looks for them."""
+    return cache_folder() / "views" / f"{kind}-{_identity(split)}.parquet"
+
+
+def write_views(
+    file: Path, rows: Sequence[tuple[str, list[str], list[str | None], str]], *, kind: Kind, split: Split, settings: str
+) -> None:
+    """Write the finished views of a split.
+
+    Args:
+        file: Parquet file: user, items that it was written from, texts, outcome.
+        rows: Its rows.
+        kind: What the views are.
+        split: The split; noted in the file.
+        settings: What made them; noted in the file.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"kind": kind, "split": _identity(split), "settings": settings}
+    _write_parquet(pl.DataFrame(rows, schema=VIEWS, orient="row"), file, metadata)
+
+
+def read_views(file: Path, *, kind: Kind, split: Split) -> dict[int, list[WrittenView]]:
+    """The views that can be used, by user.
+
+    Raises:
+        InputError: When there is no such file, it cannot be read, or it holds views of another kind or split.
+    """
+    if not file.is_file():
+        raise InputError(f"Expected views written by `anyo augment --kind {kind}` with this --data, got no {file}")
+    try:
+        found, table = pl.read_parquet_metadata(file), pl.read_parquet(file)
+        rows = list(table.select(list(VIEWS)).iter_rows())
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"Expected a Parquet file of views, got {file}: {' '.join(str(error).split())}") from error
+    for name, expected in {"kind": kind, "split": _identity(split)}.items():
+        if found.get(name) != expected:
+            raise InputError(f"Expected views of {name} {expected}, got {found.get(name)} in {file}")
+    users = {name: index for index, name in enumerate(split.user_ids.tolist())}
+    items = {name: index for index, name in enumerate(split.item_ids.tolist())}
+    views: dict[int, list[WrittenView]] = {}
+    for user, item_ids, texts, outcome in rows:
+        if outcome == "written":
+            source = np.array([items[item] for item in item_ids], dtype=np.int64)
+            views.setdefault(users[user], []).append(WrittenView(source, tuple(texts)))
+    return views
+
+
+def _identity(split: Split) -> str:
+    """A hash over the split and the items' texts (which a split's fingerprint leaves out)."""
+    return hashlib.sha256(json.dumps([split.fingerprint, split.item_texts]).encode()).hexdigest()[:16]
+
+
+def _write_parquet(table: pl.DataFrame, path: Path, metadata: dict[str, str] | None = None) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    table.write_parquet(temporary, metadata=metadata)
+    temporary.replace(path)

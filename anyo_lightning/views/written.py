@@ -1,0 +1,94 @@
+"""Written views as a history encoder reads them: the tokens of their texts, found by user and history."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.views.prompts import Kind
+from anyo_lightning.views.store import read_views, views_file
+
+
+@dataclass(frozen=True)
+class TokenisedView:
+    """A written view, ready to be read.
+
+    Attributes:
+        items: (items,) what it was written from.
+        spans: The tokens of each of its texts, which end in the separator.
+    """
+
+    items: np.ndarray
+    spans: list[np.ndarray]
+
+
+class WrittenViews:
+    """The written views of one kind.
+
+    Args:
+        views: The views of each user.
+        digest: Hash of the file that they come from.
+    """
+
+    def __init__(self, views: dict[int, list[TokenisedView]], *, digest: str) -> None:
+        self.views, self.digest = views, digest
+
+    @classmethod
+    def read(cls, file: Path | None, *, kind: Kind, data: RecDataModule, backbone: Backbone) -> "WrittenViews":
+        """Read and tokenise the views of a data module's split.
+
+        Args:
+            file: Parquet file; None: where `anyo augment` puts it.
+            kind: What the views are.
+            data: Set up, with tokens.
+            backbone: The LLM that will read them.
+
+        Raises:
+            InputError: When there are no views of this kind and split.
+        """
+        assert data.tokens is not None
+        tokens = data.tokens
+        file = views_file(kind, data.split) if file is None else file
+        read = read_views(file, kind=kind, split=data.split)
+        texts = list({text for views in read.values() for view in views for text in view.texts if text is not None})
+        limit = data.max_item_tokens if kind == "rewrite" else data.max_tokens
+        token_ids = load_tokenizer(*backbone.source)(texts, add_special_tokens=False)["input_ids"] if texts else []
+        spans: dict[str, np.ndarray] = {
+            text: np.array([*ids[: limit - 1], tokens.separator], dtype=np.int32)
+            for text, ids in zip(texts, token_ids, strict=True)
+        }
+
+        def span(item: int, text: str | None) -> np.ndarray:
+            return tokens.span(item) if text is None else spans[text]
+
+        return cls(
+            {
+                user: [
+                    TokenisedView(view.items, list(map(span, view.items, view.texts)))  # as many as there are texts
+                    for view in views
+                ]
+                for user, views in read.items()
+            },
+            digest=hashlib.sha256(file.read_bytes()).hexdigest()[:16],
+        )
+
+    def find(self, user: int, items: np.ndarray, target: int) -> TokenisedView | None:
+        """Of the user's views that were not written from the target, the one written from the most items of a history.
+
+        So no view has seen what the state is trained to predict. For a window early in a long history it may be
+        written from later training items of the same user: a profile of the user, not of the window.
+
+        Args:
+            user: The user.
+            items: The history read.
+            target: The item that follows it.
+        """
+        best, most = None, -1
+        for view in self.views.get(user, ()):
+            shared = int(np.isin(view.items, items).sum())
+            if shared > most and target not in view.items:
+                best, most = view, shared
+        return best
