@@ -27,7 +27,7 @@ REFUSAL = re.compile(
     r"|i (can't|cannot|can not|won't|will not)\b|as an? (ai|artificial|language model)\b|unfortunately, i\b)",
     re.IGNORECASE,
 )
-NUMBERED = re.compile(r"\W{0,3}(\d{1,4})\s*[.):\]]\s*(\S.*)")
+NUMBERED = re.compile(r"\W{0,3}(\d{1,4})\s*[.):\]]\**\s*(\S.*)")
 
 
 @dataclass(frozen=True)
