@@ -76,12 +76,15 @@ def tiny(tiny_data: tuple[Path, Path], tiny_llm: str, tmp_path: Path) -> Callabl
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_survives_a_step(
-    config: Path, anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path
+    config: Path, anyo: Anyo, tiny: Callable[..., list[str]], tiny_llm: str, tmp_path: Path
 ) -> None:
     """Fit ends with a tested run folder, and `test --run` repeats its figures."""
     sasrec = tmp_path / "sasrec"
     if "item_vectors_from" in config.read_text():
         anyo("fit", *tiny(config.parent / "sasrec.yaml"), f"--run={sasrec}")
+    if "summarise" in config.read_text():
+        files = [option for option in tiny(config) if option.startswith(("--data.interactions", "--data.items"))]
+        anyo("augment", *files, f"--llm={tiny_llm}")
     anyo("fit", *tiny(config, sasrec))
     run = RunFolder(tmp_path / "runs" / config.stem / "version_0")
     metrics = run.read_metrics()
