@@ -19,7 +19,7 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
-from anyo_lightning.models.cllmrec import CLLMRec, ViewOf, false_negatives
+from anyo_lightning.models.cllmrec import CLLMRec, ViewOf, false_negatives, same_texts
 from anyo_lightning.models.e4srec import E4SRec
 from anyo_lightning.views.prompts import Kind
 from anyo_lightning.views.store import write_views
@@ -121,6 +121,10 @@ def test_false_negatives(tiny_llm: str, make_data: Callable[..., RecDataModule])
     found = {(i, j) for i, j in false_negatives(batch).nonzero().tolist() if i < j}
     assert found == {(0, 2), (0, 3), (1, 4)}
     assert bool(false_negatives(batch).diagonal().all())
+    one, other = (TokenisedView(np.array([1]), [np.array([token])]) for token in (5, 6))
+    alike = TokenisedView(np.array([2]), [np.array([5])])
+    found = {(i, j) for i, j in same_texts([one, None, other, alike, None]).nonzero().tolist() if i < j}
+    assert found == {(0, 3)}
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -210,6 +214,20 @@ def test_views_read_what_they_say(
     assert all(len(of) == 1 and of[0][-1] == model.data.tokens.separator for of in spans)
     kept_as_they_are = [items for items, use in zip(histories, usable, strict=True) if not use]
     assert all(np.array_equal(a, b) for a, b in zip(others, kept_as_they_are, strict=True))
+
+
+def test_states_of_written_views_stand_at_their_histories(
+    tiny_llm: str, make_data: Callable[..., RecDataModule], views_from: Callable[[Kind], Path]
+) -> None:
+    """Some histories have a view and some are read as they are: each row is what it is alone."""
+    model, batch = prepared(make_model(tiny_llm, views_from=views_from("summarise")), make_data())
+    model.eval()
+    histories = batch.histories()[:6]
+    views = [model._read("summarise").views[row][0] if row in (1, 2, 4) else None for row in range(6)]
+    states = model._encode_written(views, histories)
+    for row in range(6):
+        alone = model._encode_written(views[row : row + 1], histories[row : row + 1])
+        torch.testing.assert_close(states[row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_importance_is_the_cosine_with_the_others(tiny_llm: str, make_data: Callable[..., RecDataModule]) -> None:

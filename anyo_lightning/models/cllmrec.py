@@ -21,7 +21,7 @@ from anyo_lightning.losses import full_softmax, info_nce
 from anyo_lightning.models import checkpoints
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
 from anyo_lightning.views.prompts import Kind
-from anyo_lightning.views.written import WrittenViews
+from anyo_lightning.views.written import TokenisedView, WrittenViews
 
 ViewOf = Literal["original", "rewrite", "summarise", "importance", "crop", "mask", "reorder", "substitute"]
 
@@ -30,12 +30,12 @@ class CLLMRec(RetrievalModule):
     """Full softmax over the catalogue at every boundary, plus λ times InfoNCE between two views of each history.
 
     With `z` the projected and normalised states of the two views of the N histories of a batch, 2N in all, `z_j` the
-    other view of `z_i`'s history and F(i) what is no negative of i,
+    other view of `z_i`'s history and F(i) what is no negative of i (the positive stays in the sum),
 
         L = L_next + λ · -1/2N Σ_i log( exp(z_i·z_j/τ) / Σ_{k not in F(i)} exp(z_i·z_k/τ) ).
 
     A view gives one state a history: the last supervised one. F(i) holds i itself and, as false negatives, what is of
-    the same user, has the same target, or reads the same items.
+    the same user, has the same target, reads the same items, or has the same text written about it.
 
     The two views are any of: `original`, `rewrite` and `summarise` (texts that an LLM has written once, before
     training: `anyo augment`), `importance` (the history without its least important items), `crop`, `mask`, `reorder`
@@ -173,20 +173,22 @@ class CLLMRec(RetrievalModule):
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """InfoNCE over the 2N views of a batch's N histories, and the shares of histories that fell back."""
         random = np.random.default_rng(int(torch.randint(2**31, ())))
-        histories = batch.histories()
+        histories, count = batch.histories(), len(batch.user)
+        excluded = false_negatives(batch) if self.mask_false_negatives else torch.eye(count, dtype=torch.bool)
         views, parts = [], {}
         for position, view in enumerate(self.views):
             if view in get_args(Kind):
-                encoded, fallback = self._encode_written(cast(Kind, view), histories, batch)
-                parts["fallback"] = states.new_tensor(fallback)
+                found = self._find_written(cast(Kind, view), histories, batch)
+                parts["fallback"] = states.new_tensor(found.count(None) / count)
+                if self.mask_false_negatives:
+                    excluded = excluded | same_texts(found).to(excluded.device)
+                encoded = self._encode_written(found, histories)
             elif view == "original" and "original" not in self.views[:position]:
                 encoded = states[batch.last_states]
             else:
                 encoded = self._encode_made(view, histories, random)
             views.append(F.normalize(self.head(encoded), dim=1))
         both = torch.cat(views)
-        count = len(histories)
-        excluded = false_negatives(batch) if self.mask_false_negatives else torch.eye(count, dtype=torch.bool)
         loss = info_nce(
             both,
             both,
@@ -253,28 +255,27 @@ class CLLMRec(RetrievalModule):
         scores: np.ndarray = F.cosine_similarity(vectors, vectors.sum(0) - vectors, dim=1).cpu().numpy()
         return scores
 
+    def _find_written(self, kind: Kind, histories: list[np.ndarray], batch: HistoryBatch) -> list[TokenisedView | None]:
+        """What an LLM has written about each history, or None where that may not be used."""
+        written, targets = self._read(kind), batch.targets[batch.last_states]
+        rows = zip(batch.user.tolist(), histories, targets.tolist(), strict=True)
+        return [written.find(user, items, target) for user, items, target in rows]
+
     def _encode_written(
-        self, kind: Kind, histories: list[np.ndarray], batch: HistoryBatch
-    ) -> tuple[Float[Tensor, "histories dim"], float]:
-        """The states of what an LLM has written about histories, and the share of them without: read as they are."""
-        written = self._read(kind)
-        targets = batch.targets[batch.last_states].tolist()
-        views = [
-            written.find(user, items, target)
-            for user, items, target in zip(batch.user.tolist(), histories, targets, strict=True)
-        ]
-        texts = [row for row, view in enumerate(views) if view is not None]
-        others = [row for row, view in enumerate(views) if view is None]
-        encoded = []  # apart, since a summary is much shorter than a history
+        self, views: list[TokenisedView | None], histories: list[np.ndarray]
+    ) -> Float[Tensor, "histories dim"]:
+        """The states of written views, and of the histories themselves where there is none."""
+        texts = [view for view in views if view is not None]
+        encoded = []  # in two passes, since a summary is much shorter than a history
         if texts:
-            found = [view for view in views if view is not None]
-            items = [view.items[: len(view.spans)] for view in found]
-            hidden = [np.ones(len(view.spans), dtype=bool) for view in found]
-            encoded.append(self.encode_histories(items, hidden=hidden, spans=[view.spans for view in found]))
-        if others:
-            encoded.append(self.encode_histories([histories[row] for row in others]))
-        place = torch.tensor([*texts, *others], device=encoded[0].device).argsort()
-        return torch.cat(encoded)[place], len(others) / len(histories)
+            items = [view.items[: len(view.spans)] for view in texts]
+            hidden = [np.ones(len(view.spans), dtype=bool) for view in texts]
+            encoded.append(self.encode_histories(items, hidden=hidden, spans=[view.spans for view in texts]))
+        if len(texts) < len(views):
+            others = [items for items, view in zip(histories, views, strict=True) if view is None]
+            encoded.append(self.encode_histories(others))
+        missing = torch.tensor([view is None for view in views], device=encoded[0].device)
+        return torch.cat(encoded)[missing.long().argsort(stable=True).argsort()]
 
 
 def false_negatives(batch: HistoryBatch) -> Bool[Tensor, "batch batch"]:
@@ -286,3 +287,9 @@ def false_negatives(batch: HistoryBatch) -> Bool[Tensor, "batch batch"]:
     items = batch.item_ids.masked_fill(~batch.item_mask, -1)
     identical = (items[:, None] == items).all(-1)
     return same(batch.user) | same(batch.targets[batch.last_states]) | identical
+
+
+def same_texts(views: list[TokenisedView | None]) -> Bool[Tensor, "views views"]:
+    """True for two histories about which the same was written: a small model writes some sentences often."""
+    texts = [None if view is None else np.concatenate(view.spans).tobytes() for view in views]
+    return torch.tensor([[one is not None and one == other for other in texts] for one in texts])
