@@ -29,6 +29,8 @@ from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.cllmrec import CLLMRec  # noqa: F401
 from anyo_lightning.models.e4srec import E4SRec  # noqa: F401 - so that its name alone is enough in a yaml
 from anyo_lightning.models.floors import EASE, Markov, Popularity  # noqa: F401
+from anyo_lightning.models.llara import LLaRA  # noqa: F401
+from anyo_lightning.models.llara_pretrain import LLaRAPretrain  # noqa: F401
 from anyo_lightning.models.sasrec import SASRec  # noqa: F401
 from anyo_lightning.models.sracl import SRACL  # noqa: F401
 from anyo_lightning.runs import RunFolder

@@ -113,6 +113,33 @@ def info_nce(
     return (logits.logsumexp(1) - own[:, 0]).sum() / max(len(queries), 1)
 
 
+def bag_of_tokens(
+    states: Float[Tensor, "states dim"],
+    head: Float[Tensor, "vocabulary dim"],
+    bags: Int[Tensor, "tokens 2"],
+    weights: Float[Tensor, " tokens"],
+) -> Float[Tensor, ""]:
+    """Cross-entropy of sets of tokens, each predicted by one state.
+
+    Computes `-Σ_n w_n log softmax(W e_{i_n})_{t_n}` over pairs (i_n, t_n) of state and token. One state (1, 0), head
+    rows (1, 0) and (0, 1) and both tokens at weight 1/2 give `(0.3133 + 1.3133) / 2 = 0.8133`.
+
+    Args:
+        states: e.
+        head: W, the language model's output embeddings; the product runs in their precision.
+        bags: Rows of states and tokens, one pair a row.
+        weights: Weight of each pair.
+
+    Returns:
+        The weighted sum.
+
+    Reference: Llama2Vec (arXiv 2312.15503), section 3.2; there w = 1/|T|, and t ranges over the distinct tokens of T.
+    """
+    logits = (states.to(head.dtype) @ head.T).float()
+    row, token = bags.T
+    return (weights * (logits.logsumexp(1)[row] - logits[row, token])).sum()
+
+
 def inclusion_probabilities(weights: Float[Tensor, " items"], count: int) -> Float[Tensor, " items"]:
     """Probabilities `min(1, c·w_i)` that sum to `count`: each item's chance to be in a sample of `count` items.
 

@@ -60,6 +60,11 @@ class HistoryBatch:
         """For each history, the row of its last supervised boundary among the encoder's states."""
         return self.target_mask.sum(1).cumsum(0) - 1
 
+    def split(self, rows: int) -> list["HistoryBatch"]:
+        """The same histories in batches of at most so many rows, in order."""
+        parts = [slice(start, start + rows) for start in range(0, len(self.user), rows)]
+        return [self._mapped(lambda tensor, part=part: tensor[part]) for part in parts]  # type: ignore[misc]
+
     def histories(self) -> list[np.ndarray]:
         """The items of each history up to its last supervised boundary, which is always its last item: copies."""
         items, mask = self.item_ids.cpu().numpy(), self.item_mask.cpu().numpy()

@@ -115,7 +115,8 @@ class Backbone(nn.Module):
         token_ids: Int[Tensor, "batch tokens"] | None = None,
         *,
         input_embeddings: Float[Tensor, "batch tokens hidden"] | None = None,
-        attention_mask: Bool[Tensor, "batch tokens"] | None = None,
+        attention_mask: Bool[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens tokens"] | None = None,
+        position_ids: Int[Tensor, "batch tokens"] | None = None,
         layer: int | None = None,
     ) -> Float[Tensor, "batch tokens hidden"]:
         """The hidden states after the last layer and the final norm.
@@ -126,14 +127,16 @@ class Backbone(nn.Module):
         Args:
             token_ids: The tokens; or give `input_embeddings`, not both.
             input_embeddings: Vectors in the place of tokens (any floating dtype).
-            attention_mask: True at real tokens; needed by bidirectional models and for left padding.
+            attention_mask: True at real tokens; needed by bidirectional models and for left padding. Or, for each
+                token, True at those that it may attend to, itself among them: replaces the causal mask.
+            position_ids: Each token's position; by default its place among the real tokens of its row.
             layer: Return the states after this many layers instead (0: the embeddings; no final norm).
 
         Returns:
             States in the backbone's dtype.
 
         Raises:
-            InputError: When the rows are longer than the model's positions.
+            InputError: When the rows are longer than the model's positions, or the attention takes no mask of pairs.
         """
         assert (token_ids is None) != (input_embeddings is None), "give either tokens or embeddings"
         inputs = token_ids if token_ids is not None else input_embeddings
@@ -143,13 +146,24 @@ class Backbone(nn.Module):
                 f"Expected at most {self.max_positions} tokens for {self.identity['name']}, got {inputs.shape[1]}"
             )
         arguments: dict[str, Any] = {"attention_mask": attention_mask, "output_hidden_states": layer is not None}
-        if attention_mask is not None and self.causal:
+        if attention_mask is not None and attention_mask.ndim == 3:
+            if self.identity["attention"] not in ("auto", "sdpa"):
+                raise InputError(
+                    f"Expected attention auto or sdpa where tokens choose what they attend to, "
+                    f"got {self.identity['attention']}"
+                )
+            arguments["attention_mask"] = attention_mask[:, None]  # transformers takes four dimensions as they are
+        elif attention_mask is not None and self.causal:
             # positions count real tokens, so that left padding moves nothing
             arguments["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        if position_ids is not None:
+            arguments["position_ids"] = position_ids
         if self.causal:
             arguments["use_cache"] = False
         else:
-            assert attention_mask is None or bool(attention_mask[:, 0].all()), "pad a bidirectional model on the right"
+            assert attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask[:, 0].all())), (
+                "pad a bidirectional model on the right"
+            )
         with self._precision(inputs.device):
             if input_embeddings is not None:
                 output = self.model(inputs_embeds=input_embeddings.to(self.dtype), **arguments)

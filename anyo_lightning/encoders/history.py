@@ -74,7 +74,7 @@ class TextHistory(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, *, projector: Projector, supervision: str, injection: Injection | None = None
+        self, backbone: Backbone, *, projector: nn.Module, supervision: str, injection: Injection | None = None
     ) -> None:
         super().__init__()
         if not backbone.causal and supervision != "last":

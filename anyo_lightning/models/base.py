@@ -45,6 +45,7 @@ class RetrievalModule(LightningModule):
     history_encoder: nn.Module
     item_encoder: nn.Module
     trained = True  # False: counted when the data are known, with nothing to fit and no checkpoint
+    starts_from: tuple[str, ...] = ()  # other classes whose runs `init_from` may name; what those lack starts afresh
 
     def __init__(
         self,

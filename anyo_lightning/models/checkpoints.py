@@ -81,8 +81,13 @@ def frozen_keys(module: "RetrievalModule") -> set[str]:
     return {f"{place}.{key}" for place in places for key in frozen}
 
 
-def check(module: "RetrievalModule", checkpoint: dict[str, Any]) -> None:
+def check(module: "RetrievalModule", checkpoint: dict[str, Any], *, also: tuple[str, ...] = ()) -> None:
     """Refuse a checkpoint that does not belong to this module.
+
+    Args:
+        module: The module, built.
+        checkpoint: What was read.
+        also: Names of other classes whose checkpoint is taken as well.
 
     Raises:
         InputError: When the checkpoint is not one of ours, or names another model, backbone, catalogue or split.
@@ -92,7 +97,7 @@ def check(module: "RetrievalModule", checkpoint: dict[str, Any]) -> None:
         raise InputError("Expected a checkpoint written by anyo-lightning, got one without its metadata")
     expected = describe(module)
     for part in ("model", "backbone", "items", "catalogue", "split"):
-        if found[part] != expected[part]:
+        if found[part] != expected[part] and not (part == "model" and found[part] in also):
             raise InputError(f"Expected a checkpoint of {part} {_words(expected[part])}, got {_words(found[part])}")
 
 
@@ -140,12 +145,18 @@ def load(path: Path) -> dict[str, Any]:
 def start_from(module: "RetrievalModule", folder: Path) -> None:
     """Load the best weights of another run into a module, where both are of one backbone, catalogue and split.
 
+    A run of one of the classes that the module `starts_from` may lack weights, which stay as they are.
+
     Raises:
         InputError: When the run does not fit.
     """
     checkpoint = read(folder)
-    check(module, checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
+    check(module, checkpoint, also=module.starts_from)
+    weights = checkpoint["state_dict"]
+    if checkpoint[METADATA]["model"] in module.starts_from:
+        frozen = frozen_keys(module)
+        weights = {**{key: value for key, value in module.state_dict().items() if key not in frozen}, **weights}
+    module.load_state_dict(weights)
 
 
 def item_vectors(folder: Path, split: Split) -> Tensor:

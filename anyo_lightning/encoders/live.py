@@ -1,0 +1,277 @@
+"""The dual encoder: one LLM reads histories and items, and both are unit vectors.
+
+A text is read with a prompt and pooled tokens behind it: `text, prompt, EOS`. The SELF prompt asks for the text itself
+(items), the NEXT prompt for what follows it (histories). The text is cut before anything is appended, so that the
+pooled token is always there, and its position is computed, never found from the right.
+
+History and items are two forward passes: rows of hundreds of tokens and rows of twenty in one would be mostly padding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from anyo_lightning.data.batches import HistoryBatch
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.tokens import ItemTokenStore
+from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.history import TextHistory
+from anyo_lightning.errors import InputError
+from anyo_lightning.fetch import cache_folder
+
+SELF = "\nThis:"
+NEXT = "\nNext:"
+ITEM_TOKENS = 8192  # padded tokens of a pass over items: few enough for the memory, enough for the matrix products
+
+
+class PooledReader(nn.Module):
+    """Reads rows of tokens and takes the mean of the states at the pooled tokens: EOS, or tokens added for this.
+
+    Added tokens have trained embeddings of their own, which start near that of EOS; the LLM's table stays frozen.
+
+    Args:
+        backbone: The LLM, causal.
+        end: Token id of EOS.
+        added_tokens: How many tokens to add; 0 pools EOS.
+
+    Raises:
+        InputError: For a bidirectional backbone.
+    """
+
+    def __init__(self, backbone: Backbone, *, end: int, added_tokens: int = 0) -> None:
+        super().__init__()
+        if not backbone.causal:
+            raise InputError(f"Expected a causal backbone for EOS pooling, got {backbone.identity['name']}")
+        self.backbone = backbone
+        self.end = end
+        self.count = max(added_tokens, 1)
+        self.added: nn.Parameter | None = None
+        if added_tokens:
+            start = backbone.embed(torch.tensor([end], device=backbone.device)).detach().float()
+            noise = torch.randn(added_tokens, backbone.hidden_size, device=start.device) * start.std()
+            self.added = nn.Parameter(start + 0.1 * noise)
+
+    def forward(
+        self,
+        token_ids: Int[Tensor, "rows tokens"],
+        pooled: Int[Tensor, "rows texts count"],
+        *,
+        attention_mask: Bool[Tensor, "rows tokens tokens"] | None = None,
+        position_ids: Int[Tensor, "rows tokens"] | None = None,
+    ) -> Float[Tensor, "rows texts width"]:
+        """The pooled states, float32.
+
+        Args:
+            token_ids: Right-padded; EOS at the pooled places.
+            pooled: Where the pooled tokens of each vector are.
+            attention_mask: As the backbone takes it.
+            position_ids: As the backbone takes them.
+        """
+        rows = torch.arange(len(token_ids), device=token_ids.device)[:, None, None]
+        options = {"attention_mask": attention_mask, "position_ids": position_ids}
+        if self.added is None:
+            states = self.backbone(token_ids, **options)
+        else:
+            embeddings = self.backbone.embed(token_ids).float()
+            embeddings = embeddings.index_put((rows, pooled), self.added.expand(*pooled.shape, -1))
+            states = self.backbone(input_embeddings=embeddings, **options)
+        return states[rows, pooled].float().mean(2)
+
+
+class UnitLength(nn.Module):
+    """`x / |x|`, so that inner products are cosines."""
+
+    def forward(self, vectors: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        """Normalise the last dimension."""
+        return F.normalize(vectors, dim=-1)
+
+
+class LiveTextItems(nn.Module):
+    """`head(LLM(item text, SELF prompt, EOS))`, encoded anew in each call, with LoRA's gradients.
+
+    Items are read in passes of like length. Where the LLM has nothing trained, its states never change: they are
+    computed once, for the whole catalogue, and only the head is applied anew.
+
+    Args:
+        reader: The LLM and its pooling, shared with the history side.
+        tokens: The items' texts; each ends in a separator, which is left out.
+        prompt: Token ids of the SELF prompt.
+        head: Maps pooled states to the space of inner products, shared with the history side.
+        batch_tokens: Most padded tokens of a pass.
+        recompute: Keep no activations of a pass: compute them again in the backward pass.
+    """
+
+    def __init__(
+        self,
+        reader: PooledReader,
+        *,
+        tokens: ItemTokenStore,
+        prompt: Sequence[int],
+        head: nn.Module,
+        batch_tokens: int = ITEM_TOKENS,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        self.reader, self.head = reader, head
+        self.tokens, self.batch_tokens, self.recompute = tokens, batch_tokens, recompute
+        self.suffix = np.array([*prompt, *[reader.end] * reader.count])
+        self.frozen = not any(parameter.requires_grad for parameter in reader.parameters())
+        self._kept: Tensor | None = None
+
+    def forward(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
+        """The unit vectors of these items."""
+        if not self.frozen:
+            return self.head(self._encode(item_ids))
+        if self._kept is None:
+            with torch.no_grad():
+                self._kept = self._encode(torch.arange(len(self.tokens.lengths), device=item_ids.device))
+        return self.head(self._kept.to(item_ids.device)[item_ids])
+
+    def token_count(self, item_ids: Int[Tensor, " items"]) -> int:
+        """Tokens that are read to encode these items in a step."""
+        if self.frozen:
+            return 0
+        return int(self.tokens.lengths[item_ids.cpu()].sum()) + len(item_ids) * (len(self.suffix) - 1)
+
+    def texts(self, item_ids: Int[Tensor, " items"]) -> list[np.ndarray]:
+        """The tokens of each item's text, without its separator."""
+        return [self.tokens.span(item)[:-1] for item in item_ids.tolist()]
+
+    def _encode(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items width"]:
+        if not len(item_ids):
+            return torch.zeros(0, self.reader.backbone.hidden_size, device=item_ids.device)
+        rows = [np.append(text, self.suffix) for text in self.texts(item_ids)]
+        sizes = np.array([len(row) for row in rows])
+        order = np.argsort(sizes, kind="stable")
+        states = []
+        for part in self._passes(sizes[order]):
+            token_ids, lengths = padded([rows[i] for i in order[part]], self.reader.end)
+            pooled = lengths[:, None, None] - self.reader.count + torch.arange(self.reader.count)
+            inputs = token_ids.to(item_ids.device), pooled.to(item_ids.device)
+            states.append(recomputed(self.reader, *inputs) if self.recompute else self.reader(*inputs))
+        places = torch.from_numpy(np.argsort(order)).to(item_ids.device)
+        return torch.cat(states)[places, 0]
+
+    def _passes(self, lengths: np.ndarray) -> Iterator[slice]:
+        """Cut ascending lengths so that rows times longest stays within the budget."""
+        start = 0
+        for end in range(1, len(lengths) + 1):
+            if end == len(lengths) or (end + 1 - start) * lengths[end] > self.batch_tokens:
+                yield slice(start, end)
+                start = end
+
+
+class PromptedHistory(nn.Module):
+    """`head(LLM(history, NEXT prompt, EOS))`: one state a history, as the paper's queries.
+
+    The prompt stands in the place of the last item's separator, so that a history of one item is read as in the
+    pre-training.
+
+    Args:
+        reader: The LLM and its pooling, shared with the items.
+        prompt: Token ids of the NEXT prompt.
+        head: Maps pooled states to the space of inner products, shared with the items.
+    """
+
+    def __init__(self, reader: PooledReader, *, prompt: Sequence[int], head: nn.Module) -> None:
+        super().__init__()
+        self.reader, self.head = reader, head
+        suffix = torch.tensor([*prompt, *[reader.end] * reader.count])
+        self.register_buffer("suffix", suffix, persistent=False)
+
+    def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
+        """The unit vectors of the histories."""
+        assert batch.token_ids is not None
+        assert batch.boundaries is not None
+        suffix = self.get_buffer("suffix")
+        places = batch.boundaries.amax(1, keepdim=True) + torch.arange(len(suffix), device=suffix.device)
+        padding = batch.token_ids.new_full((len(places), len(suffix)), self.reader.end)
+        token_ids = torch.cat([batch.token_ids, padding], dim=1).scatter(1, places, suffix.expand_as(places))
+        states = self.reader(token_ids, places[:, None, -self.reader.count :])
+        return self.head(states[:, 0])
+
+
+def live_encoders(
+    backbone: Backbone,
+    data: RecDataModule,
+    *,
+    self_prompt: str,
+    next_prompt: str,
+    pooled_tokens: int,
+    head: nn.Module | None = None,
+    chunk_tokens: int | None = None,
+) -> tuple[TextHistory | PromptedHistory, LiveTextItems]:
+    """The history encoder and the item encoder, of one LLM, one pooling and one head.
+
+    With `supervision: all` the state of each boundary is that of the item's separator, which is EOS: no prompt. With
+    `last` histories end in the NEXT prompt.
+
+    Args:
+        backbone: The LLM.
+        data: The data module, set up; histories carry tokens.
+        self_prompt: Text behind an item's text.
+        next_prompt: Text behind a history, with `supervision: last`.
+        pooled_tokens: How many tokens to add and pool; 0 pools EOS.
+        head: Maps pooled states to the space of inner products, None leaves them there; unit length is added.
+        chunk_tokens: Items are read in passes of at most so many tokens, whose activations are not kept.
+    """
+    assert data.tokens is not None
+    tokenizer = load_tokenizer(*backbone.source)
+
+    def tokenize(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    reader = PooledReader(backbone, end=data.tokens.separator, added_tokens=pooled_tokens)
+    unit = nn.Sequential(*([] if head is None else [head]), UnitLength())
+    items = LiveTextItems(
+        reader,
+        tokens=ItemTokenStore.build(
+            data.split.item_texts,
+            tokenize,
+            separator=data.tokens.separator,
+            max_tokens=data.max_item_tokens,
+            folder=cache_folder() / "tokens",
+            identity=f"{backbone.identity['name']} {backbone.identity['revision']}",
+        ),
+        prompt=prompt_tokens(backbone, self_prompt),
+        head=unit,
+        batch_tokens=chunk_tokens or ITEM_TOKENS,
+        recompute=chunk_tokens is not None,
+    )
+    if data.supervision == "last":
+        return PromptedHistory(reader, prompt=prompt_tokens(backbone, next_prompt), head=unit), items
+    return TextHistory(backbone, projector=unit, supervision="all"), items
+
+
+def prompt_tokens(backbone: Backbone, prompt: str) -> list[int]:
+    """The tokens of a prompt; none of an empty one."""
+    tokens: list[int] = load_tokenizer(*backbone.source)(prompt, add_special_tokens=False)["input_ids"]
+    return tokens
+
+
+def recomputed(encode: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`encode(*inputs)` without keeping its activations: the backward pass computes them again, dropout and all.
+
+    Gradient caching is this for each chunk of a batch: first representations of all chunks without activations, then
+    the loss's gradient with respect to them, then chunk by chunk the activations and the gradient of the weights.
+    Autograd does it in one backward pass, so that clipping, accumulation and DDP's one reduction a step stay
+    Lightning's own, and gradients are those of the direct pass. (On a GPU its random state is kept for dropout
+    only where an input is a tensor there.)
+
+    Reference: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup (arXiv 2101.06983).
+    """
+    states: Tensor = checkpoint(encode, *inputs, use_reentrant=False)
+    return states
+
+
+def padded(rows: list[np.ndarray], padding: int) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, " rows"]]:
+    """Rows of tokens as one tensor, padded on the right, and their lengths."""
+    lengths = np.array([len(row) for row in rows])
+    token_ids = np.full((len(rows), int(lengths.max())), padding, dtype=np.int64)
+    token_ids[np.arange(token_ids.shape[1]) < lengths[:, None]] = np.concatenate(rows)
+    return torch.from_numpy(token_ids), torch.from_numpy(lengths)

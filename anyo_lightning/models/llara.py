@@ -1,0 +1,246 @@
+"""LLaRA: the dual encoder. One LLM reads histories and items, and both are trained to meet."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from anyo_lightning.data.batches import HistoryBatch, TokenBudgetBatches
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, live_encoders, recomputed
+from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.index import MISSING, ItemIndex
+from anyo_lightning.losses import info_nce
+from anyo_lightning.models.base import BackboneCallable, RetrievalModule
+
+LOWEST_TEMPERATURE = 0.01  # where a learned temperature stops, as CLIP's does
+
+
+class LLaRA(RetrievalModule):
+    """InfoNCE between the EOS states of histories and of items, both from one LLM with LoRA, at unit length.
+
+    Negatives are all items of the step: the targets of all its histories and mined hard negatives, each distinct item
+    encoded once. Items that a user has in training are none of his negatives. Hard negatives are the top of the
+    catalogue for the user's last training state, without his training items, mined anew each `refresh_epochs` epochs;
+    the first epochs know in-batch negatives only.
+
+    What differs from the paper and its code: there a query is a text with the NEXT prompt, one target each; that is
+    `data.supervision: last`. With `all`, the default, one pass over a history gives the state at each item's EOS, and
+    `targets_per_history` of them, drawn anew in each step, are supervised, since each costs an encoded item. Paper
+    and code have no projector and a temperature of 0.01; here one linear projector after a LayerNorm is shared by both
+    sides, since the raw states of all texts point in nearly one direction (`dim: null` leaves it out), and 0.05, which
+    few negatives need. The paper pools EOS; its code means the states of 8 added tokens: `pooled_tokens: 8`. Their 15
+    hard negatives a query belong to that query in a random draw of a fixed list; here they are mined from the model.
+
+    Args:
+        backbone: Loads the LLM.
+        dim: Width of the projector; None for none, as in the paper.
+        dropout: On the states before the projector.
+        self_prompt: Text behind an item's text.
+        next_prompt: Text behind a history, with `supervision: last`.
+        pooled_tokens: Added tokens whose last states are pooled by their mean; 0 pools EOS.
+        targets_per_history: Boundaries of a history that a step supervises.
+        temperature: τ, at the start where it is learned.
+        learn_temperature: Whether τ is trained; it stays above 0.01.
+        mask_false_negatives: Leave the items that a user has in training out of his negatives.
+        popularity_correction: Subtract from each in-batch negative's score the log of its chance to be one (logQ).
+        hard_negatives: Mined negatives that each history adds to a step.
+        mined_negatives: Length of each user's list of mined negatives.
+        refresh_epochs: Epochs between minings.
+        chunk_tokens: Gradient caching: encode in chunks of at most so many padded tokens and keep no activations, so
+            that the memory does not bound the batch. None keeps them: faster.
+        training: What `RetrievalModule` takes.
+
+    Reference: Li et al., Llama2Vec (ACL 2024, arXiv 2312.15503), its fine-tuning.
+    """
+
+    item_encoder: LiveTextItems
+    starts_from = ("LLaRAPretrain",)
+
+    def __init__(
+        self,
+        *,
+        backbone: BackboneCallable = Backbone,
+        dim: int | None = 128,
+        dropout: float = 0.1,
+        self_prompt: str = SELF,
+        next_prompt: str = NEXT,
+        pooled_tokens: int = 0,
+        targets_per_history: int = 16,
+        temperature: float = 0.05,
+        learn_temperature: bool = False,
+        mask_false_negatives: bool = True,
+        popularity_correction: bool = False,
+        hard_negatives: int = 0,
+        mined_negatives: int = 50,
+        refresh_epochs: int = 1,
+        chunk_tokens: int | None = None,
+        **training: Any,
+    ) -> None:
+        super().__init__(**training)
+        positive = {
+            "temperature": temperature,
+            "targets_per_history": targets_per_history,
+            "refresh_epochs": refresh_epochs,
+            "chunk_tokens": 1 if chunk_tokens is None else chunk_tokens,
+        }
+        for name, value in positive.items():
+            if value <= 0:
+                raise InputError(f"Expected {name} to be positive, got {value}")
+        if not 0 <= hard_negatives <= mined_negatives:
+            raise InputError(
+                f"Expected hard_negatives within mined_negatives ({mined_negatives}), got {hard_negatives}"
+            )
+        self.make_backbone, self.dim, self.dropout = backbone, dim, dropout
+        self.self_prompt, self.next_prompt, self.pooled_tokens = self_prompt, next_prompt, pooled_tokens
+        self.targets_per_history = targets_per_history
+        self.temperature, self.learn_temperature = temperature, learn_temperature
+        self.mask_false_negatives, self.popularity_correction = mask_false_negatives, popularity_correction
+        self.hard_negatives, self.mined_negatives = hard_negatives, mined_negatives
+        self.refresh_epochs, self.chunk_tokens = refresh_epochs, chunk_tokens
+        self._validated: Tensor | None = None
+
+    def build(self, data: RecDataModule) -> None:
+        """One LLM, one pooling, one projector for both sides; an empty list of mined negatives a user."""
+        backbone = self.load_backbone(self.make_backbone, data, reads_text=True)
+        head = None if self.dim is None else Projector(backbone.hidden_size, self.dim, dropout=self.dropout)
+        self.history_encoder, self.item_encoder = live_encoders(
+            backbone,
+            data,
+            self_prompt=self.self_prompt,
+            next_prompt=self.next_prompt,
+            pooled_tokens=self.pooled_tokens,
+            head=head,
+            chunk_tokens=self.chunk_tokens,
+        )
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise InputError(
+                "Expected backbone.lora, pooled_tokens or dim to give something to train, got none of them"
+            )
+        if self.learn_temperature:
+            self.log_temperature = nn.Parameter(torch.zeros(()))  # relative to the start, where weight decay pulls it
+        if self.hard_negatives:
+            self.register_buffer("mined", torch.full((data.split.users, self.mined_negatives), MISSING))
+        counts = torch.from_numpy(data.split.training_counts())
+        self.register_buffer("shares", counts / counts.sum(), persistent=False)
+
+    def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
+        """The unit vectors at the supervised boundaries of a batch."""
+        if self.chunk_tokens is None or not self.training:
+            return super().forward(batch)
+        assert batch.token_ids is not None
+        parts = batch.split(max(self.chunk_tokens // batch.token_ids.shape[1], 1))
+        return torch.cat([recomputed(lambda _, part=part: self.history_encoder(part), part.item_ids) for part in parts])
+
+    def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
+        """The loss of a random choice of boundaries."""
+        return super().training_step(sample_targets(batch, self.targets_per_history), batch_idx)
+
+    def loss(
+        self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """InfoNCE over the distinct items of the step."""
+        mined = self.sample_mined(batch.user)
+        items = torch.unique(torch.cat([batch.targets, mined]))
+        if self.training:
+            self.seen["tokens"] += self.item_encoder.token_count(items)
+        excluded = None
+        if self.mask_false_negatives:
+            history = batch.target_mask.nonzero()[:, 0]
+            excluded = self.owned(batch.user, items)[history]
+        temperature = self.current_temperature()
+        loss = info_nce(
+            states,
+            self.item_encoder(items).float(),
+            torch.searchsorted(items, batch.targets),
+            temperature=temperature,
+            excluded=excluded,
+            log_expected=self.log_chances(items, batch.targets) if self.popularity_correction else None,
+        )
+        return loss, {"temperature": temperature.detach()} if self.learn_temperature else {}
+
+    def on_train_batch_start(self, batch: HistoryBatch, batch_idx: int) -> None:
+        """Item vectors of before this step are of no use after it."""
+        self._validated = None
+        super().on_train_batch_start(batch, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        """Mine hard negatives, before checkpoints are written."""
+        if self.hard_negatives and (self.current_epoch + 1) % self.refresh_epochs == 0:
+            self.mine()
+
+    def encode_catalogue(self) -> Float[Tensor, "catalogue dim"]:
+        """The vectors of all items, encoded anew; mining at the end of the epoch takes those of its validation."""
+        self._validated = super().encode_catalogue()
+        return self._validated
+
+    def current_temperature(self) -> Float[Tensor, ""]:
+        """τ."""
+        start = torch.tensor(self.temperature, device=self.device)
+        if not self.learn_temperature:
+            return start
+        return (start * self.log_temperature.exp()).clamp(min=LOWEST_TEMPERATURE)
+
+    def owned(self, user: Int[Tensor, " batch"], items: Int[Tensor, " items"]) -> Bool[Tensor, "batch items"]:
+        """Whether each user has each of these items in training."""
+        place = np.full(self.catalogue["items"], -1)
+        place[items.cpu().numpy()] = np.arange(len(items))
+        owned = np.zeros((len(user), len(items)), dtype=bool)
+        for row, one in enumerate(user.tolist()):
+            found = place[self.data.split.training_history(one)]
+            owned[row, found[found >= 0]] = True
+        return torch.from_numpy(owned).to(items.device)
+
+    def log_chances(self, items: Int[Tensor, " items"], targets: Int[Tensor, " targets"]) -> Float[Tensor, " items"]:
+        """Log of the chance `1 - (1 - p)^n` that one of n targets is the item, p its share of training interactions.
+
+        Items that were mined alone are not corrected: they are there for their score, not their frequency.
+        """
+        chances = -torch.expm1(len(targets) * torch.log1p(-self.get_buffer("shares")[items].double()))
+        return chances.log().float().masked_fill(~torch.isin(items, targets), 0)
+
+    def sample_mined(self, user: Int[Tensor, " batch"]) -> Int[Tensor, " negatives"]:
+        """`hard_negatives` of each user's list, at random; fewer where the list is shorter."""
+        if not self.hard_negatives:
+            return user.new_empty(0)
+        lists = self.get_buffer("mined")[user]
+        chosen = lists.gather(1, torch.rand(lists.shape, device=lists.device).topk(self.hard_negatives).indices)
+        return chosen[chosen != MISSING]
+
+    @torch.no_grad()
+    def mine(self) -> None:
+        """Fill each user's list with the best items that he does not have, by his last training state.
+
+        The state has read the training history without its last item, the target. Validation and test items are not
+        known here, and may be mined.
+        """
+        training = self.training
+        self.eval()
+        vectors = self.encode_catalogue() if self._validated is None else self._validated
+        split = self.data.split
+        histories = [split.training_history(user) for user in range(split.users)]
+        users = np.array([user for user, items in enumerate(histories) if len(items) > 1])
+        lengths = np.array([len(histories[user]) for user in users])
+        batches = TokenBudgetBatches(np.minimum(lengths, self.data.max_items), budget=1024, seed=None).batches()
+        states = torch.cat([self.encode_histories([histories[user][:-1] for user in users[rows]]) for rows in batches])
+        users = users[np.concatenate(batches)]
+        index = ItemIndex(vectors[self.training_items].cpu().numpy())
+        position = self.position_in_training.cpu().numpy()
+        own = [np.unique(position[histories[user]]) for user in users]
+        found, _ = index.search(states.cpu().numpy(), self.mined_negatives, own)
+        items = self.training_items[torch.from_numpy(found).clamp(min=0).to(self.device)]
+        lists = items.masked_fill(torch.from_numpy(found == MISSING).to(self.device), MISSING)
+        self.get_buffer("mined")[torch.from_numpy(users).to(self.device)] = lists
+        self.train(training)
+
+
+def sample_targets(batch: HistoryBatch, count: int) -> HistoryBatch:
+    """The same batch with at most `count` of each history's supervised boundaries, at random."""
+    keys = torch.rand(batch.target_mask.shape, device=batch.target_mask.device).masked_fill(~batch.target_mask, -1)
+    chosen = keys.topk(min(count, keys.shape[1]), dim=1).indices
+    return replace(batch, target_mask=batch.target_mask & torch.zeros_like(batch.target_mask).scatter(1, chosen, True))

@@ -1,0 +1,107 @@
+"""LLaRA's pre-training: the LLM learns to put a text, and what follows it, into one vector."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anyo_lightning.data.batches import HistoryBatch
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, live_encoders, prompt_tokens
+from anyo_lightning.encoders.pretext import PretextRows, output_embeddings
+from anyo_lightning.errors import InputError
+from anyo_lightning.losses import bag_of_tokens
+from anyo_lightning.models.base import BackboneCallable, RetrievalModule
+
+
+class LLaRAPretrain(RetrievalModule):
+    """EBAE and EBAR: an item's SELF state predicts the tokens of its text, its NEXT state those of the next item's.
+
+    A text and the next one are here an item and the item that follows it in a training history, so that NEXT is what
+    a history's query is and SELF what an item's vector is; in the paper they are sentences of Wikipedia. Each distinct
+    item of a step is read once, in one pass for both tasks, and its NEXT state serves all items that follow it there.
+    Losses: EBAE is the mean over distinct items, EBAR the mean over pairs, and they are added (the paper; its code
+    pools by mean over 8 tokens, takes a maximum over them in the loss, adds the autoregressive loss and divides by 10).
+
+    It is validated as the dual encoder that it starts: histories against SELF states of all items, without a
+    projector, before any fine-tuning. Its run starts `LLaRA` with `--model.init_from`; give both the same prompts:
+    with `supervision: all`, histories there have no prompt, and `next_prompt` is empty here.
+
+    Args:
+        backbone: Loads the LLM.
+        self_prompt: Text behind an item's text whose state predicts its tokens.
+        next_prompt: Text behind an item's text whose state predicts the next item's.
+        pooled_tokens: Added tokens whose last states are pooled by their mean; 0 pools EOS.
+        training: What `RetrievalModule` takes.
+
+    Reference: Li et al., Llama2Vec (ACL 2024, arXiv 2312.15503), section 3.2.
+    """
+
+    item_encoder: LiveTextItems
+
+    def __init__(
+        self,
+        *,
+        backbone: BackboneCallable = Backbone,
+        self_prompt: str = SELF,
+        next_prompt: str = NEXT,
+        pooled_tokens: int = 0,
+        **training: Any,
+    ) -> None:
+        super().__init__(**training)
+        self.make_backbone = backbone
+        self.self_prompt, self.next_prompt, self.pooled_tokens = self_prompt, next_prompt, pooled_tokens
+
+    def build(self, data: RecDataModule) -> None:
+        """The dual encoder without a projector, and the LLM's output embeddings."""
+        backbone = self.load_backbone(self.make_backbone, data, reads_text=True)
+        prompts = (self.self_prompt, self.next_prompt)
+        self.history_encoder, self.item_encoder = live_encoders(
+            backbone, data, self_prompt=prompts[0], next_prompt=prompts[1], pooled_tokens=self.pooled_tokens
+        )
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise InputError("Expected backbone.lora or pooled_tokens to give something to train, got neither")
+        self.prompts = [prompt_tokens(backbone, prompt) for prompt in prompts]
+        self.register_buffer("head", output_embeddings(backbone).detach(), persistent=False)
+
+    def pretext_states(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items 2 width"]:
+        """Each item's SELF and NEXT states."""
+        reader = self.item_encoder.reader
+        texts = self.item_encoder.texts(item_ids)
+        rows = PretextRows.of(
+            texts, self_prompt=self.prompts[0], next_prompt=self.prompts[1], end=reader.end, count=reader.count
+        )
+        self.seen["tokens"] += sum(map(len, texts)) + len(texts) * sum(len(p) + reader.count for p in self.prompts)
+        states: Tensor = reader(
+            rows.token_ids.to(self.device),
+            rows.pooled.to(self.device),
+            attention_mask=rows.attention_mask.to(self.device),
+            position_ids=rows.position_ids.to(self.device),
+        )
+        return states
+
+    def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
+        """EBAE of the batch's items and EBAR of its pairs of item and target."""
+        inputs, targets = batch.item_ids[batch.target_mask], batch.targets
+        items, place = torch.unique(inputs, return_inverse=True)
+        states = self.pretext_states(items)
+        head = self.get_buffer("head")
+        ebae = bag_of_tokens(states[:, 0], head, *self.bags(items, torch.arange(len(items), device=items.device)))
+        ebar = bag_of_tokens(states[:, 1], head, *self.bags(targets, place))
+        self.seen["targets"] += len(targets)
+        logged = {"train/loss": ebae + ebar, "train/ebae": ebae, "train/ebar": ebar}
+        self.log_dict(logged, batch_size=len(targets), prog_bar=True)
+        return ebae + ebar
+
+    def bags(
+        self, item_ids: Int[Tensor, " pairs"], states: Int[Tensor, " pairs"]
+    ) -> tuple[Int[Tensor, "tokens 2"], Float[Tensor, " tokens"]]:
+        """The distinct tokens of each item's text, beside the state that predicts them; weights make it the mean."""
+        bags = [np.unique(text) for text in self.item_encoder.texts(item_ids)]
+        sizes = torch.tensor([len(bag) for bag in bags], device=self.device)
+        tokens = torch.from_numpy(np.concatenate(bags).astype(np.int64)).to(self.device)
+        weights = (1 / (sizes * len(bags))).repeat_interleave(sizes)
+        return torch.stack([states.repeat_interleave(sizes), tokens], dim=1), weights
