@@ -1,0 +1,530 @@
+"""The dual encoder: pooling, negatives, mining, gradient caching, pretext tasks, and runs that start from runs."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from anyo_lightning.data.batches import HistoryBatch
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders import live
+from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.live import LiveTextItems, PromptedHistory
+from anyo_lightning.encoders.pretext import PretextRows, output_embeddings
+from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.callback import RetrievalMetrics
+from anyo_lightning.losses import bag_of_tokens
+from anyo_lightning.models import llara
+from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.llara import LLaRA, sample_targets
+from anyo_lightning.models.llara_pretrain import LLaRAPretrain
+from anyo_lightning.runs import RunFolder
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+OPTIMIZER = partial(torch.optim.AdamW, lr=1e-2)
+MakeData = Callable[..., RecDataModule]
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make_data(tiny_data: tuple[Path, Path]) -> MakeData:
+    """Data modules over the tiny data set."""
+    defaults: dict[str, Any] = {"max_items": 20, "max_tokens": 300, "batch_tokens": 2000}
+    return lambda **changes: RecDataModule(interactions=tiny_data[0], items=tiny_data[1], **(defaults | changes))
+
+
+@pytest.fixture
+def make(tiny_llm: str) -> Make:
+    """LLaRA, or its pre-training, over the tiny LLM in float32, so that equalities hold to rounding."""
+
+    def build(kind: type[RetrievalModule] = LLaRA, lora: dict[str, Any] | None = LORA, **settings: Any) -> Any:
+        defaults = {"optimizer": OPTIMIZER} | ({"dim": 16, "dropout": 0.0} if kind is LLaRA else {})
+        return kind(backbone=partial(Backbone, tiny_llm, dtype="float32", lora=lora), **(defaults | settings))
+
+    return build
+
+
+@pytest.fixture
+def built(make: Make, make_data: MakeData) -> Make:
+    """The same on the data, with LoRA away from zero, in evaluation mode."""
+
+    def build(kind: type[RetrievalModule] = LLaRA, data: dict[str, Any] | None = None, **settings: Any) -> Any:
+        torch.manual_seed(0)
+        module = make(kind, **settings)
+        prepared = make_data(**(data or {}))
+        prepared.setup("fit")
+        module.prepare(prepared)
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.1)
+        return module.eval()
+
+    return build
+
+
+def batch_of(module: RetrievalModule, seed: int = 0) -> HistoryBatch:
+    """The first training batch, with two random targets a history."""
+    torch.manual_seed(seed)
+    return sample_targets(next(iter(module.data.train_dataloader())), 2)
+
+
+def fit(model: RetrievalModule, data: RecDataModule, folder: Path, epochs: int = 2, **options: Any) -> Trainer:
+    """Train on one CPU thread; the best and the last checkpoint as in a run folder."""
+    seed_everything(0, verbose=False)
+    place = RunFolder(folder).checkpoints
+    best = ModelCheckpoint(place, filename="best", monitor="val/ndcg@10", mode="max", enable_version_counter=False)
+    last = ModelCheckpoint(place, filename="last", enable_version_counter=False)
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=[RetrievalMetrics(), best, last],
+        default_root_dir=str(folder),
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, data, **options)
+    return trainer
+
+
+# --- pooling ---------------------------------------------------------------------------------------------------------
+
+
+def test_items_are_pooled_at_their_own_eos_whatever_the_batch(built: Make, tiny_llm: str) -> None:
+    """Text, prompt, EOS, read alone: the last state of the LLM; beside 15 others: the same."""
+    model = built(dim=None, self_prompt=" itself")
+    tokenizer = load_tokenizer(tiny_llm)
+    together = model.item_encoder(torch.arange(16))
+    prompt, end = tokenizer(" itself")["input_ids"], tokenizer.eos_token_id
+    for item, text in enumerate(model.data.split.item_texts):
+        tokens = [*tokenizer(text)["input_ids"], *prompt, end]
+        expected = F.normalize(model.backbone(torch.tensor([tokens]))[0, -1], dim=0)
+        torch.testing.assert_close(together[item], expected, rtol=1e-4, atol=1e-5)
+    model.item_encoder.batch_tokens = 40  # other passes, same vectors, in the order asked for
+    order = torch.tensor([7, 0, 7, 12])
+    torch.testing.assert_close(model.item_encoder(order), together[order], rtol=1e-4, atol=1e-5)
+    assert model.item_encoder(torch.empty(0, dtype=torch.long)).shape == (0, 32)
+
+
+def test_text_is_cut_before_prompt_and_eos(built: Make) -> None:
+    """The longest item loses the end of its text, not its pooled token."""
+    model = built(data={"max_item_tokens": 5})
+    (text,) = model.item_encoder.texts(torch.tensor([5]))
+    assert len(text) == 4
+    assert model.item_encoder.token_count(torch.tensor([5])) == 4 + len(model.item_encoder.suffix)
+    assert model.item_encoder.suffix[-1] == model.item_encoder.reader.end
+
+
+def test_added_tokens_are_pooled_by_their_mean_and_trained(built: Make) -> None:
+    """Their rows get gradients, the LLM's own table has none, and the vector is the mean over their states."""
+    model = built(dim=None, pooled_tokens=3)
+    reader, items = model.item_encoder.reader, model.item_encoder
+    (text,) = items.texts(torch.tensor([2]))
+    before = torch.tensor([[*text, *items.suffix[:-3]]])
+    embeddings = torch.cat([model.backbone.embed(before), reader.added[None]], dim=1)
+    states = model.backbone(input_embeddings=embeddings)[0, -3:]
+    torch.testing.assert_close(items(torch.tensor([2, 5]))[0], F.normalize(states.mean(0), dim=0), rtol=1e-4, atol=1e-5)
+    items(torch.arange(4))[:, 0].sum().backward()
+    assert bool((reader.added.grad.abs().sum(1) > 0).all())
+    assert model.backbone.model.get_input_embeddings().weight.grad is None
+
+
+@pytest.mark.parametrize("pooled_tokens", [0, 2])
+def test_last_supervision_ends_histories_in_the_next_prompt(built: Make, pooled_tokens: int) -> None:
+    """The prompt stands where the last separator was; a padded row has the state that it has alone."""
+    model = built(data={"supervision": "last"}, next_prompt=" next", pooled_tokens=pooled_tokens, dim=None)
+    assert isinstance(model.history_encoder, PromptedHistory)
+    data, reader = model.data, model.item_encoder.reader
+    histories = [np.array([3]), np.array([1, 5, 2])]
+    states = model(data.collate(histories))
+    prompt = load_tokenizer(*model.backbone.source)(" next")["input_ids"]
+    for state, history in zip(states, histories, strict=True):
+        tokens = [*np.concatenate([data.tokens.span(item) for item in history])[:-1], *prompt]
+        row = torch.tensor([[*tokens, *[reader.end] * reader.count]])
+        places = len(tokens) + torch.arange(reader.count)
+        expected = F.normalize(reader(row, places[None, None])[0, 0], dim=0)
+        torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_states_and_items_are_unit_vectors(built: Make) -> None:
+    """Both sides, with a projector."""
+    model = built()
+    states = model(batch_of(model))
+    torch.testing.assert_close(states.norm(dim=1), torch.ones(len(states)))
+    torch.testing.assert_close(model.encode_catalogue().norm(dim=1), torch.ones(16))
+
+
+def test_a_bidirectional_backbone_is_refused(tiny_bert: str, make_data: MakeData) -> None:
+    """EOS would be the first token as well as the last one: it is a causal model's pooling."""
+    data = make_data(supervision="last", max_tokens=60, max_item_tokens=20)
+    data.setup("fit")
+    with pytest.raises(InputError, match="causal backbone"):
+        LLaRA(backbone=partial(Backbone, tiny_bert, dtype="float32")).prepare(data)
+
+
+# --- loss and negatives ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("corrected", [True, False])
+def test_loss_is_info_nce_over_the_step(built: Make, masked: bool, corrected: bool) -> None:
+    """Summed by hand: every distinct target of the step is a negative, but for what the user has in training."""
+    model = built(mask_false_negatives=masked, popularity_correction=corrected, temperature=0.2)
+    batch = batch_of(model).split(3)[0]
+    states, split = model(batch), model.data.split
+    vectors, targets = model.encode_catalogue(), batch.targets.tolist()
+    users = batch.user[batch.target_mask.nonzero()[:, 0]].tolist()
+    counts = split.training_counts()
+    total, skipped = 0.0, 0
+    for state, target, user in zip(states, targets, users, strict=True):
+        own, others = math.exp(float(state @ vectors[target]) / 0.2), 0.0
+        for item in set(targets) - {target}:
+            if masked and item in split.training_history(user):
+                skipped += 1
+                continue
+            expected = 1 - (1 - counts[item] / counts.sum()) ** len(targets) if corrected else 1
+            others += math.exp(float(state @ vectors[item]) / 0.2) / expected
+        total += math.log((own + others) / own)
+    loss, _ = model.loss(states, batch)
+    assert float(loss) == pytest.approx(total / len(targets), rel=1e-4)
+    assert (skipped > 0) == masked
+
+
+def test_a_users_own_items_are_no_negatives(built: Make) -> None:
+    """All training items of a user are masked, those after the state as well; others' are not."""
+    model = built()
+    user = torch.tensor([4, 9])
+    owned = model.owned(user, torch.arange(16))
+    for row, one in enumerate(user.tolist()):
+        assert owned[row].nonzero()[:, 0].tolist() == sorted(set(model.data.split.training_history(one).tolist()))
+    assert owned.any()
+    assert not owned.all()
+
+
+def test_sampled_targets_are_some_of_the_supervised_ones(built: Make) -> None:
+    """At most so many a history, all of them where there are fewer; other draws choose others."""
+    model = built()
+    batch = next(iter(model.data.train_dataloader()))
+    chosen = sample_targets(batch, 2)
+    assert not bool((chosen.target_mask & ~batch.target_mask).any())
+    assert chosen.target_mask.sum(1).tolist() == batch.target_mask.sum(1).clamp(max=2).tolist()
+    assert not torch.equal(chosen.target_mask, sample_targets(batch, 2).target_mask)
+    assert torch.equal(sample_targets(batch, 99).target_mask, batch.target_mask)
+
+
+def test_both_sides_train_lora_and_nothing_frozen(built: Make) -> None:
+    """Each side alone gives every LoRA weight and the projector a gradient, and nothing else has one."""
+    model = built(learn_temperature=True)
+    batch = batch_of(model)
+    sides = {"histories": lambda: model(batch), "items": lambda: model.item_encoder(batch.targets)}
+    for side, encode in sides.items():
+        model.zero_grad(set_to_none=True)
+        (encode()[:, 0]).sum().backward()
+        for name, parameter in model.named_parameters():
+            trained = "lora_" in name or "projector" in name
+            assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == trained, (side, name)
+    loss, parts = model.loss(model(batch), batch)
+    loss.backward()
+    assert float(model.log_temperature.grad) != 0
+    assert float(parts["temperature"]) == pytest.approx(0.05)
+
+
+def test_mined_negatives_are_the_best_items_that_a_user_does_not_have(built: Make) -> None:
+    """By the state before the last training item; other validation and test items change nothing."""
+    model = built(hard_negatives=2, mined_negatives=4)
+    assert bool((model.mined == llara.MISSING).all())
+    assert len(model.sample_mined(torch.arange(40))) == 0
+    model.mine()
+    mined, split, vectors = model.mined.clone(), model.data.split, model.encode_catalogue()
+    for user in range(split.users):
+        history = split.training_history(user)
+        with torch.no_grad():
+            scores = (model(model.data.collate([history[:-1]])) @ vectors.T)[0]
+        scores[torch.from_numpy(history)] = -torch.inf
+        left = 16 - len(set(history.tolist()))
+        assert mined[user].tolist() == scores.topk(min(4, left)).indices.tolist() + [-1] * max(4 - left, 0)
+    sample = model.sample_mined(torch.tensor([5, 6]))
+    assert set(sample.tolist()) <= set(mined[5:7].flatten().tolist()) - {-1}
+    assert len(sample) == 4
+    others = np.where(split.stages > 0, (split.items + 5) % 16, split.items)
+    model.data._split = replace(split, items=others)
+    model.mined.fill_(-1)
+    model.mine()
+    assert torch.equal(model.mined, mined)
+
+
+def test_mined_negatives_join_the_loss(built: Make) -> None:
+    """With a list of items that are no targets, the step encodes those too; logQ leaves them alone."""
+    model = built(hard_negatives=1, mined_negatives=1, popularity_correction=True)
+    batch = batch_of(model).split(2)[0]
+    plain = float(model.loss(model(batch), batch)[0])
+    absent = next(item for item in range(16) if item not in batch.targets.tolist())
+    model.mined.fill_(absent)
+    chances = model.log_chances(torch.tensor([absent, int(batch.targets[0])]), batch.targets)
+    assert float(chances[0]) == 0
+    assert float(chances[1]) < 0
+    model.mask_false_negatives = False
+    assert float(model.loss(model(batch), batch)[0]) > plain
+
+
+# --- gradient caching ------------------------------------------------------------------------------------------------
+
+
+def gradients(model: LLaRA, batch: HistoryBatch) -> dict[str, torch.Tensor]:
+    """Of a training step under one seed."""
+    model.train().zero_grad(set_to_none=True)
+    torch.manual_seed(7)
+    model.loss(model(batch), batch)[0].backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradient_cache_equals_direct_gradients(built: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout in LoRA and before the projector: chunks without activations against the same chunks with them."""
+    lora = {**LORA, "lora_dropout": 0.3}
+    model = built(lora=lora, dropout=0.3, chunk_tokens=100, learn_temperature=True)
+    batch = batch_of(model)
+    passes: list[int] = []
+    hook = model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    cached, twice = gradients(model, batch), len(passes)
+    passes.clear()
+    for module in (live, llara):
+        monkeypatch.setattr(module, "recomputed", lambda encode, *inputs: encode(*inputs))
+    direct = gradients(model, batch)
+    hook.remove()
+    assert twice == 2 * len(passes) > 20  # many chunks, each read twice
+    assert set(cached) == set(direct)
+    for name, gradient in direct.items():
+        torch.testing.assert_close(cached[name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+    other = gradients(model, batch_of(model, seed=1))
+    assert any(not torch.allclose(other[name], gradient, atol=1e-4) for name, gradient in direct.items())
+
+
+def test_chunks_equal_one_pass(built: Make) -> None:
+    """Without dropout, cutting changes nothing."""
+    whole, cut = built(), built(chunk_tokens=100)
+    batch = batch_of(whole)
+    expected = gradients(whole, batch)
+    for name, gradient in gradients(cut, batch).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+# --- pre-training ----------------------------------------------------------------------------------------------------
+
+TEXTS = [np.array([11, 12, 13]), np.array([21])]
+
+
+def pretext_rows(self_prompt: list[int]) -> PretextRows:
+    return PretextRows.of(TEXTS, self_prompt=self_prompt, next_prompt=[8, 9], end=0, count=1)
+
+
+def test_pretext_rows_by_hand() -> None:
+    """Tokens, positions and mask of a row of three tokens and one of one, which is padded."""
+    rows = pretext_rows([5, 6])
+    assert rows.token_ids.tolist() == [[11, 12, 13, 5, 6, 0, 8, 9, 0], [21, 5, 6, 0, 8, 9, 0, 0, 0]]
+    assert rows.position_ids[0].tolist() == [0, 1, 2, 3, 4, 5, 3, 4, 5]
+    assert rows.position_ids[1, :7].tolist() == [0, 1, 2, 3, 1, 2, 3]
+    assert rows.pooled.tolist() == [[[5], [8]], [[3], [6]]]
+    seen = [row.nonzero()[:, 0].tolist() for row in rows.attention_mask[0]]
+    assert seen[:6] == [list(range(i + 1)) for i in range(6)]
+    assert seen[6:] == [[0, 1, 2, 6], [0, 1, 2, 6, 7], [0, 1, 2, 6, 7, 8]]
+
+
+def test_next_does_not_see_self(built: Make) -> None:
+    """Other SELF tokens change SELF's state and nothing in NEXT's; each is the state of its own text and prompt."""
+    model = built(LLaRAPretrain)
+    reader = model.item_encoder.reader
+
+    def states(rows: PretextRows) -> torch.Tensor:
+        return reader(rows.token_ids, rows.pooled, attention_mask=rows.attention_mask, position_ids=rows.position_ids)
+
+    one, other = states(pretext_rows([5, 6])), states(pretext_rows([30, 6]))
+    torch.testing.assert_close(one[:, 1], other[:, 1], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(one[:, 0], other[:, 0], atol=1e-2)
+    for row, text in enumerate(TEXTS):
+        for task, prompt in enumerate(([5, 6], [8, 9])):
+            alone = model.backbone(torch.tensor([[*text, *prompt, 0]]))[0, -1]
+            torch.testing.assert_close(one[row, task], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_pretext_in_bfloat16_falls_to_sdpa(tiny_llm: str) -> None:
+    """The blocked kernel knows no mask of pairs: `auto` gives the states of `sdpa`."""
+    rows = pretext_rows([5, 6])
+    options = {"attention_mask": rows.attention_mask, "position_ids": rows.position_ids}
+    auto, sdpa = (Backbone(tiny_llm, attention=kind)(rows.token_ids, **options) for kind in ("auto", "sdpa"))
+    assert torch.equal(auto, sdpa)
+    with pytest.raises(InputError, match="attention auto or sdpa"):
+        Backbone(tiny_llm, attention="eager")(rows.token_ids, **options)
+
+
+def test_bag_of_tokens_by_hand() -> None:
+    """-(1/2) (log p_0 + log p_1) for logits (1, 0) is (0.3133 + 1.3133) / 2."""
+    bags, half = torch.tensor([[0, 0], [0, 1]]), torch.tensor([0.5, 0.5])
+    assert float(bag_of_tokens(torch.tensor([[1.0, 0.0]]), torch.eye(2), bags, half)) == pytest.approx(0.8133, abs=1e-4)
+
+
+def test_pretext_losses_by_hand(built: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EBAE: the mean over a step's distinct items; EBAR: over its pairs; distinct tokens of each text count once."""
+    model = built(LLaRAPretrain, data={"max_items": 1, "overlap": 0}, next_prompt="")
+    logged: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(model, "log_dict", lambda values, **_: logged.update(values))
+    batch = next(iter(model.data.train_dataloader()))
+    assert batch.item_ids.shape[1] == 1
+    loss = model.training_step(batch, 0)
+    head = model.backbone.model.get_input_embeddings().weight
+
+    def bag_loss(state: torch.Tensor, item: int) -> float:
+        tokens = list(set(model.item_encoder.texts(torch.tensor([item]))[0].tolist()))
+        return -float((head @ state).log_softmax(0)[tokens].mean())
+
+    items = sorted(set(batch.item_ids[:, 0].tolist()))
+    self_states, next_states = model.pretext_states(torch.tensor(items)).unbind(1)
+    ebae = np.mean([bag_loss(state, item) for state, item in zip(self_states, items, strict=True)])
+    pairs = zip(batch.item_ids[:, 0].tolist(), batch.targets.tolist(), strict=True)
+    ebar = np.mean([bag_loss(next_states[items.index(item)], target) for item, target in pairs])
+    assert float(logged["train/ebae"]) == pytest.approx(ebae, rel=1e-4)
+    assert float(logged["train/ebar"]) == pytest.approx(ebar, rel=1e-4)
+    assert float(loss) == pytest.approx(ebae + ebar, rel=1e-4)
+    assert model.seen["targets"] == len(batch.targets)
+
+
+def test_pretext_states_are_what_the_dual_encoder_reads(built: Make) -> None:
+    """SELF is an item's vector, NEXT with an empty prompt the query of a history of that item, up to length."""
+    model = built(LLaRAPretrain, next_prompt="")
+    states = F.normalize(model.pretext_states(torch.arange(16)), dim=-1)
+    torch.testing.assert_close(states[:, 0], model.item_encoder(torch.arange(16)), rtol=1e-4, atol=1e-5)
+    histories = model(model.data.collate([np.array([item]) for item in range(16)]))
+    torch.testing.assert_close(states[:, 1], histories, rtol=1e-4, atol=1e-5)
+
+
+def test_output_embeddings(tiny_llm: str, tmp_path: Path) -> None:
+    """Tied: the input's; untied: loaded; an untied model that was saved without them is refused."""
+    tied = Backbone(tiny_llm)
+    assert output_embeddings(tied) is tied.model.get_input_embeddings().weight
+    config = LlamaConfig.from_pretrained(tiny_llm, tie_word_embeddings=False)
+    whole = LlamaForCausalLM(config)
+    for name, model in (("whole", whole), ("headless", LlamaModel(config))):
+        model.save_pretrained(str(tmp_path / name))
+        AutoTokenizer.from_pretrained(tiny_llm).save_pretrained(str(tmp_path / name))
+    found = output_embeddings(Backbone(str(tmp_path / "whole"), dtype="float32"))
+    torch.testing.assert_close(found, whole.lm_head.weight.detach())
+    with pytest.raises(InputError, match="output embeddings"):
+        output_embeddings(Backbone(str(tmp_path / "headless")))
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_training_beats_chance(make: Make, make_data: MakeData, tmp_path: Path) -> None:
+    """The data are loops through the catalogue: a model that learns anything ranks the next item high."""
+    model = make(hard_negatives=1, mined_negatives=3, mask_false_negatives=False, temperature=0.1)
+    trainer = fit(model, make_data(), tmp_path, epochs=25)
+    assert float(trainer.callback_metrics["val/hr@5"]) > 0.6
+    assert model.seen["targets"] < 25 * int((model.data.split.stages == 0).sum())
+    assert bool((model.mined >= 0).any())
+
+
+def test_pretraining_lowers_both_losses(make: Make, make_data: MakeData, tmp_path: Path) -> None:
+    """And its run starts LLaRA: the same LoRA, the same added tokens, everything else afresh."""
+    model = make(LLaRAPretrain, next_prompt="", pooled_tokens=2)
+    batch_options = {"max_items": 1, "overlap": 0}
+    first = fit(model, make_data(**batch_options), tmp_path / "first", epochs=1).callback_metrics["train/loss"]
+    trainer = fit(make(LLaRAPretrain, pooled_tokens=2), make_data(**batch_options), tmp_path / "pre", epochs=15)
+    assert float(trainer.callback_metrics["train/loss"]) < float(first) - 0.5
+    assert "val/ndcg@10" in trainer.callback_metrics
+    saved = torch.load(RunFolder(tmp_path / "pre").best_checkpoint, weights_only=True)["state_dict"]
+    data = make_data()
+    data.setup("fit")
+    started = make(pooled_tokens=2, hard_negatives=1, learn_temperature=True, init_from=tmp_path / "pre")
+    started.prepare(data)
+    state = started.state_dict()
+    assert any("lora_B" in key for key in saved)
+    assert any(key.endswith("reader.added") for key in saved)
+    for key, value in saved.items():
+        assert torch.equal(state[key], value), key
+    assert float(state["log_temperature"]) == 0
+    fresh = make(LLaRAPretrain, pooled_tokens=2, init_from=tmp_path / "llara")
+    fit(make(pooled_tokens=2), make_data(), tmp_path / "llara", epochs=1)
+    with pytest.raises(InputError, match="checkpoint of model LLaRAPretrain, got LLaRA"):
+        fresh.prepare(data)
+    with pytest.raises(InputError, match="unknown"):  # the pre-training's added tokens have no place here
+        make(init_from=tmp_path / "pre").prepare(data)
+
+
+def test_checkpoint_restores_exactly(make: Make, make_data: MakeData, tmp_path: Path) -> None:
+    """Mined lists and all, without the LLM; the figures are the same."""
+    settings = {"hard_negatives": 2, "mined_negatives": 4, "learn_temperature": True, "pooled_tokens": 2}
+    model = make(**settings)
+    trainer = fit(model, make_data(), tmp_path, epochs=2)
+    last = str(RunFolder(tmp_path).last_checkpoint)
+    saved = torch.load(last, weights_only=True)["state_dict"]
+    assert torch.equal(saved["mined"], model.mined)
+    assert not any("base_layer" in key or "embed_tokens" in key for key in saved)
+    first = trainer.validate(model, make_data(), ckpt_path=last, verbose=False)[0]
+    quiet = Trainer(accelerator="cpu", callbacks=[RetrievalMetrics()], logger=False, enable_progress_bar=False)
+    other = make(**settings)
+    second = quiet.validate(other, make_data(), ckpt_path=last, verbose=False)[0]
+    assert torch.equal(other.mined, model.mined)
+    for name, value in first.items():
+        assert name == "val/seconds" or second[name] == value, name
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(make: Make, make_data: MakeData, tmp_path: Path) -> None:
+    """Four epochs in two parts, mining after the second and the fourth, with dropout."""
+    settings = {"hard_negatives": 2, "mined_negatives": 4, "refresh_epochs": 2, "dropout": 0.2}
+    settings |= {"warmup": 0.0, "decay": False}
+    whole = fit(make(**settings), make_data(batch_tokens=600), tmp_path / "whole", epochs=4).lightning_module
+    fit(make(**settings), make_data(batch_tokens=600), tmp_path / "parts", epochs=2)
+    start = str(RunFolder(tmp_path / "parts").last_checkpoint)
+    parts = fit(make(**settings), make_data(batch_tokens=600), tmp_path / "parts", epochs=4, ckpt_path=start)
+    assert parts.global_step > 8
+    resumed = parts.lightning_module.state_dict()
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed[key]), key
+    assert whole.seen == parts.lightning_module.seen
+
+
+def test_mining_takes_the_vectors_of_the_validation(
+    make: Make, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalogue is encoded once an epoch; a frozen LLM encodes it once in all."""
+    passes: list[int] = []
+    encode = LiveTextItems._encode
+
+    def counted(self: LiveTextItems, ids: torch.Tensor) -> torch.Tensor:
+        if len(ids) == 16 and not torch.is_grad_enabled():
+            passes.append(1)
+        return encode(self, ids)
+
+    monkeypatch.setattr(LiveTextItems, "_encode", counted)
+    fit(make(hard_negatives=1), make_data(), tmp_path / "lora", epochs=3)
+    assert len(passes) == 3
+    passes.clear()
+    model = make(lora=None, hard_negatives=1)
+    fit(model, make_data(), tmp_path / "frozen", epochs=3)
+    assert len(passes) == 1
+    assert model.item_encoder.token_count(torch.arange(16)) == 0
+
+
+def test_settings_that_cannot_work_are_refused(make: Make, make_data: MakeData) -> None:
+    """One sentence each."""
+    for settings in ({"temperature": 0.0}, {"targets_per_history": 0}, {"hard_negatives": 9, "mined_negatives": 3}):
+        with pytest.raises(InputError, match=next(iter(settings))):
+            make(**settings)
+    data = make_data()
+    data.setup("fit")
+    with pytest.raises(InputError, match=r"backbone\.lora"):
+        make(lora=None, dim=None).prepare(data)
+    with pytest.raises(InputError, match=r"backbone\.lora"):
+        make(LLaRAPretrain, lora=None).prepare(data)
