@@ -173,7 +173,7 @@ class RunFolder:
 
 
 def find_runs(path: str | Path) -> tuple[list[RunFolder], list[RunFolder]]:
-    """The run that a folder is, or the newest tested version of each variant below it.
+    """The run that a folder is, or the newest tested version of each variant and seed below it.
 
     Args:
         path: A run folder, a variant's folder (`runs/sasrec`), or the folder of all runs.
@@ -200,7 +200,7 @@ def find_runs(path: str | Path) -> tuple[list[RunFolder], list[RunFolder]]:
     for runs in by_variant.values():
         newest_first = sorted(runs, key=lambda run: run.version, reverse=True)
         tested = [run for run in newest_first if run.finished]
-        found += tested[:1]
+        found += {run.read_metrics()["seed"]: run for run in reversed(tested)}.values()  # the newest of each seed
         skipped += [] if tested else newest_first[:1]
     return found, skipped if by_variant else [RunFolder(folder)]
 

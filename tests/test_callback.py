@@ -363,6 +363,7 @@ def test_slices_part_the_rows() -> None:
         history_length=np.array([1, 20, 21, 50, 51, 100, 101, 200, 201, 500, 3]),
         tied=np.arange(11) < 4,
         training_counts=counts,
+        item_words=np.arange(11) + 1,
         item_tokens=np.arange(11) * 4,
     )
     for group in masks.values():
@@ -371,4 +372,5 @@ def test_slices_part_the_rows() -> None:
     assert popularity == {"head": [9, 10], "middle": [6, 7, 8], "tail": [1, 2, 3, 4, 5], "unseen": [0]}
     lengths = {name: int(mask.sum()) for name, mask in masks["history length"].items()}
     assert lengths == {"1-20": 3, "21-50": 2, "51-100": 2, "101-200": 2, "over 200": 2}
+    assert list(masks["target words"]) == ["1-4", "5-8", "9-16"]
     assert list(masks["target tokens"]) == ["1-8", "9-16", "17-32", "over 32"]

@@ -1,78 +1,24 @@
-"""`anyo compare`: what it refuses, what it prints, and whether its intervals mean what they say."""
+"""`anyo compare`: what it refuses, what it prints, and which runs share a row."""
 
 import io
 import json
+import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-import torch
+from fake_runs import write_run
 from rich.console import Console
 
 from anyo_lightning.compare.render import as_rich
 from anyo_lightning.compare.results import load_results
-from anyo_lightning.compare.stats import paired_difference
 from anyo_lightning.compare.table import compare
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation.intervals import bootstrap_means
-from anyo_lightning.evaluation.metrics import user_metrics
 from anyo_lightning.runs import RunFolder
 
 USERS = 300
-
-
-def write_run(
-    root: Path,
-    variant: str,
-    ranks: np.ndarray,
-    *,
-    seed: int | None = 0,
-    fingerprint: str = "00000000000000aa",
-    history_masked: bool = True,
-    order: np.ndarray | None = None,
-    user_prefix: str = "u",
-) -> Path:
-    """A tested run with these ranks, its predictions in any order."""
-    run = RunFolder.new(root, variant)
-    by_user = user_metrics(torch.from_numpy(ranks), torch.arange(len(ranks)), [10])
-    values = torch.stack(list(by_user.values()), dim=1).numpy()
-    low, high = bootstrap_means(values)
-    figures = zip(by_user, values.mean(axis=0), low, high, strict=True)
-    metrics: dict[str, Any] = {
-        f"test/{n}": {"value": float(v), "low": float(a), "high": float(b)} for n, v, a, b in figures
-    }
-    metrics["test/coverage@10"] = {"value": 0.25, "low": None, "high": None}
-    order = np.arange(len(ranks)) if order is None else order
-    run.write_predictions(
-        pl.DataFrame(
-            {
-                "user_id": [f"{user_prefix}{user}" for user in order],
-                "target_item_id": [f"i{user % 7}" for user in order],
-                "rank": ranks[order],
-            }
-        )
-    )
-    run.write_metrics(
-        {
-            "variant": variant,
-            "seed": seed,
-            "split": {
-                "name": "ml-100k",
-                "strategy": "leave_one_out",
-                "ties": "file_order",
-                "fingerprint": fingerprint,
-                "counts": {"users": len(ranks), "items": 1349},
-            },
-            "protocol": {"cutoffs": [10], "history_masked": history_masked, "index": "Flat", "rows": len(ranks)},
-            "metrics": metrics,
-            "slices": {},
-            "cost": {"train_seconds": 90.0, "trainable_parameters": 1_234_567},
-            "environment": {},
-        }
-    )
-    return run.path
+METRICS = ["test/hr@10", "test/ndcg@10"]
 
 
 @pytest.fixture
@@ -92,7 +38,7 @@ def runs(tmp_path: Path, ranks: np.ndarray) -> Path:
 
 def test_rows_are_best_first_with_intervals_and_paired_differences(runs: Path, ranks: np.ndarray) -> None:
     """Differences are of the same users although files list them in another order; only the clear one is starred."""
-    results = load_results([runs], metrics=["test/hr@10", "test/ndcg@10"], baseline="markov")
+    results = load_results([runs], metrics=METRICS, baseline="markov").results
     assert results.lines[0].variant == "e4srec"
     cells = {line.variant: line.cells["test/hr@10"] for line in results.lines}
     hits, better = ranks <= 10, np.maximum(ranks / 3, 1).round() <= 10
@@ -110,7 +56,7 @@ def test_rows_are_best_first_with_intervals_and_paired_differences(runs: Path, r
 
 def test_a_metric_at_another_cutoff_is_worked_out_from_the_predictions(runs: Path, ranks: np.ndarray) -> None:
     """hr@50 is not in metrics.json."""
-    results = load_results([runs / "markov"], metrics=["test/hr@50"])
+    results = load_results([runs / "markov"], metrics=["test/hr@50"]).results
     cell = results.lines[0].cells["test/hr@50"]
     assert cell.value == (ranks <= 50).mean()
     assert cell.low is not None
@@ -136,7 +82,8 @@ def test_terminal_table(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_terminal_table_fits_and_cuts_nothing(runs: Path, width: int) -> None:
     """At 80 columns intervals go below their figures; no line is longer and no text is cut short."""
     console = Console(width=width, force_terminal=True, color_system=None, record=True, file=io.StringIO())
-    console.print(as_rich(load_results([runs], metrics=["test/hr@10", "test/ndcg@10"], baseline="markov"), width=width))
+    results = load_results([runs], metrics=METRICS, baseline="markov", slices=False).results
+    console.print(as_rich(results, width=width))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
@@ -148,7 +95,9 @@ def test_the_best_is_bold_and_a_clear_difference_coloured(runs: Path) -> None:
     """Bold for e4srec's figures alone, green for its differences."""
     console = Console(width=120, force_terminal=True, color_system="standard")
     with console.capture() as capture:
-        console.print(as_rich(load_results([runs], metrics=["test/hr@10"], baseline="markov"), width=120))
+        console.print(
+            as_rich(load_results([runs], metrics=["test/hr@10"], baseline="markov", slices=False).results, width=120)
+        )
     e4srec, other = (next(x for x in capture.get().splitlines() if x.startswith(v)) for v in ("e4srec", "sasrec"))
     assert "\x1b[1m" in e4srec
     assert "\x1b[32m" in e4srec
@@ -173,20 +122,28 @@ def test_json_holds_everything_in_full(runs: Path, capsys: pytest.CaptureFixture
     captured = capsys.readouterr()
     content = json.loads(captured.out)
     assert content["baseline"] == "markov"
-    best = content["runs"][0]
+    best = content["rows"][0]
     assert best["variant"] == "e4srec"
     assert best["cost"]["trainable_parameters"] == 1_234_567
     figure = best["metrics"]["test/ndcg@10"]
     assert figure["low"] < figure["value"] < figure["high"]
     assert figure["difference"]["low"] > 0
+    assert figure["difference"]["p"] <= figure["difference"]["p_holm"] < 0.05
+    tied = next(part for part in content["slices"] if (part["group"], part["name"]) == ("target tied", "yes"))
+    assert tied["users"] == USERS / 2
+    assert set(tied["metrics"]["test/ndcg@10"]) == {"e4srec", "markov", "sasrec"}
 
 
-def test_runs_of_different_splits_are_refused_and_named(tmp_path: Path, ranks: np.ndarray) -> None:
-    """The sentence says which run has which fingerprint, and no output is written."""
+def test_runs_of_different_splits_are_refused_and_named(
+    tmp_path: Path, ranks: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sentence says which run has which fingerprint, a table shows both, and no output is written."""
     first = write_run(tmp_path, "markov", ranks)
     second = write_run(tmp_path, "sasrec", ranks, fingerprint="00000000000000bb")
     with pytest.raises(InputError, match="Expected runs of one split, got 2") as caught:
         compare([tmp_path], format="json", output=tmp_path / "table.json")
+    side_by_side = capsys.readouterr().err
+    assert re.search(r"≠ +fingerprint +00000000000000aa +00000000000000bb", side_by_side)
     message = str(caught.value)
     assert "\n" not in message
     assert message.index("00000000000000aa") < message.index(str(first)) < message.index("00000000000000bb")
@@ -223,28 +180,124 @@ def test_a_run_that_was_not_tested_is_passed_over_with_a_sentence(
     compare([runs], format="json")
     captured = capsys.readouterr()
     assert f"Passed over {unfinished.path}" in captured.err
-    assert len(json.loads(captured.out)["runs"]) == 3
+    assert len(json.loads(captured.out)["rows"]) == 3
     with pytest.raises(InputError, match="at least one tested run"):
         compare([unfinished.path])
 
 
-def test_a_baseline_must_be_one_of_the_runs(runs: Path, ranks: np.ndarray) -> None:
-    """A typo lists what is there; a variant with two seeds asks for the folder; a folder is taken."""
+def test_a_baseline_must_be_one_of_the_rows(runs: Path, ranks: np.ndarray) -> None:
+    """A typo lists what is there; a variant that is two rows asks which; a folder names the row that holds it."""
     with pytest.raises(InputError, match="'sasrek', which names 0; the runs are e4srec, markov, sasrec"):
         compare([runs], baseline="sasrek")
-    second = write_run(runs, "sasrec", ranks, seed=1)
+    second = write_run(runs, "sasrec", ranks)
     both = [runs / "sasrec" / "version_0", second]
-    with pytest.raises(InputError, match=r"which names 2; give the folder of one of .*version_0, .*version_1"):
+    with pytest.raises(InputError, match=r"which names 2; give one of sasrec .version_0., sasrec .version_1."):
         compare(both, baseline="sasrec")
-    results = load_results(both, metrics=["test/hr@10"], baseline=str(second))
-    assert [line.is_baseline for line in results.lines] == [line.seed == 1 for line in results.lines]
+    for name in (str(second), "sasrec (version_1)"):
+        results = load_results(both, metrics=["test/hr@10"], baseline=name).results
+        assert [line.is_baseline for line in results.lines] == [line.folders == (second,) for line in results.lines]
+
+
+def test_seeds_are_one_row_with_mean_deviation_and_users_averaged(runs: Path, ranks: np.ndarray) -> None:
+    """By hand: the mean of two seeds' means, their standard deviation, and each user's mean against the baseline's."""
+    other = np.roll(ranks, 7)
+    write_run(runs, "sasrec", other, seed=1)
+    results = load_results([runs], metrics=["test/hr@10"], baseline="markov").results
+    line = next(line for line in results.lines if line.variant == "sasrec")
+    cell, first, second = line.cells["test/hr@10"], np.roll(ranks, 1) <= 10, other <= 10
+    assert line.seeds == (0, 1)
+    assert cell.by_seed == (first.mean(), second.mean())
+    assert cell.value == pytest.approx(np.mean([first.mean(), second.mean()]))
+    assert cell.deviation == pytest.approx(np.std([first.mean(), second.mean()], ddof=1))
+    averaged = (first + second.astype(float)) / 2
+    assert cell.difference is not None
+    assert cell.difference.effect_size == pytest.approx(
+        (averaged - (ranks <= 10)).mean() / (averaged - (ranks <= 10)).std(ddof=1)
+    )
+    assert cell.low is not None
+    assert cell.high is not None
+    assert cell.low < cell.value < cell.high
+
+
+def test_seeds_of_other_settings_are_rows_of_their_own(runs: Path, ranks: np.ndarray) -> None:
+    """The seed, folders and the progress bar do not matter; a learning rate does."""
+    config = "seed_everything: {}\ntrainer: {{max_epochs: 3, default_root_dir: runs/{}}}\nmodel: {{lr: {}}}\n"
+    for version, (seed, rate) in enumerate([(0, 0.1), (1, 0.1), (2, 0.2)]):
+        path = write_run(runs, "anyo", np.roll(ranks, version), seed=seed)
+        RunFolder(path).config_file.write_text(config.format(seed, version, rate))
+    results = load_results([runs / "anyo"], metrics=["test/hr@10"]).results
+    assert {line.variant: line.seeds for line in results.lines} == {
+        "anyo (version_0)": (0, 1),
+        "anyo (version_2)": (2,),
+    }
+
+
+def test_slices_part_the_users_and_match_the_whole(runs: Path, ranks: np.ndarray) -> None:
+    """Each group's sizes add up, popularity bands are those that the run counted, and figures are the slices' own."""
+    results = load_results([runs], metrics=["test/hr@10"]).results
+    groups: dict[str, dict[str, int]] = {}
+    for part in results.slices:
+        groups.setdefault(part.group, {})[part.name] = part.users
+    assert list(groups) == ["target popularity", "history length", "target tied", "target words"]
+    assert all(sum(sizes.values()) == USERS for sizes in groups.values())
+    user = np.arange(USERS)
+    markov = [line.variant for line in results.lines].index("markov")
+    masks = {"head": user % 7 >= 5, "unseen": user % 7 == 0, "yes": user % 2 == 0, "1-20": user % 90 < 20}
+    for name, mask in masks.items():
+        part = next(part for part in results.slices if part.name == name)
+        figure = part.metrics["test/hr@10"][markov]
+        assert part.users == mask.sum()
+        assert figure.value == pytest.approx((ranks[mask] <= 10).mean())
+        assert figure.low <= figure.value <= figure.high
+
+
+def test_what_is_not_told_from_the_best_is_marked(runs: Path, ranks: np.ndarray) -> None:
+    """A variant that is worse for one user only gets the dagger; one far behind does not."""
+    nearly = np.maximum(ranks / 3, 1).round()
+    nearly[np.argmin(nearly)] = 900
+    write_run(runs, "nearly", nearly)
+    cells = {
+        line.variant: line.cells["test/hr@10"] for line in load_results([runs], metrics=["test/hr@10"]).results.lines
+    }
+    assert [name for name, cell in cells.items() if cell.best] == ["e4srec"]
+    assert [name for name, cell in cells.items() if cell.near_best] == ["nearly"]
+
+
+def test_latex_has_booktabs_and_escapes_what_latex_reads_as_commands(tmp_path: Path, ranks: np.ndarray) -> None:
+    """As many cells in each row; an underscore, a percent sign and a backslash in a name are text."""
+    write_run(tmp_path, "markov", ranks)
+    write_run(tmp_path, "a_b 50% \\x & #1", np.maximum(ranks / 3, 1).round(), folder="odd")
+    write_run(tmp_path, "worse", ranks * 5)
+    compare([tmp_path], baseline="markov", format="latex", slices=True, output=tmp_path / "table.tex")
+    lines = (tmp_path / "table.tex").read_text().splitlines()
+    begin = lines.index(r"\begin{tabular}{lrrrrrrrrr}")
+    assert lines[begin + 1] == r"\toprule"
+    assert lines[begin + 3] == r"\midrule"
+    assert lines[begin + 7] == r"\bottomrule"
+    rows = lines[begin + 4 : begin + 7]
+    assert all(len(re.split(r"(?<!\\)&", row)) == 10 and row.endswith(r" \\") for row in rows)
+    assert rows[0].startswith(r"a\_b 50\% \textbackslash{}x \& \#1 & 1 & \textbf{")
+    assert r"$-$." in rows[2]
+    assert "±" not in "".join(lines[begin:])
+    assert sum(line == r"\end{tabular}" for line in lines) == 2
+
+
+def test_csv_is_long_and_full(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line a variant and metric, then a line a slice; the difference with its p-values."""
+    compare([runs], baseline="markov", format="csv")
+    table = pl.read_csv(io.StringIO(capsys.readouterr().out))
+    whole = table.filter(pl.col("slice").is_null())
+    assert whole.height == 3 * 2
+    best = whole.row(0, named=True)
+    assert (best["variant"], best["best"], best["difference_p_holm"] < 0.05) == ("e4srec", True, True)
+    assert table.filter(slice_group="target tied", slice="yes", metric="test/ndcg@10").height == 3
 
 
 def test_two_versions_of_one_variant_and_seed_can_be_told_apart(runs: Path, ranks: np.ndarray) -> None:
     """The same variant twice gets the version into its name, and the same folder twice is one row."""
     second = write_run(runs, "sasrec", ranks)
     first = runs / "sasrec" / "version_0"
-    results = load_results([first, second, first], metrics=["test/hr@10"])
+    results = load_results([first, second, first], metrics=["test/hr@10"]).results
     assert sorted(line.variant for line in results.lines) == ["sasrec (version_0)", "sasrec (version_1)"]
 
 
@@ -252,18 +305,3 @@ def test_an_unknown_metric_lists_those_there(runs: Path) -> None:
     """A typo in `metrics`."""
     with pytest.raises(InputError, match=r"Expected metrics to be among test/hr@10.*got 'test/ncdg@10'"):
         compare([runs], metrics=["test/ncdg@10"])
-
-
-def test_paired_intervals_cover_the_true_difference_and_are_narrower_than_unpaired_ones() -> None:
-    """Runs that share most of each user's luck: of 200 samples some 190 intervals hold the true difference of .1."""
-    generator = np.random.default_rng(0)
-    covered, widths, unpaired = 0, [], []
-    for sample in range(200):
-        luck = generator.normal(size=250)
-        run, baseline = luck + 0.1 + generator.normal(0, 0.3, 250), luck + generator.normal(0, 0.3, 250)
-        difference = paired_difference(run, baseline, resamples=1000, seed=sample)
-        covered += difference.low <= 0.1 <= difference.high
-        widths.append(difference.high - difference.low)
-        unpaired.append(np.ptp(bootstrap_means(run[:, None], resamples=200)))
-    assert 180 <= covered <= 199
-    assert np.mean(widths) < 0.5 * np.mean(unpaired)

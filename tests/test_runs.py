@@ -21,10 +21,10 @@ def content(variant: str = "sasrec") -> dict[str, Any]:
     return {key: {} for key in METRICS_KEYS} | {"variant": variant, "seed": 0}
 
 
-def make_tested(folder: Path) -> RunFolder:
+def make_tested(folder: Path, seed: int = 0) -> RunFolder:
     """A run folder with a metrics.json."""
     run = RunFolder(folder)
-    run.write_metrics(content())
+    run.write_metrics(content() | {"seed": seed})
     return run
 
 
@@ -127,6 +127,13 @@ def test_parquet_and_csv_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     run.curves_file.write_text("")
     with pytest.raises(InputError, match="to be a CSV file of ours"):
         run.read_curves()
+
+
+def test_find_runs_takes_the_newest_tested_version_of_each_seed(tmp_path: Path) -> None:
+    """Versions 0 to 2 of seeds 0, 1 and 0 again: the last two count."""
+    for version, seed in enumerate((0, 1, 0)):
+        make_tested(tmp_path / "sasrec" / f"version_{version}", seed)
+    assert sorted(run.version for run in find_runs(tmp_path)[0]) == [1, 2]
 
 
 def test_find_runs_takes_the_newest_tested_version_of_each_variant(tmp_path: Path) -> None:

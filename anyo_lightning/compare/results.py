@@ -1,44 +1,53 @@
-"""The figures of several tested runs, read from their folders, checked to be comparable, paired with a baseline.
+"""What a comparison says, without its form: a line a variant, with intervals, differences, slices and cost."""
 
-Runs of different splits or protocols are refused: their figures do not mean the same.
-"""
-
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
-from anyo_lightning.compare.stats import Difference, paired_difference
+from anyo_lightning.compare.rows import SharedRows, is_rank_metric
+from anyo_lightning.compare.slices import Slice, slice_table
+from anyo_lightning.compare.stats import Difference, paired_differences
+from anyo_lightning.compare.variants import TestedRun, Variant, find_variant, read_variants
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.intervals import bootstrap_means
-from anyo_lightning.evaluation.metrics import user_metrics
-from anyo_lightning.runs import RunFolder, find_runs
+
+HIGHER_IS_BETTER = ("hr", "recall", "ndcg", "mrr", "coverage", "index_recall")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of one run."""
+    """One figure of one variant: the mean over its seeds."""
 
     value: float
-    low: float | None
+    low: float | None  # 95% interval over users, of the mean over seeds
     high: float | None
+    deviation: float | None  # standard deviation over seeds; None with one seed
+    by_seed: tuple[float, ...]
     difference: Difference | None  # to the baseline; None without one, for the baseline itself and for list metrics
+    to_best: Difference | None  # to the best variant; None for it and for list metrics
+    best: bool
+
+    @property
+    def near_best(self) -> bool:
+        """Whether the test cannot tell the variant from the best one."""
+        return self.to_best is not None and not self.to_best.clear
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run of the table."""
+    """One variant of the table."""
 
     variant: str
-    seed: int | None
-    folder: Path
+    seeds: tuple[int | None, ...]
+    folders: tuple[Path, ...]
     is_baseline: bool
     cells: dict[str, Cell]
-    cost: dict[str, Any]
+    cost: dict[str, Any]  # means over seeds
 
 
 @dataclass(frozen=True)
@@ -50,144 +59,139 @@ class Results:
     baseline: str | None
     split: dict[str, Any]
     protocol: dict[str, Any]
+    slices: tuple[Slice, ...]
     passed_over: tuple[Path, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
-    folder: RunFolder
-    content: dict[str, Any]
-    label: str
+class Comparison:
+    """The results and what they were worked out from: the report shows both."""
+
+    results: Results
+    variants: tuple[Variant, ...]  # in the order of the lines
+    shared: SharedRows
+    catalogue: pl.DataFrame  # of the run that knows most text of its items
 
 
-def load_results(paths: Sequence[Path], *, metrics: Sequence[str], baseline: str | None = None) -> Results:
+def load_results(
+    paths: Sequence[Path], *, metrics: Sequence[str], baseline: str | None = None, slices: bool = True
+) -> Comparison:
     """Read runs and work out what the table says.
 
     Args:
-        paths: Run folders, or folders that hold them: then the newest tested version of each variant counts.
+        paths: Run folders, or folders that hold them: then the newest tested version of each variant and seed counts.
         metrics: Names as in metrics.json. Rank metrics at any k are worked out from the predictions if need be.
         baseline: Variant or folder that the others are compared with.
+        slices: Whether to work out slices, too.
 
     Returns:
-        The figures with intervals and differences.
+        The figures with intervals, differences and slices.
 
     Raises:
-        InputError: A folder does not exist or holds no tested run, runs differ in split or protocol, a metric is
-            unknown, or the baseline is not exactly one of the runs.
+        InputError: A folder does not exist or holds no tested run, runs differ in split, protocol, users or targets, a
+            metric is unknown, or the baseline is not exactly one of the rows.
     """
-    runs, passed_over = _read(paths)
-    _check_one(runs, "split", lambda run: _split_name(run.content["split"]))
-    _check_one(runs, "protocol", lambda run: _protocol_name(run.content["protocol"]))
-    base = None if baseline is None else _find_baseline(runs, baseline)
-    base_ranks = None if base is None else _ranks(base)
-    lines = []
-    for run in runs:
-        ranks = _ranks(run) if base is not None and run is not base else None
-        if base is not None and base_ranks is not None and ranks is not None:
-            _check_same_rows(run, ranks, base, base_ranks)
-        cells = {name: _cell(run, name, ranks, base_ranks) for name in metrics}
-        seed, cost = run.content["seed"], run.content["cost"]
-        lines.append(Line(run.label, seed, run.folder.path, run is base, cells, cost))
-    lines.sort(key=lambda line: -line.cells[metrics[0]].value)
-    return Results(
+    variants, passed_over = read_variants(paths)
+    _check_metrics(variants, metrics)
+    base = None if baseline is None else find_variant(variants, baseline)
+    shared = SharedRows.read(variants)
+    position = None if base is None else variants.index(base)
+    columns = {metric: _cells(variants, shared, metric, position) for metric in metrics}
+    order = sorted(range(len(variants)), key=lambda row: -columns[metrics[0]][row].value)
+    variants = [variants[row] for row in order]
+    shared = dataclasses.replace(shared, ranks=tuple(shared.ranks[row] for row in order))
+    lines = tuple(
+        Line(
+            variant=variant.label,
+            seeds=tuple(run.seed for run in variant.runs),
+            folders=tuple(run.folder.path for run in variant.runs),
+            is_baseline=variant is base,
+            cells={metric: columns[metric][row] for metric in metrics},
+            cost=_mean_cost(variant.runs),
+        )
+        for variant, row in zip(variants, order, strict=True)
+    )
+    catalogue = _fullest_catalogue(variants) if slices else pl.DataFrame()
+    rank_metrics = [metric for metric in metrics if is_rank_metric(metric)]
+    content = variants[0].runs[0].content
+    results = Results(
         metrics=tuple(metrics),
-        lines=tuple(lines),
+        lines=lines,
         baseline=None if base is None else base.label,
-        split=runs[0].content["split"],
-        protocol=runs[0].content["protocol"],
+        split=content["split"],
+        protocol=content["protocol"],
+        slices=slice_table(variants, shared, catalogue, rank_metrics) if slices and rank_metrics else (),
         passed_over=tuple(passed_over),
     )
+    return Comparison(results, tuple(variants), shared, catalogue)
 
 
-def _read(paths: Sequence[Path]) -> tuple[list[_Run], list[Path]]:
-    """The tested runs that the paths stand for, each once and with a label of its own, and those passed over."""
-    found: dict[Path, RunFolder] = {}
-    passed_over: dict[Path, RunFolder] = {}
-    for path in paths:
-        tested, others = find_runs(path)
-        found |= {run.path.resolve(): run for run in tested}
-        passed_over |= {run.path.resolve(): run for run in others}
-    if not found:
-        where = ", ".join(str(path) for path in paths) or "nothing"
-        raise InputError(f"Expected runs to name at least one tested run (a folder with metrics.json), got {where}")
-    contents = [(run, run.read_metrics()) for run in found.values()]
-    names = [(content["variant"], content["seed"]) for _, content in contents]
-    runs = []
-    for (run, content), name in zip(contents, names, strict=True):
-        alone = names.count(name) == 1
-        runs.append(_Run(run, content, name[0] if alone else f"{name[0]} ({run.path.resolve().name})"))
-    return runs, [run.path for run in passed_over.values()]
+def is_higher_better(metric: str) -> bool:
+    """Whether a table may call the highest figure the best: not so for popularity or Gini."""
+    return metric.split("/")[-1].split("@")[0] in HIGHER_IS_BETTER
 
 
-def _check_one(runs: Sequence[_Run], what: str, name_of: Callable[[_Run], str]) -> None:
-    """Refuse runs that differ in what `name_of` says."""
-    groups: dict[str, list[str]] = {}
-    for run in runs:
-        groups.setdefault(name_of(run), []).append(str(run.folder.path))
-    if len(groups) > 1:
-        found = "; ".join(f"{name}: {', '.join(folders)}" for name, folders in groups.items())
-        raise InputError(f"Expected runs of one {what}, got {len(groups)}. {found}")
+def _check_metrics(variants: Sequence[Variant], metrics: Sequence[str]) -> None:
+    for run in (run for variant in variants for run in variant.runs):
+        for metric in metrics:
+            if metric not in run.content["metrics"] and not is_rank_metric(metric):
+                there = ", ".join(run.content["metrics"])
+                raise InputError(f"Expected metrics to be among {there}; got {metric!r}, which {run.folder.path} lacks")
 
 
-def _split_name(split: dict[str, Any]) -> str:
-    return f"{split['name']} {split['strategy']} ties {split['ties']} fingerprint {split['fingerprint']}"
-
-
-def _protocol_name(protocol: dict[str, Any]) -> str:
-    """What decides the figures: not the cutoffs, nor the index, since ranks are exact."""
-    return f"history {'masked' if protocol['history_masked'] else 'not masked'}, {protocol['rows']} rows"
-
-
-def _find_baseline(runs: Sequence[_Run], baseline: str) -> _Run:
-    folder = Path(baseline).resolve()
-    named = [run for run in runs if baseline in (run.label, run.content["variant"])]
-    named = named or [run for run in runs if run.folder.path.resolve() == folder]
-    if len(named) != 1:
-        there = ", ".join(run.label for run in runs) if not named else ", ".join(str(run.folder.path) for run in named)
-        hint = "the runs are" if not named else "give the folder of one of"
-        raise InputError(
-            f"Expected baseline to name one of the runs, got {baseline!r}, which names {len(named)}; {hint} {there}"
+def _cells(variants: Sequence[Variant], shared: SharedRows, metric: str, base: int | None) -> list[Cell]:
+    """One column of the table."""
+    values, low, high = None, None, None
+    if is_rank_metric(metric):
+        by_seed = [shared.by_seed(row, metric) for row in range(len(variants))]
+        values = shared.values(metric)
+        low, high = bootstrap_means(values)
+    else:
+        by_seed = [[run.content["metrics"][metric]["value"] for run in variant.runs] for variant in variants]
+    means = [float(np.mean(of_seeds)) for of_seeds in by_seed]
+    best = int(np.argmax(means)) if is_higher_better(metric) and len(variants) > 1 else None
+    differences, to_best = (_against(values, reference, len(variants)) for reference in (base, best))
+    cells = []
+    for row, variant in enumerate(variants):
+        ends = (None, None) if low is None or high is None else (float(low[row]), float(high[row]))
+        stored = variant.runs[0].content["metrics"].get(metric)
+        if len(variant.runs) == 1 and stored is not None:  # also those of list lengths and popularity
+            ends = stored["low"], stored["high"]
+        cells.append(
+            Cell(
+                value=means[row],
+                low=ends[0],
+                high=ends[1],
+                deviation=float(np.std(by_seed[row], ddof=1)) if len(by_seed[row]) > 1 else None,
+                by_seed=tuple(by_seed[row]),
+                difference=differences[row],
+                to_best=to_best[row],
+                best=best is not None and means[row] == means[best],
+            )
         )
-    return named[0]
+    return cells
 
 
-def _ranks(run: _Run) -> pl.DataFrame:
-    """Users, targets and ranks of a run, in an order that does not depend on the run."""
-    columns = ["user_id", "target_item_id", "rank"]
-    return run.folder.read_predictions(columns).sort("user_id", "target_item_id")
+def _against(values: np.ndarray | None, reference: int | None, variants: int) -> list[Difference | None]:
+    """The difference of each variant to one of them, None for that one; all None where there is nothing to pair."""
+    if values is None or reference is None:
+        return [None] * variants
+    others = np.delete(values, reference, axis=1)
+    found: list[Difference | None] = list(paired_differences(others, values[:, reference]))
+    return [*found[:reference], None, *found[reference:]]
 
 
-def _check_same_rows(run: _Run, ranks: pl.DataFrame, base: _Run, base_ranks: pl.DataFrame) -> None:
-    keys = ["user_id", "target_item_id"]
-    if not ranks.select(keys).equals(base_ranks.select(keys)):
-        raise InputError(
-            f"Expected the predictions of {run.folder.path} and of the baseline {base.folder.path} to be of the same "
-            f"users and targets, got {len(ranks)} and {len(base_ranks)} rows that differ"
-        )
+def _mean_cost(runs: Sequence[TestedRun]) -> dict[str, Any]:
+    """Means over seeds of what all of them measured."""
+    costs = [run.content["cost"] for run in runs]
+    if len(costs) == 1:
+        return dict(costs[0])
+    names = [name for name in costs[0] if all(isinstance(cost.get(name), int | float) for cost in costs)]
+    means = {name: float(np.mean([cost[name] for cost in costs])) for name in names}
+    return {name: int(mean) if mean.is_integer() else mean for name, mean in means.items()}
 
 
-def _cell(run: _Run, name: str, ranks: pl.DataFrame | None, base_ranks: pl.DataFrame | None) -> Cell:
-    stored = run.content["metrics"].get(name)
-    if stored is None:
-        values = _by_user(_ranks(run), name)
-        if values is None:
-            there = ", ".join(run.content["metrics"])
-            raise InputError(f"Expected metrics to be among {there}; got {name!r}, which {run.folder.path} lacks")
-        low, high = bootstrap_means(values[:, None])[:, 0]
-        stored = {"value": float(values.mean()), "low": float(low), "high": float(high)}
-    difference = None
-    if ranks is not None and base_ranks is not None:
-        values, base_values = _by_user(ranks, name), _by_user(base_ranks, name)
-        if values is not None and base_values is not None:
-            difference = paired_difference(values, base_values)
-    return Cell(stored["value"], stored["low"], stored["high"], difference)
-
-
-def _by_user(ranks: pl.DataFrame, name: str) -> np.ndarray | None:
-    """A rank metric of each user, users in order of their ids; None where ranks do not give the metric."""
-    metric, _, cutoff = name.removeprefix("test/").partition("@")
-    if not name.startswith("test/") or metric not in ("hr", "recall", "ndcg", "mrr") or not cutoff.isdigit():
-        return None
-    user = torch.from_numpy(ranks["user_id"].rank("dense").cast(pl.Int64).to_numpy(writable=True))
-    values = user_metrics(torch.from_numpy(ranks["rank"].to_numpy(writable=True)), user, [int(cutoff)])
-    return values[f"{metric}@{cutoff}"].numpy()
+def _fullest_catalogue(variants: Sequence[Variant]) -> pl.DataFrame:
+    """The catalogue of the variant with most text: runs of the same split may read titles or titles and more."""
+    catalogues = (variant.runs[0].folder.read_catalogue() for variant in variants)
+    return max(catalogues, key=lambda catalogue: int(catalogue["text"].str.len_chars().sum() or 0))

@@ -7,13 +7,15 @@ from typing import Literal
 
 from rich.console import Console
 
-from anyo_lightning.compare.render import as_json, as_markdown, as_rich
-from anyo_lightning.compare.results import Results, load_results
+from anyo_lightning.compare.exports import as_csv, as_json
+from anyo_lightning.compare.render import as_latex, as_markdown, as_rich
+from anyo_lightning.compare.results import Comparison, load_results
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import renamed_to
 
-Format = Literal["rich", "markdown", "json"]
+Format = Literal["rich", "markdown", "latex", "csv", "json"]
 WIDTH_OF_A_FILE = 200
+ALWAYS_SLICED = ("csv", "json")
 
 
 def compare(
@@ -22,43 +24,51 @@ def compare(
     baseline: str | None = None,
     format: Format = "rich",  # noqa: A002
     metrics: list[str] | None = None,
+    slices: bool = False,
     output: Path | None = None,
 ) -> None:
-    """Put tested runs into one table, the best first.
+    """Put tested runs into one table, the best first; runs that differ in their seed only are one row.
 
     Args:
-        runs: Run folders, or folders of runs (`runs`): then the newest tested version of each variant below.
+        runs: Run folders, or folders of runs (`runs`): then the newest tested version of each variant and seed below.
         baseline: The variant or run folder that the others are compared with, user by user.
-        format: `rich` for the terminal, `markdown` for a README, `json` with everything in full precision.
+        format: `rich` for the terminal, `markdown` for a README, `latex` (booktabs) for a paper, `csv` and `json` with
+            everything in full precision.
         metrics: Figures to show, by default `test/hr@10` and `test/ndcg@10`; the first decides the order.
+        slices: Whether a table of slices follows (by popularity and ties of the target, length of the history and of
+            the item's text); csv and json have them anyway.
         output: File to write instead of the terminal.
 
     Raises:
-        InputError: A folder does not exist or holds no tested run, the runs differ in split or protocol, a metric is
-            unknown, or the baseline is not exactly one of the runs.
+        InputError: A folder does not exist or holds no tested run, the runs differ in split, protocol or users, a
+            metric is unknown, or the baseline is not exactly one of the rows.
     """
-    results = load_results(runs, metrics=metrics or ["test/hr@10", "test/ndcg@10"], baseline=baseline)
-    for folder in results.passed_over:
-        print(f"Passed over {folder}: it has no metrics.json, so it has not been tested yet", file=sys.stderr)
-    if output is None:
-        if format == "rich" and sys.stdout.isatty():
-            console = Console()
-            console.print(as_rich(results, width=console.width))
-        else:
-            sys.stdout.write(_as_text(results, format))
-        return
-    if output.is_dir():
+    if output is not None and output.is_dir():
         raise InputError(f"Expected output to be a file, got the folder {output}")
-    with renamed_to(output) as temporary:
-        temporary.write_text(_as_text(results, format), encoding="utf-8")
+    comparison = load_results(
+        runs,
+        metrics=metrics or ["test/hr@10", "test/ndcg@10"],
+        baseline=baseline,
+        slices=slices or format in ALWAYS_SLICED,
+    )
+    for folder in comparison.results.passed_over:
+        print(f"Passed over {folder}: it has no metrics.json, so it has not been tested yet", file=sys.stderr)
+    if output is not None:
+        with renamed_to(output) as temporary:
+            temporary.write_text(_as_text(comparison, format), encoding="utf-8")
+    elif format == "rich" and sys.stdout.isatty():
+        console = Console()
+        console.print(as_rich(comparison.results, width=console.width))
+    else:
+        sys.stdout.write(_as_text(comparison, format))
 
 
-def _as_text(results: Results, format: Format) -> str:  # noqa: A002
+def _as_text(comparison: Comparison, format: Format) -> str:  # noqa: A002
     """The table in one of its forms, as wide as it needs to be."""
-    if format == "markdown":
-        return as_markdown(results)
-    if format == "json":
-        return as_json(results)
+    results = comparison.results
+    texts = {"markdown": as_markdown, "latex": as_latex, "csv": as_csv, "json": as_json}
+    if format in texts:
+        return texts[format](results)
     console = Console(file=io.StringIO(), width=WIDTH_OF_A_FILE)
     with console.capture() as capture:
         console.print(as_rich(results, width=WIDTH_OF_A_FILE))

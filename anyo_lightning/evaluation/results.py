@@ -81,6 +81,7 @@ class Evaluation:
             history_length=self.queries.history_lengths[self.rows],
             tied=self.queries.tied[self.rows],
             training_counts=self.split.training_counts(),
+            item_words=np.array([len(text.split()) for text in self.split.item_texts]),
             item_tokens=item_tokens,
         )
         user = self.queries.user[self.rows]

@@ -19,6 +19,7 @@ HEAD_SHARE = 0.2  # of the items with a training interaction, the most frequent
 TAIL_SHARE = 0.5  # the least frequent
 HISTORY_BANDS = (20, 50, 100, 200)
 TOKEN_BANDS = (8, 16, 32)
+WORD_BANDS = (4, 8, 16)
 
 Masks = dict[str, dict[str, Bool[np.ndarray, "rows"]]]
 
@@ -29,6 +30,7 @@ def slice_masks(
     history_length: Int[np.ndarray, "rows"],
     tied: Bool[np.ndarray, "rows"],
     training_counts: Int[np.ndarray, "catalogue"],
+    item_words: Int[np.ndarray, "catalogue"] | None = None,
     item_tokens: Int[np.ndarray, "catalogue"] | None = None,
 ) -> Masks:
     """Which rows belong to which slice.
@@ -38,11 +40,12 @@ def slice_masks(
         history_length: Number of items in each row's history.
         tied: Whether the target shares its timestamp with another interaction of the user.
         training_counts: Training interactions of each item of the catalogue.
+        item_words: Words of each item's text, where it has one: known to every run, unlike tokens.
         item_tokens: Tokens of each item's text, where they are known.
 
     Returns:
         A mask for each name in each group: `target popularity` (head, middle, tail, unseen), `history length`,
-        `target tied` and, with `item_tokens`, `target tokens`. Slices without a row are left out.
+        `target tied` and, where known, `target words` and `target tokens`. Slices without a row are left out.
     """
     count = training_counts[target]
     head, tail = popularity_bounds(training_counts)
@@ -53,11 +56,13 @@ def slice_masks(
             "tail": (count > 0) & (count <= tail) & (count < head),
             "unseen": count == 0,
         },
-        "history length": _bands(history_length, HISTORY_BANDS),
+        "history length": bands(history_length, HISTORY_BANDS),
         "target tied": {"yes": tied, "no": ~tied},
     }
+    if item_words is not None:
+        groups["target words"] = bands(item_words[target], WORD_BANDS)
     if item_tokens is not None:
-        groups["target tokens"] = _bands(item_tokens[target], TOKEN_BANDS)
+        groups["target tokens"] = bands(item_tokens[target], TOKEN_BANDS)
     return {group: {name: mask for name, mask in masks.items() if mask.any()} for group, masks in groups.items()}
 
 
@@ -101,6 +106,13 @@ def slice_figures(
     }
 
 
+def bands(values: Int[np.ndarray, "rows"], edges: Sequence[int]) -> dict[str, Bool[np.ndarray, "rows"]]:
+    """Masks of the values up to the first edge, between edges, and above the last one."""
+    band = np.searchsorted(np.asarray(edges), values)
+    names = [f"1-{edges[0]}", *(f"{low + 1}-{high}" for low, high in pairwise(edges))]
+    return {name: band == index for index, name in enumerate([*names, f"over {edges[-1]}"])}
+
+
 def _slice(ranks: np.ndarray, user: np.ndarray, cutoffs: Sequence[int], prefix: str) -> dict[str, Any]:
     """One slice's figures."""
     by_user = user_metrics(torch.from_numpy(ranks), torch.from_numpy(user), cutoffs)
@@ -110,10 +122,3 @@ def _slice(ranks: np.ndarray, user: np.ndarray, cutoffs: Sequence[int], prefix: 
         for name, mean, low, high in zip(by_user, values.mean(axis=0), *bootstrap_means(values), strict=True)
     }
     return {"rows": len(ranks), "users": len(values), "metrics": metrics}
-
-
-def _bands(values: Int[np.ndarray, "rows"], edges: Sequence[int]) -> dict[str, Bool[np.ndarray, "rows"]]:
-    """Masks of the values up to the first edge, between edges, and above the last one."""
-    band = np.searchsorted(np.asarray(edges), values)
-    names = [f"1-{edges[0]}", *(f"{low + 1}-{high}" for low, high in pairwise(edges))]
-    return {name: band == index for index, name in enumerate([*names, f"over {edges[-1]}"])}

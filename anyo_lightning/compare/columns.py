@@ -1,0 +1,171 @@
+"""A table's columns as text and style, the same for the terminal, Markdown and LaTeX; and the sentences around it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from anyo_lightning.compare.results import Cell, Results, is_higher_better
+
+FINE_INTERVAL = 0.002  # below it, a third decimal hides what the interval can tell apart
+NONE = "-"
+
+Style = Literal["plain", "best", "higher", "lower", "faint"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A header, and a text and a style for each line; what may go where there is no room for it is `optional`."""
+
+    header: str
+    texts: list[str]
+    styles: list[Style]
+    optional: bool = False
+
+
+def table_columns(results: Results) -> list[Column]:
+    """All columns as text."""
+    lines = results.lines
+    plain: list[Style] = ["plain"] * len(lines)
+    columns = [
+        Column("variant", [line.variant for line in lines], plain),
+        Column("seeds", [NONE if line.seeds == (None,) else str(len(line.seeds)) for line in lines], plain),
+    ]
+    for name in results.metrics:
+        cells = [line.cells[name] for line in lines]
+        columns.append(_values(title(name), cells, is_higher_better(name)))
+        if any(cell.deviation is not None for cell in cells):
+            columns.append(_deviations(cells))
+        if any(cell.difference is not None for cell in cells):
+            columns += _differences(cells, [line.is_baseline for line in lines])
+    minutes = [as_minutes(line.cost.get("train_seconds")) for line in lines]
+    parameters = [as_count(line.cost.get("trainable_parameters")) for line in lines]
+    return [*columns, Column("minutes", minutes, plain), Column("trained", parameters, plain)]
+
+
+def slice_columns(results: Results) -> list[Column]:
+    """One line a slice and variant, one column a metric; a slice is named in its first line."""
+    entries = [(part, line, row) for part in results.slices for row, line in enumerate(results.lines)]
+    plain: list[Style] = ["plain"] * len(entries)
+    columns = [
+        Column("slice", ["" if row else f"{part.group}: {part.name}" for part, _, row in entries], plain),
+        Column("users", ["" if row else f"{part.users:,}" for part, _, row in entries], plain),
+        Column("variant", [line.variant for _, line, _ in entries], plain),
+    ]
+    for metric in results.slices[0].metrics if results.slices else ():
+        figures = [part.metrics[metric][row] for part, _, row in entries]
+        texts = [number(f.value, 3) + half_of_interval(f.low, f.high, 3) for f in figures]
+        best = [max(figure.value for figure in part.metrics[metric]) for part, _, _ in entries]
+        styles: list[Style] = ["best" if f.value == b > 0 else "plain" for f, b in zip(figures, best, strict=True)]
+        columns.append(Column(title(metric), texts, styles))
+    return columns
+
+
+def about(results: Results) -> str:
+    """What was compared, in one line."""
+    split, protocol = results.split, results.protocol
+    counts = split["counts"]
+    return (
+        f"{split['name']}, {split['strategy'].replace('_', '-')}, ties by {split['ties'].replace('_', ' ')}: "
+        f"{counts['users']:,} users, {counts['items']:,} items, {protocol['rows']:,} test rows, "
+        f"full ranking, history {'masked' if protocol['history_masked'] else 'not masked'} "
+        f"(split {split['fingerprint']})"
+    )
+
+
+def notes(results: Results) -> list[str]:
+    """How to read the table."""
+    found = ["± is half of the 95% bootstrap interval over users."]
+    cells = [cell for line in results.lines for cell in line.cells.values()]
+    if any(cell.deviation is not None for cell in cells):
+        found.append(
+            "Figures are means over seeds, sd their standard deviation; tests average a user over seeds first."
+        )
+    if any(cell.best for cell in cells):
+        found.append("Bold is the highest, † not significantly below it.")
+    if results.baseline is not None:
+        found.append(
+            f"vs base: difference to {results.baseline}, paired by user; * significant; p, and Cohen's d of it."
+        )
+    if any(cell.best for cell in cells) or results.baseline is not None:
+        found.append("Tests: sign-flip permutation, Holm-corrected over the rows, 5%.")
+    return [*found, "minutes: of training; trained: number of trained parameters."]
+
+
+def number(value: float, decimals: int) -> str:
+    """`.118`, `-.004`, `1.000`, `27.4`."""
+    text = f"{value:.{decimals}f}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def half_of_interval(low: float | None, high: float | None, decimals: int) -> str:
+    """Half of an interval, with a sign before it."""
+    return "" if low is None or high is None else f" ±{number((high - low) / 2, decimals)}"
+
+
+def title(metric: str) -> str:
+    """`HR@10` for `test/hr@10`."""
+    name, at, cutoff = metric.removeprefix("test/").removeprefix("val/").partition("@")
+    return (name.upper() if name in ("hr", "ndcg", "mrr") else name.capitalize()) + at + cutoff
+
+
+def as_minutes(seconds: float | None) -> str:
+    """`3.2`; a dash where nothing was measured."""
+    return NONE if seconds is None else f"{seconds / 60:.1f}"
+
+
+def as_count(count: float | None) -> str:
+    """`12`, `1.3K`, `2.4M`, `7.0B`."""
+    if count is None:
+        return NONE
+    for power, letter in ((9, "B"), (6, "M"), (3, "K")):
+        if count >= 10**power:
+            return f"{count / 10**power:.1f}{letter}"
+    return f"{count:.0f}"
+
+
+def as_p(p: float) -> str:
+    """`.032`, `<.001`."""
+    return "<.001" if p < 0.001 else number(p, 3)
+
+
+def decimals_of(cells: list[Cell]) -> int:
+    """Three decimals, four where intervals are so narrow that the fourth means something, one for counts."""
+    if max(abs(cell.value) for cell in cells) >= 10:
+        return 1
+    halves = [(cell.high - cell.low) / 2 for cell in cells if cell.high is not None and cell.low is not None]
+    return 4 if halves and min(halves) < FINE_INTERVAL else 3
+
+
+def _values(header: str, cells: list[Cell], has_best: bool) -> Column:
+    decimals = decimals_of(cells)
+    marked = has_best and any(cell.near_best for cell in cells)
+    texts = []
+    for cell in cells:
+        mark = ("†" if cell.near_best else " ") if marked else ""
+        texts.append(number(cell.value, decimals) + mark + half_of_interval(cell.low, cell.high, decimals))
+    return Column(header, texts, ["best" if cell.best else "plain" for cell in cells])
+
+
+def _deviations(cells: list[Cell]) -> Column:
+    decimals = decimals_of(cells)
+    texts = [NONE if cell.deviation is None else number(cell.deviation, decimals) for cell in cells]
+    return Column("sd", texts, ["plain"] * len(cells))
+
+
+def _differences(cells: list[Cell], is_baseline: list[bool]) -> list[Column]:
+    """Paired differences with a star where they are significant, so that no colour is needed; p and effect size."""
+    decimals = decimals_of(cells)
+    texts, tests, styles = [], [], list[Style]()
+    for cell, baseline in zip(cells, is_baseline, strict=True):
+        difference = cell.difference
+        if difference is None:
+            texts.append("base " if baseline else NONE)
+            tests.append("")
+            styles.append("faint")
+            continue
+        value = number(difference.value, decimals)
+        sign = "" if value.startswith("-") else "+"
+        half = half_of_interval(difference.low, difference.high, decimals)
+        texts.append(f"{sign}{value}{half}{'*' if difference.clear else ' '}")
+        tests.append(f"{as_p(difference.p_holm)} ({number(difference.effect_size, 2)})")
+        styles.append(("higher" if difference.value > 0 else "lower") if difference.clear else "plain")
+    return [Column("vs base ", texts, styles), Column("p (d)", tests, ["plain"] * len(cells), optional=True)]

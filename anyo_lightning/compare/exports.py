@@ -1,0 +1,81 @@
+"""A table's forms for programs, in full precision: JSON with everything, CSV with a line a figure."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+
+from anyo_lightning.compare.results import Results
+from anyo_lightning.compare.stats import Difference
+
+
+def as_json(results: Results) -> str:
+    """Everything, seeds and slices included."""
+    rows: list[dict[str, Any]] = []
+    for line in results.lines:
+        entry = dataclasses.asdict(line) | {"folders": [folder.as_posix() for folder in line.folders]}
+        entry["metrics"] = entry.pop("cells")
+        rows.append(entry)
+    content = {
+        "split": results.split,
+        "protocol": results.protocol,
+        "baseline": results.baseline,
+        "rows": rows,
+        "slices": [_slice(results, number) for number in range(len(results.slices))],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def as_csv(results: Results) -> str:
+    """Long form: the whole test set first (`slice_group` and `slice` are empty), then slices."""
+    table = pl.DataFrame(list(_lines(results)), infer_schema_length=None)
+    return table.write_csv()
+
+
+def _slice(results: Results, number: int) -> dict[str, Any]:
+    part = results.slices[number]
+    names = [line.variant for line in results.lines]
+    figures = {
+        metric: {name: dataclasses.asdict(figure) for name, figure in zip(names, of_metric, strict=True)}
+        for metric, of_metric in part.metrics.items()
+    }
+    return {"group": part.group, "name": part.name, "rows": part.rows, "users": part.users, "metrics": figures}
+
+
+def _lines(results: Results) -> Iterator[dict[str, Any]]:
+    blank = {field.name: None for field in dataclasses.fields(Difference)}
+    for line in results.lines:
+        for metric, cell in line.cells.items():
+            difference = dataclasses.asdict(cell.difference) if cell.difference else blank
+            yield {
+                "variant": line.variant,
+                "seeds": " ".join(str(seed) for seed in line.seeds if seed is not None),
+                "metric": metric,
+                "slice_group": None,
+                "slice": None,
+                "rows": results.protocol["rows"],
+                "value": cell.value,
+                "low": cell.low,
+                "high": cell.high,
+                "deviation_over_seeds": cell.deviation,
+                "best": cell.best,
+                "near_best": cell.near_best,
+                "is_baseline": line.is_baseline,
+                **{"difference" if name == "value" else f"difference_{name}": v for name, v in difference.items()},
+                "train_seconds": line.cost.get("train_seconds"),
+                "trainable_parameters": line.cost.get("trainable_parameters"),
+            }
+    for part in results.slices:
+        for metric, figures in part.metrics.items():
+            for line, figure in zip(results.lines, figures, strict=True):
+                yield {
+                    "variant": line.variant,
+                    "seeds": " ".join(str(seed) for seed in line.seeds if seed is not None),
+                    "metric": metric,
+                    "slice_group": part.group,
+                    "slice": part.name,
+                    "rows": part.rows,
+                    **dataclasses.asdict(figure),
+                }

@@ -1,0 +1,86 @@
+"""The test rows that all runs of a table share, and each run's ranks of them in one order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Int
+
+from anyo_lightning.compare.variants import TestedRun, Variant
+from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.metrics import hit_rate, mrr, ndcg, recall
+
+KEYS = ["user_id", "target_item_id"]
+RANK_METRICS = {"hr": hit_rate, "recall": recall, "ndcg": ndcg, "mrr": mrr}
+
+
+@dataclass(frozen=True, eq=False)
+class SharedRows:
+    """Users and targets of the first run, and the ranks of every variant's runs."""
+
+    keys: pl.DataFrame
+    user: Int[np.ndarray, "rows"]
+    ranks: tuple[tuple[Float[np.ndarray, "rows"], ...], ...]  # for each variant, for each of its seeds
+
+    @classmethod
+    def read(cls, variants: Sequence[Variant]) -> "SharedRows":
+        """Read the predictions of all runs.
+
+        Raises:
+            InputError: A run's predictions are missing, or of other users and targets than the first run's.
+        """
+        first = variants[0].runs[0]
+        keys = first.folder.read_predictions(KEYS)
+        user = keys["user_id"].rank("dense").cast(pl.Int64).to_numpy()
+        ranks = tuple(tuple(_ranks(run, keys, first) for run in variant.runs) for variant in variants)
+        return cls(keys, user, ranks)
+
+    @property
+    def users(self) -> int:
+        """Number of users; fewer than rows where users have several targets."""
+        return int(self.user.max())
+
+    def values(self, metric: str, mask: Bool[np.ndarray, "rows"] | None = None) -> Float[np.ndarray, "users variants"]:
+        """A rank metric of each user and variant, the mean over its seeds.
+
+        Args:
+            metric: As in metrics.json, one that `is_rank_metric`.
+            mask: The rows that count; users without one are left out.
+        """
+        means = [np.mean([self._of_run(ranks, metric, mask) for ranks in of_seeds], axis=0) for of_seeds in self.ranks]
+        return np.stack(means, axis=1)
+
+    def by_seed(self, variant: int, metric: str) -> list[float]:
+        """A rank metric of each of a variant's runs."""
+        return [float(self._of_run(ranks, metric, None).mean()) for ranks in self.ranks[variant]]
+
+    def _of_run(self, ranks: np.ndarray, metric: str, mask: np.ndarray | None) -> np.ndarray:
+        name, _, cutoff = metric.removeprefix("test/").partition("@")
+        user = self.user
+        if mask is not None:
+            ranks, user = ranks[mask], user[mask]
+        if self.users == len(self.user):  # one row a user: no need to gather, and the order is nobody's business
+            user = np.arange(len(user))
+        return RANK_METRICS[name](torch.from_numpy(ranks), torch.from_numpy(user), int(cutoff)).numpy()
+
+
+def is_rank_metric(metric: str) -> bool:
+    """Whether ranks alone give the metric, at any cutoff: `test/hr@3`, `test/recall@50`, `test/ndcg@10`."""
+    name, _, cutoff = metric.removeprefix("test/").partition("@")
+    return metric.startswith("test/") and name in RANK_METRICS and cutoff.isdigit() and int(cutoff) > 0
+
+
+def _ranks(run: TestedRun, keys: pl.DataFrame, first: TestedRun) -> np.ndarray:
+    """A run's ranks in the order of the keys."""
+    found = run.folder.read_predictions([*KEYS, "rank"])
+    if not found.select(KEYS).equals(keys):
+        ordered = keys.join(found, on=KEYS, how="left", maintain_order="left")
+        if len(found) != len(keys) or ordered["rank"].null_count():
+            raise InputError(
+                f"Expected the predictions of {run.folder.path} and of {first.folder.path} to be of the same "
+                f"users and targets, got {len(found)} and {len(keys)} rows that differ"
+            )
+        found = ordered
+    return found["rank"].to_numpy(writable=True)

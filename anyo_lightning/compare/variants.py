@@ -1,0 +1,203 @@
+"""Which run folders make which rows of a comparison: seeds of one variant together, and nothing that does not compare.
+
+Runs are one variant if metrics.json calls them so and their configurations agree in all that is trained, the seed
+apart. Runs of different splits or protocols are refused: their figures do not mean the same.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from anyo_lightning.errors import InputError
+from anyo_lightning.runs import RunFolder, find_runs
+
+# Of the trainer's settings, those that change what is learnt; of the others, seeds and folders differ between seeds.
+TRAINER_SETTINGS = (
+    "max_epochs",
+    "max_steps",
+    "max_time",
+    "limit_train_batches",
+    "overfit_batches",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "precision",
+)
+FOLDER_SETTINGS = ("init_from", "item_vectors_from")  # folders of runs, of which only the variant matters
+
+
+@dataclass(frozen=True, eq=False)
+class TestedRun:
+    """A run folder and the content of its metrics.json."""
+
+    __test__ = False  # not for pytest
+
+    folder: RunFolder
+    content: dict[str, Any]
+
+    @property
+    def seed(self) -> int | None:
+        """What the run was seeded with."""
+        return self.content["seed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One row: the runs of a variant that differ in their seed only."""
+
+    label: str
+    runs: tuple[TestedRun, ...]
+
+    def holds(self, name: str) -> bool:
+        """Whether the row is called so, or one of its runs lies in that folder."""
+        folder = Path(name).resolve()
+        return name in (self.label, self.runs[0].content["variant"]) or any(
+            run.folder.path.resolve() == folder for run in self.runs
+        )
+
+
+def read_variants(paths: Sequence[Path]) -> tuple[list[Variant], list[Path]]:
+    """Read the tested runs that paths stand for and check that they may stand in one table.
+
+    Args:
+        paths: Run folders, or folders that hold them: then the newest tested version of each variant and seed counts.
+
+    Returns:
+        The rows, and the folders without a metrics.json that were passed over.
+
+    Raises:
+        InputError: A folder does not exist or holds no tested run, or runs differ in split or protocol; the two are
+            then on stderr side by side.
+    """
+    found: dict[Path, RunFolder] = {}
+    passed_over: dict[Path, RunFolder] = {}
+    for path in paths:
+        tested, others = find_runs(path)
+        found |= {run.path.resolve(): run for run in tested}
+        passed_over |= {run.path.resolve(): run for run in others}
+    if not found:
+        where = ", ".join(str(path) for path in paths) or "nothing"
+        raise InputError(f"Expected runs to name at least one tested run (a folder with metrics.json), got {where}")
+    runs = [TestedRun(folder, folder.read_metrics()) for folder in found.values()]
+    _check_one(runs, "split", lambda run: run.content["split"], _split_name)
+    _check_one(runs, "protocol", lambda run: _decisive(run.content["protocol"]), _protocol_name)
+    return _grouped(runs), [run.path for run in passed_over.values()]
+
+
+def find_variant(variants: Sequence[Variant], name: str) -> Variant:
+    """The row that is called so or holds that run folder.
+
+    Raises:
+        InputError: None is, or more than one.
+    """
+    named = [variant for variant in variants if variant.label == name] or [v for v in variants if v.holds(name)]
+    if len(named) != 1:
+        there = ", ".join(variant.label for variant in named or variants)
+        hint = "the runs are" if not named else "give one of"
+        raise InputError(
+            f"Expected baseline to name one of the rows, got {name!r}, which names {len(named)}; {hint} {there}"
+        )
+    return named[0]
+
+
+def _grouped(runs: Sequence[TestedRun]) -> list[Variant]:
+    """Rows in order of their first run; a variant with several configurations, or with a seed twice, has several."""
+    groups: dict[tuple[str, str], list[TestedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.content["variant"], _settings(run.folder)), []).append(run)
+    rows: list[list[TestedRun]] = []
+    for group in groups.values():
+        seeds_differ = len({run.seed for run in group}) == len(group)
+        rows += [sorted(group, key=lambda run: run.seed or 0)] if seeds_differ else [[run] for run in group]
+    names = [row[0].content["variant"] for row in rows]
+    folders = [row[0].folder.path.resolve().name for row in rows]
+    titles = [n if names.count(n) == 1 else f"{n} ({f})" for n, f in zip(names, folders, strict=True)]
+    return [
+        Variant(title if titles.count(title) == 1 else f"{name} ({row[0].folder.path})", tuple(row))
+        for title, name, row in zip(titles, names, rows, strict=True)
+    ]
+
+
+def _settings(folder: RunFolder) -> str:
+    """What a run was trained with, but for its seed: the same text for runs that may be averaged."""
+    try:
+        config = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"Expected {folder.config_file} to be YAML, got: {str(error).splitlines()[0]}") from None
+    if not isinstance(config, dict):
+        return ""
+    model, data, trainer = (config.get(name) or {} for name in ("model", "data", "trainer"))
+    data = {name: value for name, value in data.items() if name != "seed"}
+    return json.dumps(
+        [_variants_for_folders(model), data, [trainer.get(name) for name in TRAINER_SETTINGS]], default=str
+    )
+
+
+def _variants_for_folders(settings: Any) -> Any:
+    """The same settings with the variant's name where another run's folder stood."""
+    if isinstance(settings, list):
+        return [_variants_for_folders(value) for value in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {
+        name: RunFolder(value).variant if name in FOLDER_SETTINGS and value else _variants_for_folders(value)
+        for name, value in settings.items()
+    }
+
+
+def _check_one(
+    runs: Sequence[TestedRun],
+    what: str,
+    content_of: Callable[[TestedRun], dict[str, Any]],
+    name_of: Callable[[dict[str, Any]], str],
+) -> None:
+    """Refuse runs that differ in what `name_of` says, with the first two kinds side by side on stderr."""
+    groups: dict[str, list[TestedRun]] = {}
+    for run in runs:
+        groups.setdefault(name_of(content_of(run)), []).append(run)
+    if len(groups) == 1:
+        return
+    first, second = list(groups.values())[:2]
+    _print_side_by_side(what, *(({"run": group[0].folder.path} | content_of(group[0])) for group in (first, second)))
+    found = "; ".join(f"{name}: {', '.join(str(run.folder.path) for run in of)}" for name, of in groups.items())
+    raise InputError(f"Expected runs of one {what}, got {len(groups)}. {found}")
+
+
+def _print_side_by_side(what: str, left: dict[str, Any], right: dict[str, Any]) -> None:
+    """Two contents as a table on stderr, a mark where they differ."""
+    left, right = _flat(left), _flat(right)
+    table = Table("", what, "first", "second", box=None, padding=(0, 2, 0, 0))
+    for name in {**left, **right}:
+        one, other = (str(side.get(name, "-")) for side in (left, right))
+        table.add_row("≠" if one != other and name != "run" else "", name, one, other)
+    Console(file=sys.stderr, soft_wrap=True).print(table)
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """One level: `counts users` for `{"counts": {"users": …}}`."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        inner = value.items() if isinstance(value, dict) else ()
+        flat |= {f"{name} {key}": part for key, part in inner} or {name: value}
+    return flat
+
+
+def _split_name(split: dict[str, Any]) -> str:
+    return f"{split['name']} {split['strategy']} ties {split['ties']} fingerprint {split['fingerprint']}"
+
+
+def _decisive(protocol: dict[str, Any]) -> dict[str, Any]:
+    """What decides the figures: not the cutoffs, nor the index, since ranks are exact."""
+    return {name: protocol[name] for name in ("history_masked", "rows")}
+
+
+def _protocol_name(protocol: dict[str, Any]) -> str:
+    return f"history {'masked' if protocol['history_masked'] else 'not masked'}, {protocol['rows']} rows"

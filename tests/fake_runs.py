@@ -1,0 +1,85 @@
+"""Run folders as `anyo test` leaves them, from ranks alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from anyo_lightning.evaluation.intervals import bootstrap_means
+from anyo_lightning.evaluation.metrics import user_metrics
+from anyo_lightning.runs import RunFolder
+
+
+def write_run(
+    root: Path,
+    variant: str,
+    ranks: np.ndarray,
+    *,
+    seed: int | None = 0,
+    fingerprint: str = "00000000000000aa",
+    history_masked: bool = True,
+    order: np.ndarray | None = None,
+    user_prefix: str = "u",
+    folder: str | None = None,
+    lists: bool = False,
+    titles: Sequence[str] = tuple("ABCDEFGHIJ"),
+) -> Path:
+    """A tested run with these ranks, its predictions in any order.
+
+    User n has the target n % 7 with as many training interactions, tied if n is even, and a history of n % 90 + 1.
+    """
+    run = RunFolder.new(root, folder or variant)
+    by_user = user_metrics(torch.from_numpy(ranks), torch.arange(len(ranks)), [10])
+    values = torch.stack(list(by_user.values()), dim=1).numpy()
+    low, high = bootstrap_means(values)
+    figures = zip(by_user, values.mean(axis=0), low, high, strict=True)
+    metrics: dict[str, Any] = {
+        f"test/{n}": {"value": float(v), "low": float(a), "high": float(b)} for n, v, a, b in figures
+    }
+    metrics["test/coverage@10"] = {"value": 0.25, "low": None, "high": None}
+    order = np.arange(len(ranks)) if order is None else order
+    columns: dict[str, Any] = {
+        "user_id": [f"{user_prefix}{user}" for user in order],
+        "target_item_id": [f"i{user % 7}" for user in order],
+        "rank": ranks[order],
+        "history_length": order % 90 + 1,
+        "target_count": order % 7,
+        "target_tied": order % 2 == 0,
+    }
+    if lists:
+        columns["top_item_ids"] = [_top_list(user % 7, rank) for user, rank in zip(order, ranks[order], strict=True)]
+        columns["history_item_ids"] = [[f"i{(user + step) % 10}" for step in range(user % 90 + 1)] for user in order]
+    run.write_predictions(pl.DataFrame(columns))
+    run.write_catalogue(pl.DataFrame({"item_id": [f"i{item}" for item in range(len(titles))], "text": list(titles)}))
+    bands = {"head": (5, 7), "middle": (3, 5), "tail": (1, 3), "unseen": (0, 1)}
+    counts = np.arange(len(ranks)) % 7
+    popularity = {name: {"rows": int(((counts >= a) & (counts < b)).sum())} for name, (a, b) in bands.items()}
+    run.write_metrics(
+        {
+            "variant": variant,
+            "seed": seed,
+            "split": {
+                "name": "ml-100k",
+                "strategy": "leave_one_out",
+                "ties": "file_order",
+                "fingerprint": fingerprint,
+                "counts": {"users": len(ranks), "items": 1349},
+            },
+            "protocol": {"cutoffs": [10], "history_masked": history_masked, "index": "Flat", "rows": len(ranks)},
+            "metrics": metrics,
+            "slices": {"target popularity": popularity},
+            "cost": {"train_seconds": 90.0, "trainable_parameters": 1_234_567},
+            "environment": {},
+        }
+    )
+    return run.path
+
+
+def _top_list(target: int, rank: float) -> list[str]:
+    """Ten items with the target at its rank, if that is among the first ten."""
+    others = [item for item in range(10) if item != target]
+    place = int(rank) - 1
+    return [f"i{item}" for item in ([*others[:place], target, *others[place:]] if place < 10 else others)]
