@@ -9,13 +9,14 @@ from rich.console import Console
 
 from anyo_lightning.compare.exports import as_csv, as_json
 from anyo_lightning.compare.render import as_latex, as_markdown, as_rich
+from anyo_lightning.compare.report import as_html
 from anyo_lightning.compare.results import Comparison, load_results
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import renamed_to
 
-Format = Literal["rich", "markdown", "latex", "csv", "json"]
+Format = Literal["rich", "markdown", "latex", "csv", "json", "html"]
 WIDTH_OF_A_FILE = 200
-ALWAYS_SLICED = ("csv", "json")
+ALWAYS_SLICED = ("csv", "json", "html")
 
 
 def compare(
@@ -33,18 +34,20 @@ def compare(
         runs: Run folders, or folders of runs (`runs`): then the newest tested version of each variant and seed below.
         baseline: The variant or run folder that the others are compared with, user by user.
         format: `rich` for the terminal, `markdown` for a README, `latex` (booktabs) for a paper, `csv` and `json` with
-            everything in full precision.
+            everything in full precision, `html` for one page with plots and cases that needs no network.
         metrics: Figures to show, by default `test/hr@10` and `test/ndcg@10`; the first decides the order.
         slices: Whether a table of slices follows (by popularity and ties of the target, length of the history and of
-            the item's text); csv and json have them anyway.
+            the item's text); csv, json and html have them anyway.
         output: File to write instead of the terminal.
 
     Raises:
         InputError: A folder does not exist or holds no tested run, the runs differ in split, protocol or users, a
-            metric is unknown, or the baseline is not exactly one of the rows.
+            metric is unknown, the baseline is not exactly one of the rows, or a page would go to a terminal.
     """
     if output is not None and output.is_dir():
         raise InputError(f"Expected output to be a file, got the folder {output}")
+    if format == "html" and output is None and sys.stdout.isatty():
+        raise InputError("Expected output to name a file for the HTML page, got none: a terminal cannot show it")
     comparison = load_results(
         runs,
         metrics=metrics or ["test/hr@10", "test/ndcg@10"],
@@ -67,6 +70,8 @@ def _as_text(comparison: Comparison, format: Format) -> str:  # noqa: A002
     """The table in one of its forms, as wide as it needs to be."""
     results = comparison.results
     texts = {"markdown": as_markdown, "latex": as_latex, "csv": as_csv, "json": as_json}
+    if format == "html":
+        return as_html(comparison)
     if format in texts:
         return texts[format](results)
     console = Console(file=io.StringIO(), width=WIDTH_OF_A_FILE)

@@ -1,0 +1,219 @@
+"""`anyo compare --format html`: one file with a table that sorts, plots and a case browser; it needs no network.
+
+The page is report.html with report.css, the report's scripts, plotly.js (from the `plotly` package: SVG that prints
+well, tooltips, a legend that hides lines) and one block of JSON. Everything a user or a catalogue may have named
+reaches the page through that JSON and `textContent`, never as HTML.
+"""
+
+import json
+import math
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import polars as pl
+from plotly.offline import get_plotlyjs
+
+from anyo_lightning.compare.columns import about, as_count, as_minutes, as_p, decimals_of, notes, number, title
+from anyo_lightning.compare.results import Cell, Comparison, is_higher_better
+from anyo_lightning.compare.rows import KEYS, SharedRows, is_rank_metric
+from anyo_lightning.compare.variants import TestedRun, Variant
+
+SCRIPTS = ("report_page.js", "report_plots.js", "report_cases.js")
+LARGEST_CURVE = 400  # points; longer curves are thinned
+CASES = 1000
+LARGEST_CASE_LISTS = 2_000_000  # items in all lists together
+LIST_LENGTH = 10
+HISTORY_LENGTH = 50
+TEXT_LENGTH = 160
+CURVE_AXES = ("step", "tokens", "seconds")
+
+
+def as_html(comparison: Comparison) -> str:
+    """The whole page as one text."""
+    folder = files("anyo_lightning.compare")
+    page = folder.joinpath("report.html").read_text(encoding="utf-8")
+    scripts = "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
+    parts = {
+        "/* style */": folder.joinpath("report.css").read_text(encoding="utf-8"),
+        "/* data */": _inside_script(_content(comparison)),
+        "/* scripts */": scripts,
+        "/* plotly */": get_plotlyjs(),
+    }
+    for place, text in parts.items():
+        before, after = page.split(place)
+        page = before + text + after
+    return page
+
+
+def _inside_script(content: dict[str, Any]) -> str:
+    """JSON that no text in it can end: `</script>` and `<!--` need a `<`, which JSON may write as an escape."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def _content(comparison: Comparison) -> dict[str, Any]:
+    """What the page shows, in the order of the table's lines."""
+    results, shared = comparison.results, comparison.shared
+    rank_metrics = [metric for metric in results.metrics if is_rank_metric(metric)]
+    slices = [
+        {
+            "group": part.group,
+            "name": part.name,
+            "users": part.users,
+            "metrics": {m: [[f.value, f.low, f.high] for f in figures] for m, figures in part.metrics.items()},
+        }
+        for part in results.slices
+    ]
+    return {
+        "about": about(results),
+        "notes": notes(results),
+        "baseline": results.baseline,
+        "metrics": [{"name": metric, "title": title(metric)} for metric in results.metrics],
+        "rankMetrics": rank_metrics,
+        "variants": [_variant(comparison, row) for row in range(len(results.lines))],
+        "slices": slices,
+        "pairs": {metric: _pairs(shared, metric) for metric in rank_metrics},
+        "cases": _cases(comparison),
+    }
+
+
+def _variant(comparison: Comparison, row: int) -> dict[str, Any]:
+    """One line of the table with everything that plots need."""
+    line, variant = comparison.results.lines[row], comparison.variants[row]
+    cost = line.cost
+    seconds, flops = cost.get("train_seconds"), cost.get("flops")
+    return {
+        "label": line.variant,
+        "seeds": len(line.seeds),
+        "baseline": line.is_baseline,
+        "cells": {m: _cell(cell, m, comparison) for m, cell in line.cells.items()},
+        "cost": {
+            "minutes": None if seconds is None else seconds / 60,
+            "tflops": None if flops is None else flops / 1e12,
+            "trained": cost.get("trainable_parameters"),
+            "memory": cost.get("peak_memory_gib"),
+        },
+        "shown": {
+            "minutes": as_minutes(seconds),
+            "trained": as_count(cost.get("trainable_parameters")),
+            "tflops": "-" if not flops else f"{flops / 1e12:,.1f}",
+        },
+        "curves": [_curves(run) for run in variant.runs],
+    }
+
+
+def _cell(cell: Cell, metric: str, comparison: Comparison) -> dict[str, Any]:
+    """Figures in full for sorting and plots, and as the table shows them."""
+    decimals = decimals_of([line.cells[metric] for line in comparison.results.lines])
+    difference = cell.difference
+    return {
+        "value": cell.value,
+        "low": cell.low,
+        "high": cell.high,
+        "text": number(cell.value, decimals),
+        "half": None if cell.low is None or cell.high is None else number((cell.high - cell.low) / 2, decimals),
+        "deviation": None if cell.deviation is None else number(cell.deviation, decimals),
+        "best": cell.best,
+        "nearBest": cell.near_best,
+        "higherIsBetter": is_higher_better(metric),
+        "difference": None
+        if difference is None
+        else {
+            "value": difference.value,
+            "text": ("" if difference.value < 0 else "+") + number(difference.value, decimals),
+            "half": number((difference.high - difference.low) / 2, decimals),
+            "p": difference.p_holm,
+            "pText": as_p(difference.p_holm),
+            "effect": number(difference.effect_size, 2),
+            "clear": difference.clear,
+        },
+    }
+
+
+def _curves(run: TestedRun) -> dict[str, Any]:
+    """For each logged figure its points: step, tokens, seconds, value."""
+    table = run.folder.read_curves()
+    points: dict[str, Any] = {}
+    if table is not None:
+        axes = [axis for axis in CURVE_AXES if axis in table.columns]
+        names = [n for n in table.columns if n == "train/loss" or (n.startswith("val/") and n != "val/seconds")]
+        for name in names:
+            kept = table.select(*axes, name).drop_nulls(name)
+            kept = kept.gather_every(max(1, math.ceil(kept.height / LARGEST_CURVE)))
+            columns = {axis: kept[axis].to_list() for axis in axes}
+            values = [float(f"{value:.5g}") if math.isfinite(value) else None for value in kept[name].to_list()]
+            points[name] = columns | {"value": values}
+    return {"seed": run.seed, "points": points}
+
+
+def _pairs(shared: SharedRows, metric: str) -> dict[str, Any]:
+    """For each ordered pair of variants: users for whom the first is higher, and the mean difference with ± its half.
+
+    Half of the interval is 1.96 standard errors of the paired difference, from Σ(a − b)² = Σa² + Σb² − 2Σab.
+    """
+    values = shared.values(metric)
+    users = len(values)
+    mean, products = values.mean(axis=0), values.T @ values / users
+    squares = np.diag(products)
+    difference = mean[:, None] - mean[None, :]
+    variance = np.clip(squares[:, None] + squares[None, :] - 2 * products - difference**2, 0, None)
+    columns = [np.ascontiguousarray(column) for column in values.T]
+    wins = [[int(np.sum(one > other + 1e-12)) for other in columns] for one in columns]
+    half = 1.96 * np.sqrt(variance / max(1, users - 1))
+    return {"users": users, "wins": wins, "difference": difference.round(6).tolist(), "half": half.round(6).tolist()}
+
+
+def _cases(comparison: Comparison) -> dict[str, Any]:
+    """Test rows with history, target and each variant's list, as positions in one table of texts."""
+    shared, variants = comparison.shared, comparison.variants
+    count = min(CASES, max(1, LARGEST_CASE_LISTS // (len(variants) * LIST_LENGTH)), shared.keys.height)
+    chosen = np.sort(np.random.default_rng(0).choice(shared.keys.height, count, replace=False))
+    keys = shared.keys[chosen]
+    facts = ["history_item_ids", "history_length", "target_count", "target_tied"]
+    rows = _predictions(variants[0], keys, facts)
+    if "history_item_ids" not in rows.columns:
+        return {"note": "", "items": [], "rows": []}
+    texts = dict(zip(*(comparison.catalogue[name].to_list() for name in ("item_id", "text")), strict=True))
+    items: dict[str, int] = {}
+
+    def place(item: str) -> int:
+        return items.setdefault(item, len(items))
+
+    lists = [
+        [
+            [place(item) for item in of[:LIST_LENGTH]]
+            for of in _predictions(variant, keys, ["top_item_ids"])["top_item_ids"].to_list()
+        ]
+        for variant in variants
+    ]
+    cases = []
+    for number_, (row, fact) in enumerate(zip(chosen, rows.iter_rows(named=True), strict=True)):
+        history = fact["history_item_ids"]
+        cases.append(
+            {
+                "user": fact["user_id"],
+                "target": place(fact["target_item_id"]),
+                "history": [place(item) for item in reversed(history[-HISTORY_LENGTH:])],
+                "historyLength": len(history),
+                "targetCount": fact["target_count"],
+                "tied": fact["target_tied"],
+                "lists": [of[number_] for of in lists],
+                "ranks": [float(of_seeds[0][row]) for of_seeds in shared.ranks],
+            }
+        )
+    whole = shared.keys.height
+    note = f"A random sample of {count:,} of the {whole:,} test rows." if count < whole else f"All {whole:,} test rows."
+    if any(len(variant.runs) > 1 for variant in variants):
+        note += " Lists are of each variant's first seed."
+    return {"note": note, "items": [_shortened(texts.get(item) or item) for item in items], "rows": cases}
+
+
+def _predictions(variant: Variant, keys: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
+    """Some columns of the first seed's predictions, for some rows and in their order."""
+    table = variant.runs[0].folder.read_predictions()
+    return keys.join(table.select(*KEYS, *columns), on=KEYS, how="left", maintain_order="left")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"

@@ -1,0 +1,192 @@
+// The plots. Plotly reads a little HTML in its texts, so labels that go there are escaped.
+
+const CONFIG = { displayModeBar: false, responsive: true, scrollZoom: false };
+const INK = "#7a828c"; // the stylesheet gives texts and lines the theme's colours
+const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+const short = (text) => plain(text.length > 26 ? `${text.slice(0, 25)}…` : text);
+const decimal = (value) => value.toFixed(3).replace(/^(-?)0\./, "$1.");
+const marker = (row, size = 9) => ({ color: colour(row), size, symbol: ["circle", "diamond", "square", "triangle-up"][round(row) % 4] });
+
+function layout(more) {
+  const axis = { automargin: true, zeroline: false, gridcolor: INK, linecolor: INK, tickfont: { size: 12 } };
+  const { xaxis, yaxis, ...rest } = more;
+  return {
+    font: { size: 12.5, color: INK },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    margin: { l: 8, r: 16, t: 8, b: 8 },
+    dragmode: false,
+    hovermode: "closest",
+    xaxis: { ...axis, ...xaxis },
+    yaxis: { ...axis, ...yaxis },
+    ...rest,
+  };
+}
+
+const say = (id, text) => { byId(id).textContent = text; };
+const titled = (text) => ({ title: { text, standoff: 12 } });
+const titleOf = (name) => data.metrics.find((metric) => metric.name === name).title;
+
+// Variants that no other beats at the same or a lower cost.
+function paretoFront(points) {
+  const front = [];
+  [...points].sort((a, b) => a.x - b.x || b.y - a.y).forEach((point) => {
+    if (!front.length || point.y > front[front.length - 1].y) front.push(point);
+  });
+  return front;
+}
+
+function drawCost() {
+  const metric = byId("cost-metric").value;
+  const axis = byId("cost-axis").value;
+  const known = data.variants.map((variant, row) => ({ variant, row, x: variant.cost[axis], y: variant.cells[metric].value }));
+  const points = known.filter((point) => point.x > 0);
+  const left = known.filter((point) => !(point.x > 0));
+  const front = paretoFront(points);
+  const traces = [
+    { x: front.map((p) => p.x), y: front.map((p) => p.y), mode: "lines", line: { color: INK, width: 1.5, dash: "dot" }, hoverinfo: "skip", showlegend: false },
+    ...points.map(({ variant, row, x, y }) => {
+      const { low, high } = variant.cells[metric];
+      return {
+        x: [x], y: [y], mode: "markers", name: short(variant.label), marker: marker(row, 11),
+        error_y: low === null ? undefined : { array: [high - y], arrayminus: [y - low], color: colour(row), thickness: 1.3, width: 0 },
+        hovertemplate: `${plain(variant.label)}<br>${decimal(y)}<extra></extra>`,
+      };
+    }),
+  ];
+  const title = byId("cost-axis").selectedOptions[0].textContent;
+  Plotly.react(byId("cost-plot"), traces, layout({
+    height: 440,
+    xaxis: { ...titled(title), type: "log", dtick: 1, tickformat: axis === "trained" ? "~s" : "~g" },
+    yaxis: { ...titled(titleOf(metric)), rangemode: "tozero" },
+    showlegend: true,
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+  }), CONFIG);
+  const without = left.map(({ variant, y }) => `${variant.label} (${decimal(y)})`).join(", ");
+  say("cost-note", "The dotted line joins the variants that none beats at their cost; bars are 95% intervals over users."
+    + (without ? ` Without a point, since nothing was measured or it is zero: ${without}.` : ""));
+}
+
+function drawCurves() {
+  const name = byId("curve-metric").value;
+  const axis = byId("curve-axis").value;
+  const traces = [];
+  data.variants.forEach((variant, row) => {
+    variant.curves.filter((curve) => curve.points[name] && curve.points[name][axis]).forEach((curve, seed) => {
+      const points = curve.points[name];
+      traces.push({
+        x: points[axis], y: points.value, mode: points.value.length > 60 ? "lines" : "lines+markers", name: short(variant.label),
+        legendgroup: variant.label, showlegend: seed === 0, marker: marker(row, 5),
+        line: { color: colour(row), width: 1.8, dash: ["solid", "dash", "dot", "dashdot"][round(row) % 4] },
+        hovertemplate: `${plain(variant.label)}${curve.seed === null ? "" : `, seed ${curve.seed}`}<br>%{x:,} ${axis === "step" ? "steps" : axis}<br>%{y:.4f}<extra></extra>`,
+      });
+    });
+  });
+  byId("curve-plot").hidden = traces.length === 0;
+  say("curve-note", traces.length ? "A line a run; a click on a name hides it, a double click shows it alone." : "None of these runs was trained.");
+  if (!traces.length) return;
+  Plotly.react(byId("curve-plot"), traces, layout({
+    height: 440,
+    xaxis: { ...titled(byId("curve-axis").selectedOptions[0].textContent), rangemode: "tozero", tickformat: ",~s" },
+    yaxis: titled(byId("curve-metric").selectedOptions[0].textContent),
+    showlegend: true,
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+  }), CONFIG);
+}
+
+function drawSlices() {
+  const metric = byId("slice-metric").value;
+  const parts = data.slices.filter((part) => part.group === byId("slice-group").value);
+  const largest = Math.max(...parts.flatMap((part) => part.metrics[metric].map((figure) => figure[2])), 0.01);
+  const labels = data.variants.map((variant) => short(variant.label));
+  const rows = data.variants.map((_, row) => row);
+  byId("slice-plots").replaceChildren(...parts.map((part) => {
+    const figure = element("div");
+    const heading = element("h3", part.name);
+    heading.append(element("span", `  ${part.users.toLocaleString("en")} users`));
+    const plot = element("div", undefined, "plot");
+    plot.setAttribute("role", "img");
+    plot.setAttribute("aria-label", `${titleOf(metric)} of ${part.users} users: ` + data.variants.map((v, row) => `${v.label} ${decimal(part.metrics[metric][row][0])}`).join(", "));
+    figure.append(heading, plot);
+    return figure;
+  }));
+  parts.forEach((part, index) => {
+    const figures = part.metrics[metric];
+    const x = figures.map((figure) => figure[0]);
+    Plotly.newPlot(byId("slice-plots").children[index].lastChild, [{
+      x, y: rows, mode: "markers", marker: { color: rows.map(colour), size: 9 },
+      error_x: { array: figures.map((f) => f[2] - f[0]), arrayminus: figures.map((f) => f[0] - f[1]), color: INK, thickness: 1.4, width: 0 },
+      text: figures.map((f, row) => `${plain(data.variants[row].label)}<br>${decimal(f[0])} [${decimal(f[1])}, ${decimal(f[2])}]`),
+      hovertemplate: "%{text}<extra></extra>",
+    }], layout({
+      height: 56 + 21 * rows.length,
+      xaxis: { range: [-0.02 * largest, 1.03 * largest], nticks: 5 },
+      yaxis: { tickvals: rows, ticktext: labels, range: [rows.length - 0.4, -0.6] },
+      showlegend: false,
+    }), CONFIG);
+  });
+}
+
+function drawPairs() {
+  const metric = byId("pair-metric").value;
+  const chosen = Number(byId("pair-variant").value);
+  const { users, wins, difference, half } = data.pairs[metric];
+  const others = data.variants.map((_, row) => row).filter((row) => row !== chosen);
+  const better = others.map((row) => wins[chosen][row] / users);
+  const worse = others.map((row) => wins[row][chosen] / users);
+  const equal = others.map((_, index) => 1 - better[index] - worse[index]);
+  const bar = (name, x, color) => ({
+    type: "bar", orientation: "h", name, x, y: others.map((_, index) => index), marker: { color },
+    text: x.map((share) => (share < 0.06 ? "" : `${Math.round(100 * share)}%`)), textposition: "inside", insidetextanchor: "middle", textangle: 0,
+    hovertemplate: others.map((row, index) => `vs ${plain(data.variants[row].label)}: ${name}<br>${Math.round(x[index] * users).toLocaleString("en")} of ${users.toLocaleString("en")} users<extra></extra>`),
+  });
+  const annotations = others.map((row, index) => {
+    const value = difference[chosen][row];
+    return { xref: "paper", x: 1.01, xanchor: "left", y: index, text: `${value < 0 ? "" : "+"}${decimal(value)} ±${decimal(half[chosen][row])}`, showarrow: false, font: { size: 12 } };
+  });
+  byId("pair-plot").hidden = others.length === 0;
+  if (!others.length) return;
+  Plotly.react(byId("pair-plot"), [bar("better", better, "#2b7fc0"), bar("equal", equal, "#7d858e"), bar("worse", worse, "#c4631f")], layout({
+    height: 90 + 27 * others.length,
+    barmode: "stack",
+    bargap: 0.25,
+    margin: { l: 8, r: 108, t: 8, b: 8 },
+    xaxis: { range: [0, 1], tickformat: ".0%", nticks: 6 },
+    yaxis: { tickvals: others.map((_, index) => index), ticktext: others.map((row) => `vs ${short(data.variants[row].label)}`), range: [others.length - 0.5, -0.5], showgrid: false },
+    annotations,
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "normal" },
+  }), CONFIG);
+}
+
+// A section whose data are missing is left out.
+function drawWhere(section, there, selects, draw) {
+  byId(section).hidden = !there;
+  if (!there) {
+    document.querySelector(`nav a[href="#${section}"]`).remove();
+    return;
+  }
+  selects.forEach((id) => byId(id).addEventListener("change", draw));
+  draw();
+}
+
+function curveNames() {
+  const names = new Set(data.variants.flatMap((variant) => variant.curves.flatMap((curve) => Object.keys(curve.points))));
+  const first = data.metrics[0].name.replace("test/", "val/");
+  return [...names].sort((a, b) => (b === first) - (a === first) || (b === "train/loss") - (a === "train/loss") || a.localeCompare(b, "en", { numeric: true }));
+}
+
+fill(byId("cost-metric"), metricOptions());
+fill(byId("curve-metric"), curveNames().map((name) => [name, name]));
+fill(byId("slice-metric"), metricOptions(data.rankMetrics));
+fill(byId("slice-group"), [...new Set(data.slices.map((part) => part.group))].map((group) => [group, group]));
+fill(byId("pair-metric"), metricOptions(data.rankMetrics));
+fill(byId("pair-variant"), variantOptions());
+drawWhere("cost", data.variants.some((v) => v.cost.minutes > 0), ["cost-metric", "cost-axis"], drawCost);
+drawWhere("curves", curveNames().length > 0, ["curve-metric", "curve-axis"], drawCurves);
+drawWhere("slices", data.slices.length > 0, ["slice-metric", "slice-group"], drawSlices);
+drawWhere("pairs", data.rankMetrics.length > 0 && data.variants.length > 1, ["pair-metric", "pair-variant"], drawPairs);
+
+// Paper has a width of its own; plots do not follow it by themselves.
+const plots = () => [...document.querySelectorAll(".js-plotly-plot")].filter((plot) => plot.offsetParent);
+window.addEventListener("beforeprint", () => plots().forEach((plot) => Plotly.relayout(plot, { width: plot.closest(".grid") ? 330 : 690 })));
+window.addEventListener("afterprint", () => plots().forEach((plot) => Plotly.relayout(plot, { width: null, autosize: true })));

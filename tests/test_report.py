@@ -1,0 +1,228 @@
+"""The HTML page: what is in it, and in headless Chromium that it draws, sorts, browses and asks the network nothing."""
+
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from fake_runs import write_run
+
+from anyo_lightning.compare.table import compare
+from anyo_lightning.errors import InputError
+from anyo_lightning.runs import RunFolder
+
+USERS = 120
+EVIL = "</script><script>document.title = 'broken'</script>"
+TITLES = [EVIL, 'Say "yes" & <b>no</b> (1999)', "It's <!-- here", *(f"Title {number}" for number in range(7))]
+PLOTS = {"cost-plot": 1, "curve-plot": 1, "slice-plots": 4, "pair-plot": 1}
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of four variants, one with two seeds, one with a name that would like to be HTML."""
+    root = tmp_path_factory.mktemp("runs")
+    ranks = np.exp(np.random.default_rng(0).uniform(0, np.log(60), USERS)).round()
+    write_run(root, "markov", ranks, lists=True, titles=TITLES)
+    trained = [
+        write_run(root, "sasrec", np.roll(ranks, seed + 1), seed=seed, lists=True, titles=TITLES) for seed in (0, 1)
+    ]
+    trained.append(write_run(root, "e4srec", np.maximum(ranks / 3, 1).round(), lists=True, titles=TITLES))
+    write_run(root, f"<img src=x> {EVIL}", ranks + 3, folder="odd", lists=True, titles=TITLES)
+    for path in trained:
+        steps = np.arange(1, 9) * 50
+        RunFolder(path).write_curves(
+            pl.DataFrame(
+                {
+                    "step": steps,
+                    "tokens": steps * 100,
+                    "seconds": steps * 0.5,
+                    "train/loss": 5 / steps,
+                    "val/ndcg@10": [None, 0.1] * 4,
+                }
+            )
+        )
+    output = root / "report.html"
+    compare([root], baseline="markov", format="html", metrics=["test/ndcg@10", "test/hr@10"], output=output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, headless, with a profile of its own."""
+    if CHROMIUM is None or importlib.util.find_spec("playwright") is None:
+        pytest.skip("needs Debian's chromium (apt-get install chromium) and the Python package playwright")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any, page_file: Path) -> Iterator[Any]:
+    """The page, loaded; fails afterwards if anything was complained about or asked of the network."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    complaints: list[str] = []
+    requests: list[str] = []
+    opened.on("console", lambda message: complaints.append(message.text))
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("request", lambda request: requests.append(request.url))
+    opened.goto(page_file.as_uri())
+    opened.wait_for_selector("#pair-plot .main-svg")
+    yield opened
+    context.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith("data:")] == [page_file.as_uri()]
+
+
+def test_the_page_stands_alone_and_its_data_cannot_end_the_script(page_file: Path) -> None:
+    """No address to load from; the block of JSON has no `<` at all and reads back with the titles as they are."""
+    text = page_file.read_text()
+    head = text[: text.index('<script type="application/json"')]
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//|@import|url\(", head)
+    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert block is not None
+    assert "<" not in block[1]
+    content = json.loads(block[1])
+    assert EVIL in content["cases"]["items"]
+    assert content["cases"]["note"].startswith(f"All {USERS} test rows")
+    assert [variant["seeds"] for variant in content["variants"]].count(2) == 1
+    assert len(text) < 6_000_000
+
+
+def test_wins_ties_and_losses_add_up(page_file: Path) -> None:
+    """By hand for two variants: users for whom one's target is among the first ten and the other's is not."""
+    text = page_file.read_text()
+    content = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
+    ranks = np.exp(np.random.default_rng(0).uniform(0, np.log(60), USERS)).round()
+    better = np.maximum(ranks / 3, 1).round()
+    labels = [variant["label"] for variant in content["variants"]]
+    first, second = labels.index("e4srec"), labels.index("markov")
+    pairs = content["pairs"]["test/hr@10"]
+    assert pairs["wins"][first][second] == np.sum((better <= 10) & (ranks > 10)) > 0
+    assert pairs["wins"][second][first] == 0
+    assert pairs["difference"][first][second] == pytest.approx(np.mean(better <= 10) - np.mean(ranks <= 10), abs=1e-6)
+
+
+def test_a_terminal_is_not_flooded(page_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a file to write to, on a terminal, the page is refused."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.raises(InputError, match="Expected output to name a file"):
+        compare([page_file.parent], format="html")
+
+
+@pytest.mark.browser
+def test_every_plot_is_drawn_and_follows_its_controls(page: Any) -> None:
+    """Marks in each plot; each option of each control draws again without a complaint."""
+    for name, count in PLOTS.items():
+        assert page.locator(f"#{name} .main-svg").count() >= count, name
+    assert page.locator("#cost-plot .scatterlayer .trace").count() == 5  # four variants and the front
+    assert page.locator("#curve-plot .scatterlayer .trace").count() == 3  # three trained runs
+    assert page.locator("#pair-plot .bars .point").count() == 9  # three others, three parts
+    for select in page.locator(".controls select").all():
+        for option in range(select.locator("option").count()):
+            select.select_option(index=option)
+    page.select_option("#slice-group", label="history length")
+    assert page.locator("#slice-plots .main-svg").count() >= 3
+    assert "users" in page.locator("#slice-plots h3").first.text_content()
+
+
+@pytest.mark.browser
+def test_the_table_sorts_by_mouse_and_keyboard(page: Any) -> None:
+    """Best first at the start; a click on the name sorts by it, Enter turns the order round."""
+
+    def column(position: int) -> list[str]:
+        return [row.locator("th, td").nth(position).text_content() for row in page.locator("#results tbody tr").all()]
+
+    values = [float(text.split()[0].rstrip("†")) for text in column(2)]
+    assert values == sorted(values, reverse=True)
+    assert page.locator("th[aria-sort=descending]").text_content() == "NDCG@10"
+    button = page.get_by_role("button", name="Variant")
+    button.click()
+    ascending = column(0)
+    assert ascending == sorted(ascending, key=str.lower)
+    button.press("Enter")
+    assert column(0) == ascending[::-1]
+    assert page.locator("th[aria-sort=descending]").text_content() == "Variant"
+
+
+@pytest.mark.browser
+def test_the_case_browser_works_with_mouse_and_keyboard(page: Any) -> None:
+    """Next, arrow keys, search and the filter each show another user, with a list a variant and the target marked."""
+    facts, picker = page.locator("#case .facts"), page.locator("#case-list")
+    first = facts.text_content()
+    page.get_by_role("button", name="Next").click()
+    second = facts.text_content()
+    picker.focus()
+    picker.press("ArrowDown")
+    third = facts.text_content()
+    assert len({first, second, third}) == 3
+    page.get_by_role("button", name="Previous").click()
+    assert facts.text_content() == second
+    assert page.locator("#case .lists > div").count() == 5  # the history and four variants
+    page.select_option("#case-first", label="e4srec")
+    page.select_option("#case-second", label="markov")
+    page.select_option("#case-filter", "first")
+    assert 0 < picker.locator("option").count() < USERS
+    page.select_option("#case-filter", "all")
+    page.fill("#case-search", "u17")
+    assert facts.text_content().startswith("User u17,")
+    e4srec = page.locator("#case .lists > div", has_text="e4srec")
+    rank = int(re.search(r"target at (\d+)", e4srec.locator("h3").text_content())[1])  # type: ignore[index]
+    assert rank <= 10
+    assert "target" in (e4srec.locator("li").nth(rank - 1).locator("span").get_attribute("class") or "")
+    page.fill("#case-search", "nobody")
+    assert page.locator("#case").text_content() == "No case matches."
+
+
+@pytest.mark.browser
+def test_titles_and_names_are_text(page: Any) -> None:
+    """`<script>`, quotes and comments of titles and variants are seen as they are, and nothing of them runs."""
+    assert page.title() == "4 variants compared"
+    shown = page.locator("#case").text_content()
+    for title in TITLES[:3]:
+        assert title in shown
+    assert page.locator("img").count() == 0
+    assert page.locator("main script, main b").count() == 0
+    names = page.locator("#results tbody th").all_text_contents()
+    assert f"<img src=x> {EVIL}" in names
+
+
+@pytest.mark.browser
+def test_nothing_is_wider_than_a_phone_and_print_and_dark_are_readable(browser: Any, page_file: Path) -> None:
+    """390 pixels: no sideways scrolling. Dark: light text. Print: a white page, whatever the screen's scheme."""
+    context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    page.wait_for_selector("#pair-plot .main-svg")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+    def brightness(selector: str, style: str) -> float:
+        colour = page.evaluate(f"getComputedStyle(document.querySelector('{selector}')).{style}")
+        return float(np.mean([int(part) for part in re.findall(r"\d+", colour)[:3]]))
+
+    assert brightness("body", "backgroundColor") < 60 < 180 < brightness("body", "color")
+    assert brightness("#cost-plot .xtick text", "fill") > 180
+    page.emulate_media(media="print")
+    assert brightness("body", "color") < 60 < 250 < brightness("body", "backgroundColor")
+    assert brightness("#cost-plot .xtick text", "fill") < 60
+    context.close()
