@@ -20,7 +20,7 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders import live
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
-from anyo_lightning.encoders.live import LiveTextItems, PromptedHistory
+from anyo_lightning.encoders.live import LiveTextItems, PromptedHistory, Standardised
 from anyo_lightning.encoders.pretext import PretextRows, output_embeddings
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
@@ -104,7 +104,7 @@ def fit(model: RetrievalModule, data: RecDataModule, folder: Path, epochs: int =
 
 def test_items_are_pooled_at_their_own_eos_whatever_the_batch(built: Make, tiny_llm: str) -> None:
     """Text, prompt, EOS, read alone: the last state of the LLM; beside 15 others: the same."""
-    model = built(dim=None, self_prompt=" itself")
+    model = built(dim=None, standardise=False, self_prompt=" itself")
     tokenizer = load_tokenizer(tiny_llm)
     together = model.item_encoder(torch.arange(16))
     prompt, end = tokenizer(" itself")["input_ids"], tokenizer.eos_token_id
@@ -129,7 +129,7 @@ def test_text_is_cut_before_prompt_and_eos(built: Make) -> None:
 
 def test_added_tokens_are_pooled_by_their_mean_and_trained(built: Make) -> None:
     """Their rows get gradients, the LLM's own table has none, and the vector is the mean over their states."""
-    model = built(dim=None, pooled_tokens=3)
+    model = built(dim=None, standardise=False, pooled_tokens=3)
     reader, items = model.item_encoder.reader, model.item_encoder
     (text,) = items.texts(torch.tensor([2]))
     before = torch.tensor([[*text, *items.suffix[:-3]]])
@@ -144,7 +144,8 @@ def test_added_tokens_are_pooled_by_their_mean_and_trained(built: Make) -> None:
 @pytest.mark.parametrize("pooled_tokens", [0, 2])
 def test_last_supervision_ends_histories_in_the_next_prompt(built: Make, pooled_tokens: int) -> None:
     """The prompt stands where the last separator was; a padded row has the state that it has alone."""
-    model = built(data={"supervision": "last"}, next_prompt=" next", pooled_tokens=pooled_tokens, dim=None)
+    settings = {"dim": None, "standardise": False, "next_prompt": " next", "pooled_tokens": pooled_tokens}
+    model = built(data={"supervision": "last"}, **settings)
     assert isinstance(model.history_encoder, PromptedHistory)
     data, reader = model.data, model.item_encoder.reader
     histories = [np.array([3]), np.array([1, 5, 2])]
@@ -164,6 +165,24 @@ def test_states_and_items_are_unit_vectors(built: Make) -> None:
     states = model(batch_of(model))
     torch.testing.assert_close(states.norm(dim=1), torch.ones(len(states)))
     torch.testing.assert_close(model.encode_catalogue().norm(dim=1), torch.ones(16))
+
+
+@pytest.mark.parametrize("supervision", ["all", "last"])
+def test_both_sides_are_standardised_before_training(make: Make, make_data: MakeData, supervision: str) -> None:
+    """What reaches the projector has mean 0 and deviation 1 in each dimension, on the items and on the histories."""
+    data = make_data(supervision=supervision)
+    data.setup("fit")
+    model = make(dim=None)
+    model.prepare(data)
+    for encoder in (model.item_encoder, model.history_encoder):
+        (standardised,) = [module for module in encoder.modules() if isinstance(module, Standardised)]
+        assert float((standardised.std - 1).abs().max()) > 0.01
+    unit = model.item_encoder.head[-1]
+    seen: list[torch.Tensor] = []
+    unit.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.encode_catalogue()
+    torch.testing.assert_close(seen[0].mean(0), torch.zeros(32), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen[0].std(0), torch.ones(32), atol=1e-3, rtol=0)
 
 
 def test_a_bidirectional_backbone_is_refused(tiny_bert: str, make_data: MakeData) -> None:
@@ -453,6 +472,7 @@ def test_pretraining_lowers_both_losses(make: Make, make_data: MakeData, tmp_pat
     assert any(key.endswith("reader.added") for key in saved)
     for key, value in saved.items():
         assert torch.equal(state[key], value), key
+    assert float(state["item_encoder.head.0.std"].sub(1).abs().max()) > 0  # of the weights that it starts from
     assert float(state["log_temperature"]) == 0
     fresh = make(LLaRAPretrain, pooled_tokens=2, init_from=tmp_path / "llara")
     fit(make(pooled_tokens=2), make_data(), tmp_path / "llara", epochs=1)
@@ -472,7 +492,8 @@ def test_checkpoint_restores_exactly(make: Make, make_data: MakeData, tmp_path: 
     assert torch.equal(saved["mined"], model.mined)
     assert not any("base_layer" in key or "embed_tokens" in key for key in saved)
     first = trainer.validate(model, make_data(), ckpt_path=last, verbose=False)[0]
-    quiet = Trainer(accelerator="cpu", callbacks=[RetrievalMetrics()], logger=False, enable_progress_bar=False)
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "default_root_dir": str(tmp_path)}
+    quiet = Trainer(accelerator="cpu", callbacks=[RetrievalMetrics()], **options)
     other = make(**settings)
     second = quiet.validate(other, make_data(), ckpt_path=last, verbose=False)[0]
     assert torch.equal(other.mined, model.mined)
@@ -509,7 +530,7 @@ def test_mining_takes_the_vectors_of_the_validation(
 
     monkeypatch.setattr(LiveTextItems, "_encode", counted)
     fit(make(hard_negatives=1), make_data(), tmp_path / "lora", epochs=3)
-    assert len(passes) == 3
+    assert len(passes) == 4  # before training, and at each validation
     passes.clear()
     model = make(lora=None, hard_negatives=1)
     fit(model, make_data(), tmp_path / "frozen", epochs=3)

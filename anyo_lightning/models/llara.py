@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from anyo_lightning.data.batches import HistoryBatch, TokenBudgetBatches
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, live_encoders, recomputed
+from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, Standardised, live_encoders, recomputed
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import MISSING, ItemIndex
@@ -19,6 +19,7 @@ from anyo_lightning.losses import info_nce
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
 
 LOWEST_TEMPERATURE = 0.01  # where a learned temperature stops, as CLIP's does
+MEASURED = 64  # histories whose states are standardised
 
 
 class LLaRA(RetrievalModule):
@@ -40,6 +41,7 @@ class LLaRA(RetrievalModule):
     Args:
         backbone: Loads the LLM.
         dim: Width of the projector; None for none, as in the paper.
+        standardise: Subtract from each side's states their mean before training and divide by their deviation.
         dropout: On the states before the projector.
         self_prompt: Text behind an item's text.
         next_prompt: Text behind a history, with `supervision: last`.
@@ -67,6 +69,7 @@ class LLaRA(RetrievalModule):
         *,
         backbone: BackboneCallable = Backbone,
         dim: int | None = 128,
+        standardise: bool = True,
         dropout: float = 0.1,
         self_prompt: str = SELF,
         next_prompt: str = NEXT,
@@ -96,7 +99,7 @@ class LLaRA(RetrievalModule):
             raise InputError(
                 f"Expected hard_negatives within mined_negatives ({mined_negatives}), got {hard_negatives}"
             )
-        self.make_backbone, self.dim, self.dropout = backbone, dim, dropout
+        self.make_backbone, self.dim, self.standardise, self.dropout = backbone, dim, standardise, dropout
         self.self_prompt, self.next_prompt, self.pooled_tokens = self_prompt, next_prompt, pooled_tokens
         self.targets_per_history = targets_per_history
         self.temperature, self.learn_temperature = temperature, learn_temperature
@@ -105,17 +108,36 @@ class LLaRA(RetrievalModule):
         self.refresh_epochs, self.chunk_tokens = refresh_epochs, chunk_tokens
         self._validated: Tensor | None = None
 
+    def prepare(self, data: RecDataModule) -> None:
+        """Build, and measure both sides' states, of the weights that training starts from."""
+        super().prepare(data)
+        if not self.standardise:
+            return
+        training = self.training
+        self.eval()
+        histories = [data.split.training_history(user) for user in range(data.split.users)]
+        some = [items[:-1] for items in histories if len(items) > 1][:MEASURED]
+        batches = [data.collate(some[start : start + 8]) for start in range(0, len(some), 8)]
+        sides = {
+            self.item_encoder: lambda: self.item_encoder(self.training_items),
+            self.history_encoder: lambda: [self(replace(b, target_mask=b.item_mask)) for b in batches],
+        }
+        for encoder, encode in sides.items():
+            next(module for module in encoder.modules() if isinstance(module, Standardised)).measure(encode)
+        self.train(training)
+
     def build(self, data: RecDataModule) -> None:
         """One LLM, one pooling, one projector for both sides; an empty list of mined negatives a user."""
         backbone = self.load_backbone(self.make_backbone, data, reads_text=True)
-        head = None if self.dim is None else Projector(backbone.hidden_size, self.dim, dropout=self.dropout)
+        projector = None if self.dim is None else Projector(backbone.hidden_size, self.dim, dropout=self.dropout)
         self.history_encoder, self.item_encoder = live_encoders(
             backbone,
             data,
             self_prompt=self.self_prompt,
             next_prompt=self.next_prompt,
             pooled_tokens=self.pooled_tokens,
-            head=head,
+            standardise=self.standardise,
+            projector=projector,
             chunk_tokens=self.chunk_tokens,
         )
         if not any(parameter.requires_grad for parameter in self.parameters()):

@@ -26,9 +26,9 @@ class LLaRAPretrain(RetrievalModule):
     Losses: EBAE is the mean over distinct items, EBAR the mean over pairs, and they are added (the paper; its code
     pools by mean over 8 tokens, takes a maximum over them in the loss, adds the autoregressive loss and divides by 10).
 
-    It is validated as the dual encoder that it starts: histories against SELF states of all items, without a
-    projector, before any fine-tuning. Its run starts `LLaRA` with `--model.init_from`; give both the same prompts:
-    with `supervision: all`, histories there have no prompt, and `next_prompt` is empty here.
+    It is validated by EBAR: items are ranked by how well the query predicts the tokens of their texts. Its run starts
+    `LLaRA` with `--model.init_from`; give both the same prompts: with `supervision: all`, histories there have no
+    prompt, and `next_prompt` is empty here.
 
     Args:
         backbone: Loads the LLM.
@@ -95,6 +95,18 @@ class LLaRAPretrain(RetrievalModule):
         logged = {"train/loss": ebae + ebar, "train/ebae": ebae, "train/ebar": ebar}
         self.log_dict(logged, batch_size=len(targets), prog_bar=True)
         return ebae + ebar
+
+    @torch.no_grad()
+    def encode_catalogue(self) -> Float[Tensor, "catalogue dim"]:
+        """The mean output embedding of each item's distinct tokens.
+
+        With a query e its inner product is `1/|T| Σ_t (W e)_t`: minus EBAR's loss, but for a term that all items share.
+        """
+        items = torch.arange(self.catalogue["items"], device=self.device)
+        pairs, weights = self.bags(items, items)
+        vectors = torch.zeros(len(items), self.item_encoder.reader.backbone.hidden_size, device=self.device)
+        weights = weights * len(items)  # of a mean over tokens, not over items
+        return vectors.index_add_(0, pairs[:, 0], weights[:, None] * self.get_buffer("head")[pairs[:, 1]].float())
 
     def bags(
         self, item_ids: Int[Tensor, " pairs"], states: Int[Tensor, " pairs"]
