@@ -36,15 +36,17 @@ def write_synthetic(folder: Path, runs: int, users: int, seeds: int) -> None:
     target, counts = random.integers(0, ITEMS, users), random.zipf(1.5, ITEMS).clip(max=10_000)
     ease = random.uniform(0, np.log(5000), users)
     bands = {"head": 0.4, "middle": 0.4, "tail": 0.2}
-    shared = {
-        "user_id": [f"A{user:09d}USER" for user in range(users)],
-        "target_item_id": ids[target],
-        "top_item_ids": ids[random.integers(0, ITEMS, (users, 10))].tolist(),
-        "history_item_ids": ids[random.integers(0, ITEMS, (users, 20))].tolist(),
-        "history_length": random.integers(3, 300, users),
-        "target_count": counts[target],
-        "target_tied": random.random(users) < 0.3,
-    }
+    shared = pl.DataFrame(
+        {
+            "user_id": [f"A{user:09d}USER" for user in range(users)],
+            "target_item_id": ids[target],
+            "top_item_ids": ids[random.integers(0, ITEMS, (users, 10))].tolist(),
+            "history_item_ids": ids[random.integers(0, ITEMS, (users, 20))].tolist(),
+            "history_length": random.integers(3, 300, users),
+            "target_count": counts[target],
+            "target_tied": random.random(users) < 0.3,
+        }
+    )
     catalogue = pl.DataFrame({"item_id": ids, "text": [f"Title of {item}" for item in ids]})
     for number in range(runs):
         ranks = np.exp(np.abs(ease - 0.005 * (number // seeds) + random.normal(0, 0.5, users))).round()
@@ -53,7 +55,7 @@ def write_synthetic(folder: Path, runs: int, users: int, seeds: int) -> None:
         ends = zip(values.items(), low, high, strict=True)
         run = RunFolder.new(folder, f"variant_{number // seeds}")
         run.write_catalogue(catalogue)
-        run.write_predictions(pl.DataFrame({**shared, "rank": ranks}))
+        run.write_predictions(shared.with_columns(rank=ranks))
         run.write_metrics(
             {
                 "variant": f"variant_{number // seeds}",

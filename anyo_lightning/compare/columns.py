@@ -92,7 +92,7 @@ def notes(results: Results) -> list[str]:
 
 def number(value: float, decimals: int) -> str:
     """`.118`, `-.004`, `1.000`, `27.4`."""
-    text = f"{value:.{decimals}f}"
+    text = f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no minus before zero
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 

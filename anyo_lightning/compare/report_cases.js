@@ -19,7 +19,8 @@ function drawCaseList() {
   const list = byId("case-list");
   const found = matching();
   list.replaceChildren();
-  fill(list, found.map(({ row, index }) => [String(index), `${row.user}: ${cases.items[row.target]}`]));
+  const telling = found.findIndex(({ row }) => row.ranks[0] <= 10); // one where the best variant's list has the target
+  fill(list, found.map(({ row, index }) => [String(index), `${row.user}: ${cases.items[row.target]}`]), Math.max(telling, 0));
   byId("case-count").textContent = `${found.length.toLocaleString("en")} ${found.length === 1 ? "case" : "cases"} (user: target)`;
   drawCase();
 }

@@ -8,7 +8,7 @@ const decimal = (value) => value.toFixed(3).replace(/^(-?)0\./, "$1.");
 const marker = (row, size = 9) => ({ color: colour(row), size, symbol: ["circle", "diamond", "square", "triangle-up"][round(row) % 4] });
 
 function layout(more) {
-  const axis = { automargin: true, zeroline: false, gridcolor: INK, linecolor: INK, tickfont: { size: 12 } };
+  const axis = { automargin: true, zeroline: false, gridcolor: INK, linecolor: INK, tickfont: { size: 12 }, ticks: "outside", ticklen: 5, tickcolor: "rgba(0,0,0,0)" };
   const { xaxis, yaxis, ...rest } = more;
   return {
     font: { size: 12.5, color: INK },
@@ -43,6 +43,8 @@ function drawCost() {
   const points = known.filter((point) => point.x > 0);
   const left = known.filter((point) => !(point.x > 0));
   const front = paretoFront(points);
+  const costs = points.map((point) => point.x);
+  const decades = Math.log10(Math.max(...costs) / Math.min(...costs));
   const traces = [
     { x: front.map((p) => p.x), y: front.map((p) => p.y), mode: "lines", line: { color: INK, width: 1.5, dash: "dot" }, hoverinfo: "skip", showlegend: false },
     ...points.map(({ variant, row, x, y }) => {
@@ -57,8 +59,8 @@ function drawCost() {
   const title = byId("cost-axis").selectedOptions[0].textContent;
   Plotly.react(byId("cost-plot"), traces, layout({
     height: 440,
-    xaxis: { ...titled(title), type: "log", dtick: 1, tickformat: axis === "trained" ? "~s" : "~g" },
-    yaxis: { ...titled(titleOf(metric)), rangemode: "tozero" },
+    xaxis: { ...titled(title), type: "log", dtick: decades > 1.5 ? 1 : "D2", tickformat: axis === "trained" ? "~s" : "~g" },
+    yaxis: titled(titleOf(metric)),
     showlegend: true,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
   }), CONFIG);
@@ -75,7 +77,7 @@ function drawCurves() {
     variant.curves.filter((curve) => curve.points[name] && curve.points[name][axis]).forEach((curve, seed) => {
       const points = curve.points[name];
       traces.push({
-        x: points[axis], y: points.value, mode: points.value.length > 60 ? "lines" : "lines+markers", name: short(variant.label),
+        x: points[axis], y: points.value, mode: points.value.length > 25 ? "lines" : "lines+markers", name: short(variant.label),
         legendgroup: variant.label, showlegend: seed === 0, marker: marker(row, 5),
         line: { color: colour(row), width: 1.8, dash: ["solid", "dash", "dot", "dashdot"][round(row) % 4] },
         hovertemplate: `${plain(variant.label)}${curve.seed === null ? "" : `, seed ${curve.seed}`}<br>%{x:,} ${axis === "step" ? "steps" : axis}<br>%{y:.4f}<extra></extra>`,
@@ -150,6 +152,7 @@ function drawPairs() {
     height: 90 + 27 * others.length,
     barmode: "stack",
     bargap: 0.25,
+    uniformtext: { mode: "hide", minsize: 11 },
     margin: { l: 8, r: 108, t: 8, b: 8 },
     xaxis: { range: [0, 1], tickformat: ".0%", nticks: 6 },
     yaxis: { tickvals: others.map((_, index) => index), ticktext: others.map((row) => `vs ${short(data.variants[row].label)}`), range: [others.length - 0.5, -0.5], showgrid: false },

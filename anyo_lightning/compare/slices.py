@@ -15,6 +15,7 @@ from anyo_lightning.compare.variants import Variant
 from anyo_lightning.evaluation.intervals import bootstrap_means
 from anyo_lightning.evaluation.slices import HISTORY_BANDS, WORD_BANDS, Masks, bands
 
+RESAMPLES = 1000  # half of a table's: there are many slices, and their intervals are wide
 POPULARITY = ("head", "middle", "tail", "unseen")  # by falling number of training interactions
 
 
@@ -55,7 +56,7 @@ def slice_table(
             if not mask.any():
                 continue
             values = [shared.values(metric, mask) for metric in metrics]
-            low, high = bootstrap_means(np.concatenate(values, axis=1))
+            low, high = bootstrap_means(np.concatenate(values, axis=1), resamples=RESAMPLES)
             ends = np.stack([np.concatenate(values, axis=1).mean(axis=0), low, high], axis=1)
             figures = [SliceFigure(*map(float, end)) for end in ends]
             size = len(variants)
