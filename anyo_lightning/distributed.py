@@ -38,6 +38,19 @@ def sum_over_ranks(value: float, device: torch.device | str = "cpu") -> float:
     return float(total)
 
 
+def rows_before(count: int, device: torch.device | str = "cpu") -> int:
+    """Where this process's rows begin among those that `gather_rows` gives.
+
+    Args:
+        count: The number of this process's rows.
+        device: Where the backend communicates: a GPU for NCCL.
+    """
+    if world_size() == 1:
+        return 0
+    counts = gather_rows(torch.tensor([count], device=device))
+    return int(counts[: rank()].sum())
+
+
 def gather_rows(rows: Shaped[Tensor, "rows ..."], *, with_gradient: bool = False) -> Shaped[Tensor, "all_rows ..."]:
     """The rows of all processes, rank by rank; each may have any number of them.
 

@@ -19,7 +19,8 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
-from anyo_lightning.models.cllmrec import CLLMRec, ViewOf, false_negatives, same_texts
+from anyo_lightning.models.cllmrec import CLLMRec, ViewOf, same_items, same_text
+from anyo_lightning.models.contrast import same_history, shared_identity
 from anyo_lightning.models.e4srec import E4SRec
 from anyo_lightning.views.prompts import Kind
 from anyo_lightning.views.store import write_views
@@ -118,13 +119,14 @@ def test_false_negatives(tiny_llm: str, make_data: Callable[..., RecDataModule])
         target_ids=torch.tensor([[9, 10], [10, 11], [12, 13], [14, 15], [11, 0]]),
         target_mask=torch.tensor([[True, True]] * 4 + [[True, False]]),
     )
-    found = {(i, j) for i, j in false_negatives(batch).nonzero().tolist() if i < j}
-    assert found == {(0, 2), (0, 3), (1, 4)}
-    assert bool(false_negatives(batch).diagonal().all())
+    identities = torch.cat([same_history(batch), same_items(batch)], dim=1)
+    shared = shared_identity(identities, identities)
+    assert {(i, j) for i, j in shared.nonzero().tolist() if i < j} == {(0, 2), (0, 3), (1, 4)}
+    assert bool(shared.diagonal().all())
     one, other = (TokenisedView(np.array([1]), [np.array([token])]) for token in (5, 6))
     alike = TokenisedView(np.array([2]), [np.array([5])])
-    found = {(i, j) for i, j in same_texts([one, None, other, alike, None]).nonzero().tolist() if i < j}
-    assert found == {(0, 3)}
+    texts = same_text([one, None, other, alike, None], torch.arange(5))
+    assert {(i, j) for i, j in shared_identity(texts, texts).nonzero().tolist() if i < j} == {(0, 3)}
 
 
 @pytest.mark.parametrize("view", VIEWS)

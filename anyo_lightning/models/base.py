@@ -193,8 +193,9 @@ class RetrievalModule(LightningModule):
         ids = torch.arange(self.catalogue["items"], device=self.device)
         own = torch.split(ids, CATALOGUE_BLOCK)[distributed.rank() :: distributed.world_size()]
         with torch.autocast(self.device.type, enabled=False):
-            width = self.item_encoder(ids[:1]).shape[1]
-            parts = [torch.empty(0, width, device=self.device), *(self.item_encoder(block).float() for block in own)]
+            parts = [self.item_encoder(block).float() for block in own]
+            if not parts:  # no rows, but of the others' width
+                parts = [self.item_encoder(ids[:1]).float()[:0]]
         self.train(training)
         found = distributed.gather_rows(torch.cat([ids[:0], *own]))
         return distributed.gather_rows(torch.cat(parts))[found.argsort()]

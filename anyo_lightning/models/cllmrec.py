@@ -1,11 +1,12 @@
 """CLLMRec: next-item loss, and a contrastive loss between two views of each history, some of them written by an LLM."""
 
+import hashlib
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,9 +18,10 @@ from anyo_lightning.encoders.cache import Pooling
 from anyo_lightning.encoders.items import FrozenTextItems
 from anyo_lightning.encoders.text import Reads, text_encoders
 from anyo_lightning.errors import InputError
-from anyo_lightning.losses import full_softmax, info_nce
+from anyo_lightning.losses import full_softmax
 from anyo_lightning.models import checkpoints
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
+from anyo_lightning.models.contrast import contrast_views, same_history
 from anyo_lightning.views.prompts import Kind
 from anyo_lightning.views.written import TokenisedView, WrittenViews
 
@@ -162,7 +164,9 @@ class CLLMRec(RetrievalModule):
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Full softmax over the items that occur in training, plus λ times the contrastive loss."""
         vectors, targets = self.training_vectors(), self.training_targets(batch)
-        next_item = full_softmax(states, vectors, targets, label_smoothing=self.label_smoothing)
+        next_item = self.global_mean(
+            full_softmax(states, vectors, targets, label_smoothing=self.label_smoothing), len(states)
+        )
         if not self.weight:
             return next_item, {}
         contrastive, parts = self.contrastive_loss(states, batch)
@@ -173,30 +177,25 @@ class CLLMRec(RetrievalModule):
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """InfoNCE over the 2N views of a batch's N histories, and the shares of histories that fell back."""
         random = np.random.default_rng(int(torch.randint(2**31, ())))
-        histories, count = batch.histories(), len(batch.user)
-        excluded = false_negatives(batch) if self.mask_false_negatives else torch.eye(count, dtype=torch.bool)
-        views, parts = [], {}
+        histories = batch.histories()
+        identities, views, parts = [same_history(batch), same_items(batch)], [], {}
         for position, view in enumerate(self.views):
             if view in get_args(Kind):
                 found = self._find_written(cast(Kind, view), histories, batch)
-                parts["fallback"] = states.new_tensor(found.count(None) / count)
-                if self.mask_false_negatives:
-                    excluded = excluded | same_texts(found).to(excluded.device)
+                parts["fallback"] = states.new_tensor(found.count(None) / len(histories))
+                identities.append(same_text(found, batch.user))
                 encoded = self._encode_written(found, histories)
             elif view == "original" and "original" not in self.views[:position]:
                 encoded = states[batch.last_states]
             else:
                 encoded = self._encode_made(view, histories, random)
             views.append(F.normalize(self.head(encoded), dim=1))
-        both = torch.cat(views)
-        loss = info_nce(
-            both,
-            both,
-            torch.arange(2 * count, device=both.device).roll(count),
+        loss = contrast_views(
+            *views,
+            identities=torch.cat(identities, dim=1) if self.mask_false_negatives else None,
             temperature=self.temperature,
-            excluded=excluded.to(both.device).repeat(2, 2),
         )
-        return loss, parts
+        return self.global_mean(loss, len(histories)), parts
 
     def on_fit_start(self) -> None:
         """Read the written views before the first step, so that a missing file costs no time."""
@@ -278,18 +277,24 @@ class CLLMRec(RetrievalModule):
         return torch.cat(encoded)[missing.long().argsort(stable=True).argsort()]
 
 
-def false_negatives(batch: HistoryBatch) -> Bool[Tensor, "batch batch"]:
-    """True for two histories of one user, with one target, or of the same items; so for each with itself."""
-
-    def same(values: Tensor) -> Tensor:
-        return values[:, None] == values
-
-    items = batch.item_ids.masked_fill(~batch.item_mask, -1)
-    identical = (items[:, None] == items).all(-1)
-    return same(batch.user) | same(batch.targets[batch.last_states]) | identical
+def same_items(batch: HistoryBatch) -> Int[Tensor, "histories 1"]:
+    """A number for each history that two have in common when they read the same items."""
+    return torch.tensor([[_number(items)] for items in batch.histories()], device=batch.user.device)
 
 
-def same_texts(views: list[TokenisedView | None]) -> Bool[Tensor, "views views"]:
-    """True for two histories about which the same was written: a small model writes some sentences often."""
-    texts = [None if view is None else np.concatenate(view.spans).tobytes() for view in views]
-    return torch.tensor([[one is not None and one == other for other in texts] for one in texts])
+def same_text(views: list[TokenisedView | None], user: Int[Tensor, " histories"]) -> Int[Tensor, "histories 1"]:
+    """A number for each history that two have in common when the same was written about them.
+
+    A small model writes some sentences often. A history without a view has its user's number, below zero.
+    """
+    numbers = [
+        [-1 - own if view is None else _number(np.concatenate(view.spans))]
+        for view, own in zip(views, user.tolist(), strict=True)
+    ]
+    return torch.tensor(numbers, device=user.device)
+
+
+def _number(values: np.ndarray) -> int:
+    """63 bits of a hash of an array: the same on all processes."""
+    digest = hashlib.blake2b(values.astype(np.int64).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from anyo_lightning.data.batches import HistoryBatch, TokenBudgetBatches
+from anyo_lightning import distributed
+from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, Standardised, live_encoders, recomputed
 from anyo_lightning.encoders.projector import Projector
@@ -166,11 +168,15 @@ class LLaRA(RetrievalModule):
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """InfoNCE over the distinct items of the step."""
-        mined = self.sample_mined(batch.user)
-        items = torch.unique(torch.cat([batch.targets, mined]))
+        """InfoNCE over the distinct items of the step on all processes, each of which encodes its share of them."""
+        targets = distributed.gather_rows(batch.targets)
+        mined = distributed.gather_rows(self.sample_mined(batch.user))
+        items = torch.unique(torch.cat([targets, mined]))
+        own = items[distributed.rank() :: distributed.world_size()]
         if self.training:
-            self.seen["tokens"] += self.item_encoder.token_count(items)
+            self.seen["tokens"] += self.item_encoder.token_count(own)
+        vectors = distributed.gather_rows(self.item_encoder(own).float(), with_gradient=True)
+        vectors = vectors[distributed.gather_rows(own).argsort()]
         excluded = None
         if self.mask_false_negatives:
             history = batch.target_mask.nonzero()[:, 0]
@@ -178,12 +184,13 @@ class LLaRA(RetrievalModule):
         temperature = self.current_temperature()
         loss = info_nce(
             states,
-            self.item_encoder(items).float(),
+            vectors,
             torch.searchsorted(items, batch.targets),
             temperature=temperature,
             excluded=excluded,
-            log_expected=self.log_chances(items, batch.targets) if self.popularity_correction else None,
+            log_expected=self.log_chances(items, targets) if self.popularity_correction else None,
         )
+        loss = self.global_mean(loss, len(states))
         return loss, {"temperature": temperature.detach()} if self.learn_temperature else {}
 
     def on_train_batch_start(self, batch: HistoryBatch, batch_idx: int) -> None:
@@ -247,6 +254,7 @@ class LLaRA(RetrievalModule):
         split = self.data.split
         histories = [split.training_history(user) for user in range(split.users)]
         users = np.array([user for user, items in enumerate(histories) if len(items) > 1])
+        users = users[distributed.rank() :: distributed.world_size()]
         lengths = np.array([len(histories[user]) for user in users])
         batches = TokenBudgetBatches(np.minimum(lengths, self.data.max_items), budget=1024, seed=None).batches()
         states = torch.cat([self.encode_histories([histories[user][:-1] for user in users[rows]]) for rows in batches])
@@ -257,7 +265,8 @@ class LLaRA(RetrievalModule):
         found, _ = index.search(states.cpu().numpy(), self.mined_negatives, own)
         items = self.training_items[torch.from_numpy(found).clamp(min=0).to(self.device)]
         lists = items.masked_fill(torch.from_numpy(found == MISSING).to(self.device), MISSING)
-        self.get_buffer("mined")[torch.from_numpy(users).to(self.device)] = lists
+        everyone = distributed.gather_rows(torch.from_numpy(users).to(self.device))
+        self.get_buffer("mined")[everyone] = distributed.gather_rows(lists)
         self.train(training)
 
 

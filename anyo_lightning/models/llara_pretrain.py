@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone
@@ -89,8 +90,13 @@ class LLaRAPretrain(RetrievalModule):
         items, place = torch.unique(inputs, return_inverse=True)
         states = self.pretext_states(items)
         head = self.get_buffer("head")
-        ebae = bag_of_tokens(states[:, 0], head, *self.bags(items, torch.arange(len(items), device=items.device)))
-        ebar = bag_of_tokens(states[:, 1], head, *self.bags(targets, place))
+        # Means over all processes' distinct items and pairs, as in global_mean.
+        everyone, processes = distributed.gather_rows(items), distributed.world_size()
+        shares = processes / (len(torch.unique(everyone)) * (everyone == items[:, None]).sum(1))
+        pairs = distributed.sum_over_ranks(len(targets), self.device)
+        rows = torch.arange(len(items), device=items.device)
+        ebae = bag_of_tokens(states[:, 0], head, *self.bags(items, rows, shares))
+        ebar = bag_of_tokens(states[:, 1], head, *self.bags(targets, place, processes / pairs))
         self.seen["targets"] += len(targets)
         logged = {"train/loss": ebae + ebar, "train/ebae": ebae, "train/ebar": ebar}
         self.log_dict(logged, batch_size=len(targets), prog_bar=True)
@@ -103,17 +109,22 @@ class LLaRAPretrain(RetrievalModule):
         With a query e its inner product is `1/|T| Σ_t (W e)_t`: minus EBAR's loss, but for a term that all items share.
         """
         items = torch.arange(self.catalogue["items"], device=self.device)
-        pairs, weights = self.bags(items, items)
+        pairs, weights = self.bags(items, items, 1.0)
         vectors = torch.zeros(len(items), self.item_encoder.reader.backbone.hidden_size, device=self.device)
-        weights = weights * len(items)  # of a mean over tokens, not over items
         return vectors.index_add_(0, pairs[:, 0], weights[:, None] * self.get_buffer("head")[pairs[:, 1]].float())
 
     def bags(
-        self, item_ids: Int[Tensor, " pairs"], states: Int[Tensor, " pairs"]
+        self, item_ids: Int[Tensor, " pairs"], states: Int[Tensor, " pairs"], shares: Float[Tensor, " pairs"] | float
     ) -> tuple[Int[Tensor, "tokens 2"], Float[Tensor, " tokens"]]:
-        """The distinct tokens of each item's text, beside the state that predicts them; weights make it the mean."""
+        """The distinct tokens of each item's text, beside the state that predicts them, and their weight in the loss.
+
+        Args:
+            item_ids: Items.
+            states: For each, the row of its state.
+            shares: The weight of each item; its tokens share it equally.
+        """
         bags = [np.unique(text) for text in self.item_encoder.texts(item_ids)]
         sizes = torch.tensor([len(bag) for bag in bags], device=self.device)
         tokens = torch.from_numpy(np.concatenate(bags).astype(np.int64)).to(self.device)
-        weights = (1 / (sizes * len(bags))).repeat_interleave(sizes)
+        weights = (shares / sizes).repeat_interleave(sizes)
         return torch.stack([states.repeat_interleave(sizes), tokens], dim=1), weights

@@ -10,9 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyo_lightning import distributed
 from anyo_lightning.augment import substitute
-from anyo_lightning.data.batches import HistoryBatch, TokenBudgetBatches
+from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.cache import Pooling
 from anyo_lightning.encoders.history import IdHistory
@@ -22,6 +24,7 @@ from anyo_lightning.encoders.text import Reads, text_encoders
 from anyo_lightning.errors import InputError
 from anyo_lightning.losses import full_softmax, info_nce
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
+from anyo_lightning.models.contrast import contrast_views, same_history, shared_identity
 from anyo_lightning.neighbours import (
     UserSemantics,
     mean_vectors,
@@ -141,6 +144,7 @@ class SRACL(RetrievalModule):
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """The full softmax at all boundaries, and the two contrasts."""
         loss = full_softmax(states, self.training_vectors(), self.training_targets(batch))
+        loss = self.global_mean(loss, len(states))
         parts = {"next_item": loss}
         if self.alpha:
             parts["inter_user"] = self.inter_user(states[batch.last_states], batch)
@@ -165,9 +169,18 @@ class SRACL(RetrievalModule):
         neighbours = neighbours.where(there, neighbours[:, :1])  # whose weight is zero
         weights = self.synthesizer(self.user_vectors[users], self.user_vectors[neighbours], there)
         positives = (weights[..., None] * self.neighbour_states(neighbours)).sum(1)
-        excluded = self._false_negatives(batch)[rows][:, rows] if self.mask_false_negatives else None
-        own = torch.arange(len(rows), device=rows.device)
-        return info_nce(last[rows], positives, own, temperature=self.temperature, excluded=excluded)
+        excluded = None
+        if self.mask_false_negatives:
+            identities = same_history(batch)[rows]
+            excluded = shared_identity(identities, distributed.gather_rows(identities))
+        loss = info_nce(
+            last[rows],
+            distributed.gather_rows(positives, with_gradient=True),
+            distributed.rows_before(len(rows), rows.device) + torch.arange(len(rows), device=rows.device),
+            temperature=self.temperature,
+            excluded=excluded,
+        )
+        return self.global_mean(loss, len(rows))
 
     def intra_user(self, batch: HistoryBatch) -> Float[Tensor, ""]:
         """InfoNCE over the 2N views of N histories: each against all but itself, its positive the other of the two."""
@@ -176,12 +189,10 @@ class SRACL(RetrievalModule):
             substitute(items, share=max(self.share, 1 / len(items)), similar=self.item_neighbours, random=random)
             for items in batch.histories() * 2
         ]
-        states = self.encode_histories(views)
-        own = torch.arange(len(views), device=states.device)
-        excluded = own[:, None] == own
-        if self.mask_false_negatives:
-            excluded = excluded | self._false_negatives(batch).tile(2, 2)
-        return info_nce(states, states, own.roll(len(own) // 2), temperature=self.temperature, excluded=excluded)
+        first, second = self.encode_histories(views).chunk(2)
+        identities = same_history(batch) if self.mask_false_negatives else None
+        loss = contrast_views(first, second, identities=identities, temperature=self.temperature)
+        return self.global_mean(loss, len(first))
 
     def neighbour_states(self, users: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k dim"]:
         """The last states of these users, from the bank or encoded now, each distinct user once."""
@@ -202,8 +213,10 @@ class SRACL(RetrievalModule):
         """The last states of all users who take part, in evaluation mode."""
         training = self.training
         self.eval()
-        users = np.flatnonzero((self.user_neighbours[:, 0] >= 0).cpu().numpy())
-        self.states_of_users[users] = self._states(users, padded=self.data.evaluation_batch_tokens)
+        users = (self.user_neighbours[:, 0] >= 0).nonzero()[:, 0]
+        own = users[distributed.rank() :: distributed.world_size()]
+        states = self._states(own.cpu().numpy(), padded=self.data.evaluation_batch_tokens)
+        self.states_of_users[distributed.gather_rows(own)] = distributed.gather_rows(states)
         self.train(training)
 
     def _build_encoders(self, data: RecDataModule) -> Backbone | None:
@@ -270,11 +283,6 @@ class SRACL(RetrievalModule):
         batches = TokenBudgetBatches(np.minimum(lengths, most), budget=padded, seed=None).batches()
         found = [self.encode_histories([histories[row] for row in rows]) for rows in batches]
         return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate(batches))).to(self.device)]
-
-    def _false_negatives(self, batch: HistoryBatch) -> Bool[Tensor, "batch batch"]:
-        """True where two histories have the same target or the same user."""
-        targets, users = batch.targets[batch.last_states], batch.user
-        return (targets[:, None] == targets) | (users[:, None] == users)
 
 
 class Synthesizer(nn.Module):
