@@ -172,8 +172,6 @@ def _cases(comparison: Comparison) -> dict[str, Any]:
     keys = shared.keys[chosen]
     facts = ["history_item_ids", "history_length", "target_count", "target_tied"]
     rows = _predictions(variants[0], keys, facts)
-    if "history_item_ids" not in rows.columns:
-        return {"note": "", "items": [], "rows": []}
     texts = dict(zip(*(comparison.catalogue[name].to_list() for name in ("item_id", "text")), strict=True))
     items: dict[str, int] = {}
 
@@ -211,8 +209,8 @@ def _cases(comparison: Comparison) -> dict[str, Any]:
 
 def _predictions(variant: Variant, keys: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     """Some columns of the first seed's predictions, for some rows and in their order."""
-    table = variant.runs[0].folder.read_predictions()
-    return keys.join(table.select(*KEYS, *columns), on=KEYS, how="left", maintain_order="left")
+    table = variant.runs[0].folder.read_predictions([*KEYS, *columns])
+    return keys.join(table, on=KEYS, how="left", maintain_order="left")
 
 
 def _shortened(text: str) -> str:

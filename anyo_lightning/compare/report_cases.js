@@ -73,17 +73,12 @@ function step(by) {
   drawCase();
 }
 
-byId("cases").hidden = cases.rows.length === 0;
-if (cases.rows.length) {
-  byId("case-note").textContent = `${cases.note} The target is highlighted; its rank stands beside each name.`;
-  fill(byId("case-first"), variantOptions(), 0);
-  fill(byId("case-second"), variantOptions(), 1);
-  ["case-filter", "case-first", "case-second"].forEach((id) => byId(id).addEventListener("change", drawCaseList));
-  byId("case-search").addEventListener("input", drawCaseList);
-  byId("case-list").addEventListener("change", drawCase);
-  byId("case-previous").addEventListener("click", () => step(-1));
-  byId("case-next").addEventListener("click", () => step(1));
-  drawCaseList();
-} else {
-  document.querySelector('nav a[href="#cases"]').remove();
-}
+byId("case-note").textContent = `${cases.note} The target is highlighted; its rank stands beside each name.`;
+fill(byId("case-first"), variantOptions(), 0);
+fill(byId("case-second"), variantOptions(), 1);
+["case-filter", "case-first", "case-second"].forEach((id) => byId(id).addEventListener("change", drawCaseList));
+byId("case-search").addEventListener("input", drawCaseList);
+byId("case-list").addEventListener("change", drawCase);
+byId("case-previous").addEventListener("click", () => step(-1));
+byId("case-next").addEventListener("click", () => step(1));
+drawCaseList();
