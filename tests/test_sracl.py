@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -186,7 +186,6 @@ def test_bank_holds_the_states_of_the_epochs_start(tiny_bert: str, make_data: Ma
     torch.testing.assert_close(model.states_of_users, before)
     model.refresh_bank()
     assert not torch.allclose(model.states_of_users, before, atol=1e-2)
-    assert "states_of_users" not in model.state_dict()
 
 
 @pytest.mark.parametrize("user_semantics", ["mean", "titles"])
@@ -329,6 +328,45 @@ def test_a_resumed_run_is_the_whole_one(
     assert whole["global_step"] == parts["global_step"] > 4
     for key, value in whole["state_dict"].items():
         assert torch.equal(value, parts["state_dict"][key]), key
+
+
+class SaveAt(Callback):
+    """Saves a checkpoint after a step, once."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save."""
+        if trainer.global_step == self.step and not self.path.is_file():
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_run_resumed_within_an_epoch_has_the_bank_of_its_start(
+    tiny_bert: str, make_data: MakeData, tmp_path: Path
+) -> None:
+    """The bank comes from the checkpoint, and is not the one that the checkpoint's weights would fill."""
+    make = partial(variant("ids", "", tiny_bert), bank=True)
+    saved = tmp_path / "middle.ckpt"
+    trainer = trainer_for(tmp_path, 2)
+    trainer.callbacks.append(SaveAt(3, saved))
+    trainer.fit(make(), make_data())
+    assert trainer.num_training_batches > 3
+    bank = torch.load(saved, weights_only=True)["state_dict"]["states_of_users"]
+    found: list[Tensor] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            found.append(pl_module.states_of_users.clone())
+
+    resumed = trainer_for(tmp_path / "resumed", 1)
+    resumed.callbacks.append(Watch())
+    model = make()
+    resumed.fit(model, make_data(), ckpt_path=str(saved))
+    assert found
+    assert all(torch.equal(states, bank) for states in found)
+    model.refresh_bank()
+    assert not torch.allclose(model.states_of_users, bank, atol=1e-3)
 
 
 def test_one_batch_overfits(tiny_bert: str, make_data: MakeData) -> None:

@@ -202,7 +202,10 @@ class SRACL(RetrievalModule):
         return self._states(distinct.cpu().numpy(), padded=self.data.batch_tokens)[place]
 
     def on_train_epoch_start(self) -> None:
-        """Fill the bank with the states that the weights give now: the same for a resumed run."""
+        """Fill the bank with the states that the weights give now.
+
+        It is saved with the weights: a run that goes on in the middle of an epoch needs the states of its start.
+        """
         if self.alpha and self.bank:
             started = time.perf_counter()
             self.refresh_bank()
@@ -270,7 +273,7 @@ class SRACL(RetrievalModule):
         self.register_buffer("user_neighbours", torch.from_numpy(neighbours), persistent=False)
         self.synthesizer = Synthesizer(vectors.shape[1], self.dim)
         if self.bank:
-            self.register_buffer("states_of_users", torch.zeros(data.split.users, self.dim), persistent=False)
+            self.register_buffer("states_of_users", torch.zeros(data.split.users, self.dim))
 
     def _states(self, users: Sequence[int] | np.ndarray, *, padded: int) -> Float[Tensor, "users dim"]:
         """The last states of users' own training histories, in batches of like length."""
