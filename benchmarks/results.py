@@ -1,6 +1,6 @@
 """Write the README's results block from tested runs.
 
-    python benchmarks/results.py runs/results
+    python benchmarks/results.py runs/table
 
 Puts the comparison table, the command that makes the runs, hardware, commit and date into benchmarks/results.md and
 between the README's markers; a test checks that the two agree.
@@ -15,7 +15,7 @@ from anyo_lightning.compare.table import compare
 from anyo_lightning.runs import find_runs
 
 PROJECT = Path(__file__).parents[1]
-START, END = "<!-- results: made by `make results`, do not edit -->\n", "<!-- end of results -->"
+START, END = "<!-- results: made by `make table`, do not edit -->\n", "<!-- end of results -->"
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     hardware = environments[0]["hardware"]
     commits = sorted({str(environment["commit"]) for environment in environments})
     note = (
-        f"Made by `make results` on {hardware['cpu_cores']} cores of {hardware['cpu']}, {hardware['memory_gib']} GiB, "
+        f"Made by `make table` on {hardware['cpu_cores']} cores of {hardware['cpu']}, {hardware['memory_gib']} GiB, "
         f"no GPU, {hardware['threads']} thread(s) a run, at commit {', '.join(commits)}, "
         f"{datetime.datetime.now(datetime.UTC).date().isoformat()}."
     )

@@ -117,6 +117,38 @@ def test_figures_do_not_depend_on_the_number_of_processes(
         assert lists.equals(predictions[0])
 
 
+def test_gradients_do_not_depend_on_the_number_of_processes(
+    tiny_llm: str, tiny_data: tuple[Path, Path], tmp_path: Path, cache: Path
+) -> None:
+    """Two and three processes' gradient of one global batch is that of one process, for every variant's loss."""
+    script = Path(__file__).with_name("gradients.py")
+    environment = {**os.environ, "ANYO_CACHE": str(cache)}
+    for processes in (1, 2, 3):
+        (tmp_path / "meet").unlink(missing_ok=True)
+        started = [
+            subprocess.Popen(
+                [sys.executable, str(script), str(rank), str(processes), str(tmp_path), tiny_llm, *map(str, tiny_data)],
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            for rank in range(processes)
+        ]
+        for process in started:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output
+    one, *several = (torch.load(tmp_path / f"gradients-{n}.pt", weights_only=True) for n in (1, 2, 3))
+    assert len(one) == 10
+    for found in several:
+        for name, expected in one.items():
+            largest = max(float(gradient.abs().max()) for key, gradient in expected.items() if key != "loss")
+            assert largest > 1e-3, name
+            for key, gradient in expected.items():  # what is zero but for rounding is compared with the largest
+                difference = float((found[name][key] - gradient).abs().max())
+                assert difference <= 1e-5 * float(gradient.abs().max()) + 2e-6 * largest, f"{name} {key} {difference}"
+
+
 def test_two_processes_train_one_run(run: Run, loops: list[str], tiny_llm: str, tmp_path: Path) -> None:
     """Fit on two processes: one folder, as many targets as there are, a checkpoint that one process tests."""
     output = run(

@@ -17,7 +17,7 @@ LAYERS = [
     "lightning_cli",
     "cli",
 ]
-RESULTS = ("<!-- results: made by `make results`, do not edit -->\n", "<!-- end of results -->")
+RESULTS = ("<!-- results: made by `make table`, do not edit -->\n", "<!-- end of results -->")
 
 
 def layer(module: str) -> int:

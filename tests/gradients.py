@@ -1,0 +1,102 @@
+"""Gradients of every variant's loss on one global batch, by any number of processes; run by test_distributed.py.
+
+python tests/gradients.py RANK PROCESSES FOLDER LLM INTERACTIONS ITEMS
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.models.anyo import Anyo
+from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.cllmrec import CLLMRec
+from anyo_lightning.models.e4srec import E4SRec
+from anyo_lightning.models.llara import LLaRA
+from anyo_lightning.models.llara_pretrain import LLaRAPretrain
+from anyo_lightning.models.sasrec import SASRec
+from anyo_lightning.models.sracl import SRACL
+
+ROWS = 11  # windows in the global batch: processes get unequal numbers of histories and of targets
+
+
+def variants(llm: str) -> dict[str, Callable[[], RetrievalModule]]:
+    """All trained variants, without dropout and with nothing drawn at random."""
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+    backbone = partial(Backbone, llm, dtype="float32", layers=2, lora=lora)
+    text = {"backbone": backbone, "dim": 16, "dropout": 0.0}
+    still = {**text, "input_dropout": 0.0}
+    swap = {"share": 1.0, "neighbours": 1, "semantics": backbone}  # each item has one possible substitute
+    ids = {"dim": 16, "dropout": 0.0}
+    return {
+        "SASRec": partial(SASRec, **ids),
+        "Anyo": partial(Anyo, **still, negatives=9),
+        "E4SRec": partial(E4SRec, **still, id_residual=True),
+        "CLLMRec": partial(CLLMRec, **still, views=("original", "importance"), weight=1.0),
+        "CLLMRec without original": partial(CLLMRec, **still, views=("importance", "importance"), projection_head=True),
+        "SRACL on ids, neighbours encoded": partial(SRACL, **ids, **swap, alpha=1.0, beta=1.0, bank=False),
+        "SRACL on text, bank": partial(SRACL, **still, share=1.0, neighbours=1, alpha=1.0, beta=1.0, bank=True),
+        "LLaRA": partial(LLaRA, **text, hard_negatives=3, mined_negatives=3, popularity_correction=True),
+        "LLaRA in chunks": partial(LLaRA, **text, chunk_tokens=60, learn_temperature=True),
+        "LLaRA pre-training": partial(LLaRAPretrain, backbone=backbone),
+    }
+
+
+def gradients(make: Callable[[], RetrievalModule], data: RecDataModule, rank: int, processes: int) -> dict[str, object]:
+    """The mean over processes of each parameter's gradient: what DDP gives the optimizer."""
+    torch.manual_seed(0)
+    model = make()
+    model.prepare(data)
+    dataset = data.train_dataloader().dataset
+    batch = dataset[list(range(ROWS))[rank::processes]]
+    torch.manual_seed(1)
+    model.shared_random.manual_seed(1)
+    model.train()
+    if isinstance(model, SRACL) and model.bank:
+        model.refresh_bank()
+    if isinstance(model, LLaRA) and model.hard_negatives:
+        model.mine()
+    if isinstance(model, LLaRAPretrain):
+        model.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+        loss = model.training_step(batch, 0)
+    else:
+        loss, _ = model.loss(model(batch).float(), batch)
+    loss.backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            if processes > 1:
+                dist.all_reduce(gradient)
+                gradient /= processes
+            found[name] = gradient
+    total = loss.detach().clone()
+    if processes > 1:
+        dist.all_reduce(total)
+    return {"loss": total / processes, **found}
+
+
+def main() -> None:
+    """Write the gradients of all variants."""
+    rank, processes, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    if processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=processes)
+    found = {}
+    for name, make in variants(sys.argv[4]).items():
+        data = RecDataModule(
+            interactions=Path(sys.argv[5]), items=Path(sys.argv[6]), max_items=12, max_tokens=200, batch_tokens=2000
+        )
+        data.setup("fit")
+        found[name] = gradients(make, data, rank, processes)
+    if rank == 0:
+        torch.save(found, folder / f"gradients-{processes}.pt")
+
+
+if __name__ == "__main__":
+    main()
