@@ -20,7 +20,8 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders import live
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
-from anyo_lightning.encoders.live import LiveTextItems, PromptedHistory, Standardised
+from anyo_lightning.encoders.live import LiveTextItems, PromptedHistory
+from anyo_lightning.encoders.pooled import Standardised
 from anyo_lightning.encoders.pretext import PretextRows, output_embeddings
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
@@ -257,7 +258,7 @@ def test_both_sides_train_lora_and_nothing_frozen(built: Make) -> None:
     loss, parts = model.loss(model(batch), batch)
     loss.backward()
     assert float(model.log_temperature.grad) != 0
-    assert float(parts["temperature"]) == pytest.approx(0.05)
+    assert float(parts["temperature"]) == pytest.approx(0.1)
 
 
 def test_mined_negatives_are_the_best_items_that_a_user_does_not_have(built: Make) -> None:
@@ -447,7 +448,7 @@ def test_output_embeddings(tiny_llm: str, tmp_path: Path) -> None:
 
 def test_training_beats_chance(make: Make, make_data: MakeData, tmp_path: Path) -> None:
     """The data are loops through the catalogue: a model that learns anything ranks the next item high."""
-    model = make(hard_negatives=1, mined_negatives=3, mask_false_negatives=False, temperature=0.1)
+    model = make(hard_negatives=1, mined_negatives=3, mask_false_negatives=False)
     trainer = fit(model, make_data(), tmp_path, epochs=25)
     assert float(trainer.callback_metrics["val/hr@5"]) > 0.6
     assert model.seen["targets"] < 25 * int((model.data.split.stages == 0).sum())
@@ -540,7 +541,12 @@ def test_mining_takes_the_vectors_of_the_validation(
 
 def test_settings_that_cannot_work_are_refused(make: Make, make_data: MakeData) -> None:
     """One sentence each."""
-    for settings in ({"temperature": 0.0}, {"targets_per_history": 0}, {"hard_negatives": 9, "mined_negatives": 3}):
+    for settings in (
+        {"temperature": 0.0},
+        {"targets_per_history": 0},
+        {"chunk_tokens": 0},
+        {"hard_negatives": 9, "mined_negatives": 3},
+    ):
         with pytest.raises(InputError, match=next(iter(settings))):
             make(**settings)
     data = make_data()

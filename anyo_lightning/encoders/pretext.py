@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from anyo_lightning.encoders.aliases import loading, locate
 from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.encoders.live import padded
+from anyo_lightning.encoders.pooled import padded
 from anyo_lightning.errors import InputError
 
 TEXT, SELF, NEXT = range(3)

@@ -13,7 +13,8 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, Standardised, live_encoders, recomputed
+from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, live_encoders, recomputed
+from anyo_lightning.encoders.pooled import Standardised
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import MISSING, ItemIndex
@@ -32,13 +33,18 @@ class LLaRA(RetrievalModule):
     catalogue for the user's last training state, without his training items, mined anew each `refresh_epochs` epochs;
     the first epochs know in-batch negatives only.
 
-    What differs from the paper and its code: there a query is a text with the NEXT prompt, one target each; that is
-    `data.supervision: last`. With `all`, the default, one pass over a history gives the state at each item's EOS, and
-    `targets_per_history` of them, drawn anew in each step, are supervised, since each costs an encoded item. Paper
-    and code have no projector and a temperature of 0.01; here one linear projector after a LayerNorm is shared by both
-    sides, since the raw states of all texts point in nearly one direction (`dim: null` leaves it out), and 0.05, which
-    few negatives need. The paper pools EOS; its code means the states of 8 added tokens: `pooled_tokens: 8`. Their 15
-    hard negatives a query belong to that query in a random draw of a fixed list; here they are mined from the model.
+    What differs from the paper and its code:
+
+    - There a query is a text with the NEXT prompt and one positive: that is `data.supervision: last`. With `all`, the
+      default, one pass over a history gives the state at each item's EOS, without a prompt, and `targets_per_history`
+      of them, drawn anew in each step, are supervised, since each costs an encoded item.
+    - They compare raw states. Here each side is standardised and one linear projector is shared by both, since the raw
+      EOS states of all texts point in nearly one direction (`dim: null` and `standardise: false` are the paper's).
+    - Their temperature is 0.01. From states that say little yet, so low a one is soonest reduced by making all vectors
+      equal, and training stays there long; 0.1 is the default here.
+    - The paper pools EOS, its code the mean of 8 added tokens: `pooled_tokens: 8`.
+    - Their 15 hard negatives a query come from a fixed list; here they are mined from the model itself.
+    - They do not correct in-batch negatives for popularity; `popularity_correction: false` is theirs.
 
     Args:
         backbone: Loads the LLM.
@@ -77,10 +83,10 @@ class LLaRA(RetrievalModule):
         next_prompt: str = NEXT,
         pooled_tokens: int = 0,
         targets_per_history: int = 16,
-        temperature: float = 0.05,
+        temperature: float = 0.1,
         learn_temperature: bool = False,
         mask_false_negatives: bool = True,
-        popularity_correction: bool = False,
+        popularity_correction: bool = True,
         hard_negatives: int = 0,
         mined_negatives: int = 50,
         refresh_epochs: int = 1,
@@ -97,6 +103,10 @@ class LLaRA(RetrievalModule):
         for name, value in positive.items():
             if value <= 0:
                 raise InputError(f"Expected {name} to be positive, got {value}")
+        if learn_temperature and temperature < LOWEST_TEMPERATURE:
+            raise InputError(
+                f"Expected temperature to be at least {LOWEST_TEMPERATURE} to be learned, got {temperature}"
+            )
         if not 0 <= hard_negatives <= mined_negatives:
             raise InputError(
                 f"Expected hard_negatives within mined_negatives ({mined_negatives}), got {hard_negatives}"
