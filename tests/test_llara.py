@@ -203,7 +203,7 @@ def test_loss_is_info_nce_over_the_step(built: Make, masked: bool, corrected: bo
     """Summed by hand: every distinct target of the step is a negative, but for what the user has in training."""
     model = built(mask_false_negatives=masked, popularity_correction=corrected, temperature=0.2)
     batch = batch_of(model).split(3)[0]
-    states, split = model(batch), model.data.split
+    states, split = model(batch).detach(), model.data.split
     vectors, targets = model.encode_catalogue(), batch.targets.tolist()
     users = batch.user[batch.target_mask.nonzero()[:, 0]].tolist()
     counts = split.training_counts()
@@ -218,7 +218,7 @@ def test_loss_is_info_nce_over_the_step(built: Make, masked: bool, corrected: bo
             others += math.exp(float(state @ vectors[item]) / 0.2) / expected
         total += math.log((own + others) / own)
     loss, _ = model.loss(states, batch)
-    assert float(loss) == pytest.approx(total / len(targets), rel=1e-4)
+    assert loss.item() == pytest.approx(total / len(targets), rel=1e-4)
     assert (skipped > 0) == masked
 
 
@@ -541,12 +541,14 @@ def test_mining_takes_the_vectors_of_the_validation(
 
 def test_settings_that_cannot_work_are_refused(make: Make, make_data: MakeData) -> None:
     """One sentence each."""
-    for settings in (
+    refused: list[dict[str, Any]] = [
         {"temperature": 0.0},
+        {"temperature": 0.005, "learn_temperature": True},
         {"targets_per_history": 0},
         {"chunk_tokens": 0},
         {"hard_negatives": 9, "mined_negatives": 3},
-    ):
+    ]
+    for settings in refused:
         with pytest.raises(InputError, match=next(iter(settings))):
             make(**settings)
     data = make_data()

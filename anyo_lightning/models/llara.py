@@ -104,9 +104,7 @@ class LLaRA(RetrievalModule):
             if value <= 0:
                 raise InputError(f"Expected {name} to be positive, got {value}")
         if learn_temperature and temperature < LOWEST_TEMPERATURE:
-            raise InputError(
-                f"Expected temperature to be at least {LOWEST_TEMPERATURE} to be learned, got {temperature}"
-            )
+            raise InputError(f"Expected a learned temperature of at least {LOWEST_TEMPERATURE}, got {temperature}")
         if not 0 <= hard_negatives <= mined_negatives:
             raise InputError(
                 f"Expected hard_negatives within mined_negatives ({mined_negatives}), got {hard_negatives}"
