@@ -126,18 +126,20 @@ class AnyoCLI(LightningCLI):
     def _choose_folder(self, config: Namespace) -> None:
         """The run folder: named, or the next free one, or the one of the process that started this one."""
         started_by_launcher = int(os.environ.get("LOCAL_RANK", 0)) > 0 or "TORCHELASTIC_RUN_ID" in os.environ
+        several = int(os.environ.get("SLURM_NTASKS", 1)) > 1 or config.trainer.num_nodes > 1
+        made = False
         if config.run is not None:
             self.run_folder = RunFolder(config.run)
-            self.made_folder = None if config.run.exists() else self.run_folder
         elif (chosen := os.environ.get(FOLDER_OF_LAUNCHER)) and started_by_launcher:
             self.run_folder = RunFolder(chosen)
-        elif started_by_launcher or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        elif started_by_launcher or several:
             raise InputError("Expected --run FOLDER, so that all processes write into one, got none")
         else:
-            self.run_folder = self.made_folder = RunFolder.new(config.trainer.default_root_dir, _config_name(config))
+            self.run_folder, made = RunFolder.new(config.trainer.default_root_dir, _config_name(config)), True
             os.environ[FOLDER_OF_LAUNCHER] = str(self.run_folder.path)
-        if self.subcommand != "validate" and not int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))):
-            self.claim.enter_context(self.run_folder.claimed())
+        if self.subcommand != "validate" and _rank() == 0:
+            made |= self.claim.enter_context(self.run_folder.claimed())
+        self.made_folder = self.run_folder if made else None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: TensorBoard, the cost ledger, the guards, checkpoints to go on from."""
@@ -164,6 +166,7 @@ class AnyoCLI(LightningCLI):
     def fit(self, model: LightningModule, *, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, from the last checkpoint where the run folder has one, then test the best checkpoint."""
         last = self.run_folder.last_checkpoint
+        ckpt_path = self._checkpoint_named(ckpt_path)
         start = ckpt_path or (str(last) if last.is_file() else None)
         if model.trained:
             if start is not None:
@@ -190,7 +193,9 @@ class AnyoCLI(LightningCLI):
         kwargs.pop("return_predictions", None)
         found: list[Any] = self.trainer.predict(model, **self._with_checkpoint(kwargs)) or []
         rows, queries = (
-            distributed.gather_rows(torch.cat([batch[key] for batch in found]).to(self.model.device)).cpu().numpy()
+            distributed.gather_rows(torch.cat([batch[key] for batch in found]).to(self.trainer.strategy.root_device))
+            .cpu()
+            .numpy()
             for key in ("row", "query")
         )
         rows, first = np.unique(rows, return_index=True)
@@ -199,6 +204,11 @@ class AnyoCLI(LightningCLI):
             self.run_folder.write_queries(pl.DataFrame({"user_id": users.tolist(), "query": queries[first]}))
         self._say_where()
 
+    def _checkpoint_named(self, name: str | None) -> str | None:
+        """The run folder's own file for `best` and `last`, as Lightning's users name them."""
+        own = {"best": self.run_folder.best_checkpoint, "last": self.run_folder.last_checkpoint}
+        return str(own[name]) if name in own else name
+
     def _say_where(self) -> None:
         if self.trainer.is_global_zero:
             print(f"Run folder: {self.run_folder.path}")
@@ -206,7 +216,8 @@ class AnyoCLI(LightningCLI):
     def _with_checkpoint(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The run's best checkpoint, unless another is named or the model is counted, not trained."""
         best = self.run_folder.best_checkpoint
-        if kwargs.get("ckpt_path") is None and self.model.trained:
+        kwargs["ckpt_path"] = self._checkpoint_named(kwargs.get("ckpt_path"))
+        if kwargs["ckpt_path"] is None and self.model.trained:
             if not best.is_file():
                 raise InputError(f"Expected --run with a trained run folder or --ckpt_path, got no {best}")
             kwargs["ckpt_path"] = str(best)
@@ -222,7 +233,9 @@ class ConfigWriter(SaveConfigCallback):
         """Nothing yet."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it: what the checkpoint goes on with is known to fit."""
+        """Write it: what the checkpoint goes on with is known to fit. Figures of before are no longer the run's."""
+        if trainer.is_global_zero:
+            RunFolder(trainer.default_root_dir).metrics_file.unlink(missing_ok=True)
         super().setup(trainer, pl_module, "fit")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -253,6 +266,15 @@ def _processes(trainer: Namespace) -> int:
     else:
         count = len(str(devices).split(",")) if "," in str(devices) else int(devices)
     return max(count, 1) * trainer.num_nodes
+
+
+def _rank() -> int:
+    """The number of this process, as torchrun, SLURM or Lightning's own launcher say it; 0 is the first of all."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        return int(os.environ.get("SLURM_PROCID", 0))
+    return int(os.environ.get("NODE_RANK", 0)) or int(os.environ.get("LOCAL_RANK", 0))
 
 
 def _check_monitor(option: str, monitor: str | None, cutoffs: list[int]) -> None:

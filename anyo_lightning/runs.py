@@ -59,13 +59,20 @@ class RunFolder:
                 return cls(folder)
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Hold the folder, made if need be, so that no second process writes there; the system frees it in any case.
+    def claimed(self) -> Iterator[bool]:
+        """Hold the folder, so that no second process writes there; the system frees it in any case.
+
+        Yields:
+            Whether it was made now.
 
         Raises:
             InputError: When another run is writing there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True)
+            made = True
+        except FileExistsError:
+            made = False
         folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,7 +82,7 @@ class RunFolder:
         except OSError:
             pass  # a file system without locks
         try:
-            yield
+            yield made
         finally:
             os.close(folder)
 

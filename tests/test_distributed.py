@@ -300,7 +300,7 @@ def test_a_full_disk_loses_nothing(run: Run, loops: list[str], tmp_path: Path) -
     )
     output = run("fit", *options, "--trainer.max_epochs=2", limit=limit, code=2)
     assert "Expected to write" in output
-    assert "earlier ones are as they were" in output
+    assert "as they were" in output
     assert folder.last_checkpoint.read_bytes() == before
     assert not list(folder.checkpoints.glob(".*"))
 

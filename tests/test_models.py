@@ -203,3 +203,31 @@ def test_learning_rates_by_name(tiny_llm: str, make_data: Callable[..., RecDataM
     lora = {id(p) for n, p in model.named_parameters() if "lora_" in n}
     assert {id(p) for p in groups["history_encoder.backbone"]["params"]} == lora
     assert groups["others"]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "e4srec", "hybrid", "anyo"])
+def test_models_are_made_on_the_cpu_whatever_the_default_device(
+    name: str, tiny_llm: str, make_data: Callable[..., RecDataModule]
+) -> None:
+    """Lightning builds models with a GPU as the default device, where new tensors would meet those of numpy."""
+    data = make_data()
+    data.setup("fit")
+    model = variants(tiny_llm)[name]()
+    with torch.device("meta"):
+        model.prepare(data)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    assert len(tensors) > 5
+    assert {name: t.device.type for name, t in tensors if t.device.type != "cpu"} == {}
+
+
+def test_seeds_differ_in_their_batches(make_data: Callable[..., RecDataModule]) -> None:
+    """`seed_everything` alone gives other batches; the same seed the same ones."""
+
+    def batches(seed: int) -> list[list[int]]:
+        seed_everything(seed, verbose=False)
+        data = make_data(batch_tokens=60)
+        data.setup("fit")
+        return list(data.train_dataloader().sampler)
+
+    assert batches(0) == batches(0)
+    assert batches(0) != batches(1)

@@ -28,7 +28,12 @@ TRAINER_SETTINGS = (
     "accumulate_grad_batches",
     "gradient_clip_val",
     "precision",
+    "devices",  # batches are a process's: more of them make a larger global batch
+    "num_nodes",
+    "check_val_every_n_epoch",
+    "val_check_interval",
 )
+CALLBACK_SETTINGS = ("monitor", "mode", "patience", "min_delta")  # of early stopping and of the best checkpoint
 FOLDER_SETTINGS = ("init_from", "item_vectors_from")  # folders of runs, of which only the variant matters
 
 
@@ -136,8 +141,12 @@ def _settings(folder: RunFolder) -> str:
         return ""
     model, data, trainer = (config.get(name) or {} for name in ("model", "data", "trainer"))
     data = {name: value for name, value in data.items() if name != "seed"}
+    callbacks = [
+        [(config.get(block) or {}).get(name) for name in CALLBACK_SETTINGS]
+        for block in ("early_stopping", "checkpoint")
+    ]
     return json.dumps(
-        [_variants_for_folders(model), data, [trainer.get(name) for name in TRAINER_SETTINGS]], default=str
+        [_variants_for_folders(model), data, [trainer.get(name) for name in TRAINER_SETTINGS], callbacks], default=str
     )
 
 

@@ -1,5 +1,6 @@
 """One DataModule for every variant: source, split, windows, batches."""
 
+import os
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ class RecDataModule(LightningDataModule):
         max_item_tokens: Most tokens of one item's text, its separator included.
         batch_tokens: Most padded tokens a training batch (items, where no text is read).
         evaluation_batch_tokens: The same for validation, test and prediction.
-        seed: Seed of the shuffle.
+        seed: Seed of batches, shuffled ties and cuts; None takes that of `seed_everything`.
         num_workers: Processes that assemble batches; 0 is fast enough for most.
     """
 
@@ -86,7 +87,7 @@ class RecDataModule(LightningDataModule):
         max_item_tokens: int = 48,
         batch_tokens: int = 8192,
         evaluation_batch_tokens: int = 16384,
-        seed: int = 0,
+        seed: int | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -122,7 +123,8 @@ class RecDataModule(LightningDataModule):
         self.max_items, self.max_tokens, self.max_item_tokens = max_items, max_tokens, max_item_tokens
         self.overlap, self.random_cuts, self.shuffle_ties = overlap, random_cuts, shuffle_ties
         self.batch_tokens, self.evaluation_batch_tokens = batch_tokens, evaluation_batch_tokens
-        self.seed, self.num_workers = seed, num_workers
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.num_workers = num_workers
         self.tokens: ItemTokenStore | None = None
         self._split: Split | None = None
         self._queries: dict[str, Queries] = {}

@@ -5,6 +5,7 @@ peft's cast of each LoRA input to float32 is switched off, so that every matrix 
 precision surrounds it (on a CPU with AVX512-BF16 a bfloat16 product takes about a quarter of the time).
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -83,6 +84,8 @@ class Backbone(nn.Module):
             "dtype": dtype,
             "attention": attention,
         }
+        if quantization_config is not None:
+            self.identity["quantization"] = json.dumps(dict(quantization_config), sort_keys=True, default=str)
         self._frozen_keys = [f"model.{key}" for key in self.model.state_dict()]
         if lora is not None:
             self._frozen_keys = _add_lora(self.model, lora)

@@ -77,7 +77,7 @@ def embed_texts(
     distributed.barrier()
     distinct = dict(zip([_digest(text) for text in texts], texts, strict=True))
     missing = {key: text for key, text in distinct.items() if key not in vectors}
-    if missing and distributed.world_size() > 1:
+    if distributed.world_size() > 1 and distributed.sum_over_ranks(len(missing), backbone.device):
         # Each process encodes its share, and reads what the others wrote; the rest, without a shared disk, itself.
         own = {key: missing[key] for key in sorted(missing)[distributed.rank() :: distributed.world_size()]}
         for shard in _encode(backbone, tokenizer, own, pooling, layer, batch_tokens, max_tokens, shard_texts):

@@ -87,7 +87,16 @@ class RetrievalModule(LightningModule):
             _give_tokens(self.backbone, data)  # another data module than the one it was built on
 
     def prepare(self, data: RecDataModule) -> None:
-        """Build on data whose `setup` has run; what `configure_model` does under a Trainer."""
+        """Build on data whose `setup` has run; what `configure_model` does under a Trainer.
+
+        All but the LLM is made on the CPU, also where Lightning makes a GPU the default device around this; Lightning
+        moves it afterwards. The LLM is put on the Trainer's device at once: it may have the catalogue to encode.
+        """
+        with torch.device("cpu"):
+            self.build_all(data)
+
+    def build_all(self, data: RecDataModule) -> None:
+        """What `prepare` does, whatever the default device."""
         started = time.perf_counter()
         trained = torch.from_numpy(data.split.training_counts() > 0)
         self.training_items = trained.nonzero()[:, 0]
@@ -111,12 +120,17 @@ class RetrievalModule(LightningModule):
         Raises:
             InputError: When the LLM cannot be loaded or fails the self-check.
         """
-        backbone = make()
+        backbone = make().to(self.build_device)
         self_check(backbone, load_tokenizer(*backbone.source))
         if reads_text:
             _give_tokens(backbone, data)
         self.reads_text = reads_text
         return backbone
+
+    @property
+    def build_device(self) -> torch.device:
+        """Where LLMs are put while the model is built."""
+        return torch.device("cpu") if self._trainer is None else self.trainer.strategy.root_device
 
     @property
     def backbone(self) -> Backbone | None:
@@ -143,8 +157,7 @@ class RetrievalModule(LightningModule):
             spans: For each history, the tokens that are read in the place of each item's own, separator included.
         """
         batch = self.data.collate(histories, hidden=hidden, spans=spans).to(self.device)
-        if self.training:
-            self.seen["tokens"] += batch.token_count
+        self.seen["tokens"] += batch.token_count
         states: Tensor = self(batch)
         return states.float()
 
@@ -254,7 +267,8 @@ class RetrievalModule(LightningModule):
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.parameters())
         counting = {} if self.trained else {"train_seconds": self.build_seconds}
-        return {"trainable_parameters": trained, "parameters": total, **counting}
+        built = {"build_seconds": self.build_seconds}  # embedding the catalogue, where the cache lacks it, and the like
+        return {"trainable_parameters": trained, "parameters": total, **built, **counting}
 
     def seen_by_all(self) -> dict[str, float]:
         """The tokens and targets that all processes have trained on; a collective."""

@@ -63,12 +63,16 @@ def describe_catalogue(split: Split) -> dict[str, Any]:
 
 
 def describe(module: "RetrievalModule") -> dict[str, Any]:
-    """What a checkpoint says of itself."""
+    """What a checkpoint says of itself; a collective."""
+    return {**identify(module), "seen": module.seen_by_all()}
+
+
+def identify(module: "RetrievalModule") -> dict[str, Any]:
+    """What must agree where a checkpoint is loaded."""
     return {
         "model": type(module).__name__,
         "backbone": dict(module.backbone.identity) if module.backbone is not None else None,
         **module.catalogue,
-        "seen": module.seen_by_all(),
     }
 
 
@@ -95,7 +99,7 @@ def check(module: "RetrievalModule", checkpoint: dict[str, Any], *, also: tuple[
     found = checkpoint.get(METADATA)
     if found is None:
         raise InputError("Expected a checkpoint written by anyo-lightning, got one without its metadata")
-    expected = describe(module)
+    expected = identify(module)
     for part in ("model", "backbone", "items", "catalogue", "split"):
         if found[part] != expected[part] and not (part == "model" and found[part] in also):
             raise InputError(f"Expected a checkpoint of {part} {_words(expected[part])}, got {_words(found[part])}")

@@ -124,10 +124,10 @@ class LLaRA(RetrievalModule):
         if not self.standardise:
             return
         training = self.training
-        self.eval()
+        self.eval().to(self.build_device)
         histories = [data.split.training_history(user) for user in range(data.split.users)]
         some = [items[:-1] for items in histories if len(items) > 1][:MEASURED]
-        batches = [data.collate(some[start : start + 8]) for start in range(0, len(some), 8)]
+        batches = [data.collate(some[start : start + 8]).to(self.device) for start in range(0, len(some), 8)]
         sides = {
             self.item_encoder: lambda: self.item_encoder(self.training_items),
             self.history_encoder: lambda: [self(replace(b, target_mask=b.item_mask)) for b in batches],
@@ -183,7 +183,9 @@ class LLaRA(RetrievalModule):
         own = items[distributed.rank() :: distributed.world_size()]
         if self.training:
             self.seen["tokens"] += self.item_encoder.token_count(own)
-        vectors = distributed.gather_rows(self.item_encoder(own).float(), with_gradient=True)
+        # With fewer items than processes one has none: no rows then, but the same graph, and so the same collectives.
+        encoded = self.item_encoder(own) if len(own) else self.item_encoder(items[:1])[:0]
+        vectors = distributed.gather_rows(encoded.float(), with_gradient=True)
         vectors = vectors[distributed.gather_rows(own).argsort()]
         excluded = None
         if self.mask_false_negatives:

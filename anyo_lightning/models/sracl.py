@@ -254,7 +254,7 @@ class SRACL(RetrievalModule):
                     "Expected semantics, the encoder of the semantic vectors, where ids are read, got none"
                 )
             return backbone
-        encoder = self.make_semantics()
+        encoder = self.make_semantics().to(self.build_device)
         self_check(encoder, load_tokenizer(*encoder.source))
         return encoder
 
