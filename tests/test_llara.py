@@ -289,14 +289,14 @@ def test_mined_negatives_join_the_loss(built: Make) -> None:
     """With a list of items that are no targets, the step encodes those too; logQ leaves them alone."""
     model = built(hard_negatives=1, mined_negatives=1, popularity_correction=True)
     batch = batch_of(model).split(2)[0]
-    plain = float(model.loss(model(batch), batch)[0])
+    plain = model.loss(model(batch), batch)[0].item()
     absent = next(item for item in range(16) if item not in batch.targets.tolist())
     model.mined.fill_(absent)
     chances = model.log_chances(torch.tensor([absent, int(batch.targets[0])]), batch.targets)
     assert float(chances[0]) == 0
     assert float(chances[1]) < 0
     model.mask_false_negatives = False
-    assert float(model.loss(model(batch), batch)[0]) > plain
+    assert model.loss(model(batch), batch)[0].item() > plain
 
 
 # --- gradient caching ------------------------------------------------------------------------------------------------
