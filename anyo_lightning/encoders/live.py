@@ -23,8 +23,8 @@ from anyo_lightning.encoders.history import TextHistory
 from anyo_lightning.encoders.pooled import PooledReader, Standardised, UnitLength, padded
 from anyo_lightning.fetch import cache_folder
 
-SELF = "\nThis:"
-NEXT = "\nNext:"
+SELF = " This one."
+NEXT = " The next one."
 ITEM_TOKENS = 8192  # padded tokens of a pass over items: few enough for the memory, enough for the matrix products
 
 
