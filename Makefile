@@ -13,7 +13,7 @@ VARIANT_OPTIONS = $(OPTIONS_$*)
 # The paper trains one prefix a sample: hours here. All boundaries in one pass instead, and the row says so.
 OPTIONS_e4srec_paper := --model.init_args.item_vectors_from runs/table/sasrec --data.supervision all \
 	--data.shuffle_ties true --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
-OPTIONS_llara := --model.init_args.init_from runs/pretrain/llara
+OPTIONS_llara := --model.init_args.init_from runs/pretrain/llara --model.init_args.self_prompt " This one."
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo table test test-distributed check format clean
