@@ -257,6 +257,8 @@ class RetrievalModule(LightningModule):
             ]
         )
         steps = int(self.trainer.estimated_stepping_batches)
+        # Counting has made a loader, before the checkpoint says where in the epoch to go on: let the loop make it anew.
+        self.trainer.fit_loop._combined_loader = None
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, learning_rate_schedule(steps, warmup=self.warmup, decay=self.decay)
         )
