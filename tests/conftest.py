@@ -59,6 +59,12 @@ def cache() -> Iterator[Path]:
         os.environ["ANYO_CACHE"] = before
 
 
+@pytest.fixture(autouse=True)
+def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`seed_everything` leaves its seed in the environment, where a data module without one would find it."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 @pytest.fixture(scope="session")
 def titles() -> list[str]:
     """A few movie titles."""
