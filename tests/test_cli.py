@@ -110,6 +110,13 @@ def without_seconds(metrics: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in metrics.items() if "seconds" not in name}
 
 
+def test_optimizers_name_their_weight_decay() -> None:
+    """Another optimizer than the default AdamW silently takes over its decay of 0.01, which in Adam is a strong L2."""
+    optimizers = [yaml.safe_load(path.read_text())["model"].get("init_args", {}).get("optimizer") for path in CONFIGS]
+    assert len(named := [optimizer for optimizer in optimizers if optimizer]) > 5
+    assert all("weight_decay" in optimizer["init_args"] for optimizer in named)
+
+
 def test_overlays_fit_every_configuration() -> None:
     """There are configurations and overlays, and an overlay has only what all configurations have."""
     overlays = sorted((CONFIGS[0].parent / "overlays").glob("*.yaml"))
