@@ -9,7 +9,6 @@ RUNS ?= runs/$(OVERLAY)
 FLOORS := popularity ease markov markov_tuned
 DEMO := $(FLOORS) sasrec e4srec_hybrid
 TABLE := $(FLOORS) sasrec anyo e4srec e4srec_hybrid e4srec_vectors_hybrid e4srec_paper cllmrec sracl sracl_paper llara
-VARIANT_OPTIONS = $(OPTIONS_$*)
 # The paper trains one prefix a sample: hours here. All boundaries in one pass instead, and the row says so.
 OPTIONS_e4srec_paper := --model.init_args.item_vectors_from runs/table/sasrec --data.supervision all \
 	--data.shuffle_ties true --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
@@ -28,7 +27,7 @@ table: $(TABLE:%=runs/table/%/metrics.json)
 
 # Each variant once: a finished run folder is left alone, an interrupted one goes on from its last checkpoint.
 runs/table/%/metrics.json: | .venv/installed
-	$(BIN)/anyo fit --config configs/$*.yaml --run runs/table/$* $(VARIANT_OPTIONS)
+	$(BIN)/anyo fit --config configs/$*.yaml --run runs/table/$* $(OPTIONS_$*)
 
 runs/table/e4srec_paper/metrics.json: runs/table/sasrec/metrics.json
 runs/table/cllmrec/metrics.json: runs/views.done
