@@ -13,11 +13,12 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from anyo_lightning import distributed
+from anyo_lightning.config_writer import ConfigWriter
 from anyo_lightning.costs import CostLedger
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.errors import InputError
@@ -145,7 +146,9 @@ class AnyoCLI(LightningCLI):
         """Add what every run has: TensorBoard, the cost ledger, the guards, checkpoints to go on from."""
         config = self.config[self.subcommand]
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(str(self.run_folder.path), name="", version="")
+            kwargs["logger"] = TensorBoardLogger(
+                str(self.run_folder.path), name="", version="", default_hp_metric=False
+            )
         if config.trainer.strategy in ("auto", "ddp") and _processes(config.trainer) > 1:
             # Buffers are the same on all processes (frozen vectors), and some are large: nothing to send.
             kwargs["strategy"] = DDPStrategy(broadcast_buffers=False)
@@ -224,24 +227,6 @@ class AnyoCLI(LightningCLI):
         if kwargs.get("ckpt_path"):
             checkpoints.load(Path(kwargs["ckpt_path"]))
         return kwargs
-
-
-class ConfigWriter(SaveConfigCallback):
-    """Writes config.yaml when a stage really starts: a refused checkpoint leaves the run's own configuration alone."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it: what the checkpoint goes on with is known to fit. Figures of before are no longer the run's."""
-        if trainer.is_global_zero:
-            RunFolder(trainer.default_root_dir).metrics_file.unlink(missing_ok=True)
-        super().setup(trainer, pl_module, "fit")
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it where there is none: for a model that is counted, not trained."""
-        if not RunFolder(trainer.default_root_dir).config_file.is_file():
-            super().setup(trainer, pl_module, "test")
 
 
 def _with_config_of_run(arguments: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ LAYERS = [
     "augment neighbours views",
     "evaluation",
     "models",
-    "costs guards compare",
+    "costs guards config_writer compare",
     "lightning_cli",
     "cli",
 ]

@@ -21,6 +21,7 @@ from anyo_lightning import distributed
 from anyo_lightning.data.splits import Queries, Split, Stage
 from anyo_lightning.environment import environment
 from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation import board
 from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.evaluation.ranking import rank
 from anyo_lightning.evaluation.results import Evaluation
@@ -136,7 +137,7 @@ class RetrievalMetrics(Callback):
 
     def _evaluate(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        evaluation = self._rank(
+        evaluation, vectors = self._rank(
             data.split, data.queries(stage), cast(EncodesCatalogue, module), trainer.strategy.root_device
         )
         prefix = "val/" if stage == "validation" else "test/"
@@ -145,11 +146,18 @@ class RetrievalMetrics(Callback):
         shown = f"{prefix}ndcg@{10 if 10 in self.cutoffs else self.cutoffs[-1]}"
         for name, value in {**figures, f"{prefix}seconds": seconds}.items():
             module.log(name, value, prog_bar=name == shown)
-        if stage == "test" and trainer.is_global_zero:
-            self._write(trainer, module, evaluation, seconds)
+        if trainer.is_global_zero:
+            board.log_recommendations(
+                trainer.loggers, evaluation, tag=f"{prefix}recommendations", step=trainer.global_step
+            )
+            if stage == "test":
+                self._write(trainer, module, evaluation, seconds)
+                board.log_items(trainer.loggers, vectors, data.split.item_texts, data.split.training_counts())
 
-    def _rank(self, split: Split, queries: Queries, module: EncodesCatalogue, device: torch.device) -> Evaluation:
-        """Build the index and rank the collected rows, each (user, target) once."""
+    def _rank(
+        self, split: Split, queries: Queries, module: EncodesCatalogue, device: torch.device
+    ) -> tuple[Evaluation, Tensor]:
+        """Build the index and rank the collected rows, each (user, target) once; also the vectors of all items."""
         all_rows, all_queries = (
             distributed.gather_rows(torch.cat(parts).to(device)).cpu() for parts in (self._rows, self._queries)
         )
@@ -172,7 +180,7 @@ class RetrievalMetrics(Callback):
             k=self.top_k,
             history=queries.history if self.mask_history else None,
         )
-        return Evaluation(split, queries, rows, ranking, self.cutoffs, index.exact)
+        return Evaluation(split, queries, rows, ranking, self.cutoffs, index.exact), vectors
 
     def _write(self, trainer: Trainer, module: LightningModule, evaluation: Evaluation, seconds: float) -> None:
         """Write predictions.parquet, catalogue.parquet and, last, the metrics.json that marks a finished run."""
@@ -182,6 +190,8 @@ class RetrievalMetrics(Callback):
         seed = os.environ.get("PL_GLOBAL_SEED")
         run.write_predictions(evaluation.predictions(item_tokens))
         run.write_catalogue(pl.DataFrame({"item_id": split.item_ids.tolist(), "text": split.item_texts}))
+        slices = evaluation.slices("test/", item_tokens)
+        board.log_slices(trainer.loggers, slices, tag="test/slices", step=trainer.global_step)
         run.write_metrics(
             {
                 "variant": self.variant or run.variant,
@@ -200,7 +210,7 @@ class RetrievalMetrics(Callback):
                     "rows": len(evaluation.rows),
                 },
                 "metrics": evaluation.figures("test/"),
-                "slices": evaluation.slices("test/", item_tokens),
+                "slices": slices,
                 "cost": {**cost, "evaluation_seconds": seconds},
                 "environment": self._environment,
             }

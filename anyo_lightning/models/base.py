@@ -182,6 +182,12 @@ class RetrievalModule(LightningModule):
         self.log_dict(logged, batch_size=targets, prog_bar=True)
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of each group's gradient, before it is clipped."""
+        for group in optimizer.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            self.log(f"grad_norm/{group['name']}", torch.nn.utils.get_total_norm(gradients))
+
     def validation_step(self, batch: HistoryBatch, batch_idx: int) -> dict[str, Tensor]:
         """The queries of a batch; `RetrievalMetrics` ranks them."""
         return {"row": batch.row, "query": self(batch).float()}

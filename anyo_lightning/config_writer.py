@@ -1,0 +1,58 @@
+"""`ConfigWriter`: a run's settings in its config.yaml and in its loggers."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from anyo_lightning.runs import RunFolder
+
+
+class ConfigWriter(SaveConfigCallback):
+    """Writes config.yaml when a stage really starts: a refused checkpoint leaves the run's own configuration alone.
+
+    Loggers learn the settings when training starts; TensorBoard's also with the test's figures, for its HParams tab.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it: what the checkpoint goes on with is known to fit. Figures of before are no longer the run's."""
+        if trainer.is_global_zero:
+            RunFolder(trainer.default_root_dir).metrics_file.unlink(missing_ok=True)
+        super().setup(trainer, pl_module, "fit")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self._settings())
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the test's figures beside the settings."""
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self._settings(), figures, trainer.global_step)
+
+    def _settings(self) -> dict[str, Any]:
+        """What a run is made of, one level deep: seed, model, data, the length and precision of training."""
+        found = self.config.as_dict()
+        trainer = {name: found["trainer"][name] for name in ("max_epochs", "max_steps", "precision")}
+        kept = {"seed": found["seed_everything"], "model": found["model"], "data": found["data"], "trainer": trainer}
+        return {name: value for name, value in _flat(kept).items() if value is not None}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it where there is none: for a model that is counted, not trained."""
+        if not RunFolder(trainer.default_root_dir).config_file.is_file():
+            super().setup(trainer, pl_module, "test")
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """`{"a": {"init_args": {"b": 1}}}` as `{"a.b": 1}`; what is neither a number nor a word becomes its text."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            prefix = "" if name == "init_args" else f"{name}."
+            found |= {prefix + inner: content for inner, content in _flat(value).items()}
+        else:
+            found[name] = value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return found

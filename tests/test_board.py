@@ -1,0 +1,102 @@
+"""TensorBoard, as its own reader reads it: curves, settings with figures, texts, the items' vectors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from anyo_lightning.cli import main
+from anyo_lightning.runs import RunFolder
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def fit(tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """Two epochs of SASRec on the tiny data, all of whose titles are a mean one."""
+    items = tmp_path / "items.csv"
+    lines = tiny_data[1].read_text().splitlines()
+    header, *rows = lines
+    position = header.split(",").index("title")
+    rows = [",".join(("<script>|*x*" if i == position else c) for i, c in enumerate(r.split(","))) for r in rows]
+    items.write_text("\n".join([header, *rows]))
+    words = [
+        "fit",
+        f"--config={CONFIGS / 'sasrec.yaml'}",
+        f"--data.interactions={tiny_data[0]}",
+        f"--data.items={items}",
+        "--data.template={title}",
+        "--trainer.max_epochs=2",
+        "--trainer.accelerator=cpu",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.enable_progress_bar=false",
+        f"--run={tmp_path / 'run'}",
+    ]
+    monkeypatch.setattr("sys.argv", ["anyo", *words])
+    main(words)
+    return RunFolder(tmp_path / "run")
+
+
+def read(run: RunFolder) -> EventAccumulator:
+    """All events of a run folder."""
+    events = EventAccumulator(str(run.path))
+    events.Reload()
+    return events
+
+
+def test_board_shows_curves_settings_texts_and_vectors(fit: RunFolder) -> None:
+    """One run: everything is there, and equals what the run folder says."""
+    events, figures = read(fit), fit.read_metrics()
+    scalars = events.Tags()["scalars"]
+    assert {"lr-AdamW/others", "grad_norm/others", "train/loss", "val/ndcg@10", "test/ndcg@10"} <= set(scalars)
+    assert all(event.value > 0 for event in events.Scalars("grad_norm/others"))
+    assert events.Scalars("test/ndcg@10")[-1].value == pytest.approx(figures["metrics"]["test/ndcg@10"]["value"])
+
+    start = HParamsPluginData.FromString(
+        events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    ).session_start_info.hparams
+    assert start["model.dim"].number_value == 64
+    assert start["model.optimizer.lr"].number_value == pytest.approx(1e-3)
+    assert start["seed"].number_value == 0
+    metrics = HParamsPluginData.FromString(
+        events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    ).experiment.metric_infos
+    assert "test/ndcg@10" in {metric.name.tag for metric in metrics}
+
+    texts = events.Tensors("val/recommendations/text_summary")
+    assert len(texts) == 2
+    shown = texts[-1].tensor_proto.string_val[0].decode()
+    assert "&lt;script&gt;&#124;\\*x\\*" in shown
+    assert "<script>" not in shown
+    assert shown.count("#### User") == 5
+    slices = events.Tensors("test/slices/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| target popularity | head |" in slices
+
+    vectors = np.loadtxt(fit.path / "00000" / "items" / "tensors.tsv", delimiter="\t")
+    best = torch.load(fit.best_checkpoint, weights_only=True)["state_dict"]
+    assert any(value.shape == vectors.shape and np.allclose(value, vectors, atol=1e-6) for value in best.values())
+    metadata = (fit.path / "00000" / "items" / "metadata.tsv").read_text().splitlines()
+    assert metadata[0] == "item\tin training"
+    assert metadata[1].startswith("<script>|*x*\t")
+    assert len(metadata) == len(vectors) + 1
+
+
+def test_another_logger_by_yaml_alone(fit: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lightning's CSV logger gets figures and settings, and no event file is written."""
+    folder = tmp_path / "other"
+    logger = tmp_path / "logger.yaml"
+    logger.write_text(
+        "trainer: {logger: {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: "
+        + str(folder)
+        + "}}}"
+    )
+    words = ["fit", f"--config={fit.config_file}", f"--config={logger}", f"--run={tmp_path / 'again'}"]
+    monkeypatch.setattr("sys.argv", ["anyo", *words])
+    main(words)
+    assert not list((tmp_path / "again").glob("events*"))
+    written = folder / "lightning_logs" / "version_0"
+    assert "val/ndcg@10" in (written / "metrics.csv").read_text()
+    assert "model.dim: 64" in (written / "hparams.yaml").read_text()
