@@ -19,7 +19,7 @@ def crop(items: Int[np.ndarray, " items"], *, share: float, random: np.random.Ge
         share: η, what is kept.
         random: Source of randomness.
 
-    Reference: CL4SRec (arXiv 2010.14395), eq. 4.
+    Reference: CL4SRec (arXiv 2010.14395), item crop.
     """
     kept = max(_count(share, items), 1)
     start = random.integers(len(items) - kept + 1)
@@ -34,7 +34,7 @@ def mask(items: Int[np.ndarray, " items"], *, share: float, random: np.random.Ge
         share: γ, what is hidden.
         random: Source of randomness.
 
-    Reference: CL4SRec (arXiv 2010.14395), eq. 5.
+    Reference: CL4SRec (arXiv 2010.14395), item mask.
     """
     hidden = np.zeros(len(items), dtype=bool)
     hidden[_positions(min(_count(share, items), len(items) - 1), items, random)] = True
@@ -51,7 +51,7 @@ def reorder(
         share: β, what is shuffled.
         random: Source of randomness.
 
-    Reference: CL4SRec (arXiv 2010.14395), eq. 6.
+    Reference: CL4SRec (arXiv 2010.14395), item reorder.
     """
     shuffled = _count(share, items)
     start = random.integers(len(items) - shuffled + 1)
@@ -75,7 +75,7 @@ def substitute(
         similar: The most similar items of each item.
         random: Source of randomness.
 
-    Reference: CoSeRec (arXiv 2108.06479), section 3.2.1; SRA-CL (arXiv 2503.04162), intra-user views.
+    Reference: CoSeRec (arXiv 2108.06479), substitute; SRA-CL (arXiv 2503.04162), intra-user views.
     """
     view = items.copy()
     positions = _positions(_count(share, items), items, random)

@@ -84,8 +84,8 @@ class CLLMRec(RetrievalModule):
         neighbours: Similar items among which `substitute` draws.
         training: What `RetrievalModule` takes.
 
-    Reference: Lu et al., CLLMRec (IJCAI 2025, doi 10.24963/ijcai.2025/351); Xie et al., CL4SRec (arXiv 2010.14395),
-    eq. 3; Liu et al., CoSeRec (arXiv 2108.06479); Gao et al., SimCSE (arXiv 2104.08821).
+    Reference: Lu et al., CLLMRec (IJCAI 2025, doi 10.24963/ijcai.2025/351); Xie et al., CL4SRec (arXiv 2010.14395);
+    Liu et al., CoSeRec (arXiv 2108.06479); Gao et al., SimCSE (arXiv 2104.08821).
     """
 
     item_encoder: FrozenTextItems

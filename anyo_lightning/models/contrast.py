@@ -29,7 +29,7 @@ def contrast_views(
             `same_history`; None leaves only i itself out.
         temperature: τ.
 
-    Reference: Chen et al., SimCLR (arXiv 2002.05709), eq. 1; Xie et al., CL4SRec (arXiv 2010.14395), eq. 3.
+    Reference: Chen et al., SimCLR (arXiv 2002.05709), eq. 1; Xie et al., CL4SRec (arXiv 2010.14395), contrastive loss.
     """
     count, start = len(first), distributed.rows_before(len(first), first.device)
     keys = torch.cat([distributed.gather_rows(view, with_gradient=True) for view in (first, second)])
