@@ -28,16 +28,19 @@ class ConfigWriter(SaveConfigCallback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the test's figures beside the settings."""
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+        shown = ("test/hr", "test/ndcg")
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(shown)}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self._settings(), figures, trainer.global_step)
 
     def _settings(self) -> dict[str, Any]:
-        """What a run is made of, one level deep: seed, model, data, the length and precision of training."""
+        """What a run is made of, one level deep: the model's own settings first, as an HParams table sorts by name."""
         found = self.config.as_dict()
+        model = {"model": found["model"]["class_path"].rpartition(".")[2], **found["model"].get("init_args", {})}
+        data = {name: value for name, value in found["data"].items() if name != "columns"}
         trainer = {name: found["trainer"][name] for name in ("max_epochs", "max_steps", "precision")}
-        kept = {"seed": found["seed_everything"], "model": found["model"], "data": found["data"], "trainer": trainer}
+        kept = {**model, "data": data, "trainer": trainer, "seed": found["seed_everything"]}
         return {name: value for name, value in _flat(kept).items() if value is not None}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -58,8 +58,9 @@ def test_board_shows_curves_settings_texts_and_vectors(fit: RunFolder) -> None:
     start = HParamsPluginData.FromString(
         events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     ).session_start_info.hparams
-    assert start["model.dim"].number_value == 64
-    assert start["model.optimizer.lr"].number_value == pytest.approx(1e-3)
+    assert start["dim"].number_value == 64
+    assert start["model"].string_value == "SASRec"
+    assert start["optimizer.lr"].number_value == pytest.approx(1e-3)
     assert start["seed"].number_value == 0
     metrics = HParamsPluginData.FromString(
         events.SummaryMetadata("_hparams_/experiment").plugin_data.content
@@ -99,4 +100,4 @@ def test_another_logger_by_yaml_alone(fit: RunFolder, monkeypatch: pytest.Monkey
     assert not list((tmp_path / "again").glob("events*"))
     written = folder / "lightning_logs" / "version_0"
     assert "val/ndcg@10" in (written / "metrics.csv").read_text()
-    assert "model.dim: 64" in (written / "hparams.yaml").read_text()
+    assert "dim: 64" in (written / "hparams.yaml").read_text()
