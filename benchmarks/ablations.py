@@ -1,0 +1,108 @@
+"""What each contrastive term is worth: the same run with it and without it, three seeds each, on ML-100K.
+
+    python benchmarks/ablations.py [--folder runs/ablations] [--seeds 0 1 2] [--only sracl ...]
+
+A finished run is not repeated, an interrupted one goes on. Rows of a table differ in the named options alone. Prints,
+and writes to benchmarks/ablations.md, each row's paired difference to the run without the term, whatever its sign.
+CLLMRec compares with what `anyo augment --kind summarise` has written: run that first.
+"""
+
+import argparse
+import io
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from anyo_lightning.compare.table import compare
+from anyo_lightning.runs import RunFolder
+
+PROJECT = Path(__file__).parents[1]
+ONE_LAYER = ["--model.init_args.backbone.init_args.layers=1"]
+PRETRAINED = "llara_pretrain/llara_pretrain/version_0"  # below the folder of all runs
+PROMPT = ["--model.init_args.self_prompt= This one."]
+# Term: what it is, its configuration, what its runs have in common, and each run's own options; the first is "without".
+TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
+    "cllmrec": (
+        "CLLMRec: the contrast between a history and the LLM's summary of it, one layer, 3 epochs, 20 items",
+        "cllmrec",
+        ONE_LAYER,
+        {"without": ["--model.init_args.weight=0"], "with": []},
+    ),
+    "sracl": (
+        "SRA-CL on SASRec: both contrasts with semantic neighbours, 20 epochs, 20 items",
+        "sracl_paper",
+        ["--data.shuffle_ties=true", "--trainer.max_epochs=20"],
+        {
+            "without": ["--model.init_args.alpha=0", "--model.init_args.beta=0"],
+            "inter-user": ["--model.init_args.beta=0"],
+            "intra-user": ["--model.init_args.alpha=0"],
+            "with both": [],
+        },
+    ),
+    "llara_pretrain": (
+        "LLaRA's pre-training, from which the next rows start",
+        "llara_pretrain",
+        ONE_LAYER,
+        {"llara_pretrain": []},
+    ),
+    "llara": (
+        "LLaRA: negatives mined from the index, and the pre-trained start, one layer, one epoch, 20 items",
+        "llara",
+        [*ONE_LAYER, *PROMPT, "--trainer.max_epochs=1"],
+        {
+            "cold start, no mined negatives": ["--model.init_args.hard_negatives=0"],
+            "cold start, mined negatives": [],
+            "pre-trained, no mined negatives": ["--model.init_args.hard_negatives=0", "PRETRAINED"],
+            "pre-trained, mined negatives": ["PRETRAINED"],
+        },
+    ),
+}
+
+
+def main() -> None:
+    """Train what is missing, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=TERMS, default=list(TERMS))
+    options = parser.parse_args()
+    for name in options.only:
+        _, config, common, rows = TERMS[name]
+        for seed in options.seeds if name != "llara_pretrain" else [0]:
+            for row, own in rows.items():
+                start = f"--model.init_args.init_from={options.folder / PRETRAINED}"
+                train(
+                    options.folder / name / row / f"version_{seed}",
+                    f"--config=configs/{config}.yaml",
+                    "--config=configs/overlays/ablation.yaml",
+                    *common,
+                    *(start if option == "PRETRAINED" else option for option in own),
+                    f"--metrics.variant={row}",
+                    f"--seed_everything={seed}",
+                )
+    write(options.folder)
+
+
+def train(folder: Path, *words: str) -> None:
+    """One run, unless it is finished."""
+    if not RunFolder(folder).finished:
+        command = [sys.executable, "-m", "anyo_lightning.cli", "fit", *words, f"--run={folder}"]
+        subprocess.run([*command, "--trainer.enable_progress_bar=false"], check=True, cwd=PROJECT)
+
+
+def write(folder: Path) -> None:
+    """The table of each term whose runs are there."""
+    parts = ["# What each contrastive term is worth", "Made by `python benchmarks/ablations.py`."]
+    for name, (what, *_, rows) in TERMS.items():
+        if len(rows) > 1 and (folder / name).is_dir():
+            with redirect_stdout(io.StringIO()) as table:
+                compare([folder / name], baseline=next(iter(rows)), format="markdown")
+            parts += [f"## {what}", table.getvalue().strip()]
+    text = "\n\n".join(parts) + "\n"
+    (PROJECT / "benchmarks" / "ablations.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
