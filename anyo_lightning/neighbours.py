@@ -20,9 +20,8 @@ from torch.nn import functional as F
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Split
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
-from anyo_lightning.encoders.cache import Pooling, embed_texts
-from anyo_lightning.fetch import cache_folder
+from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.encoders.cache import Pooling, frozen_vectors
 
 UserSemantics = Literal["mean", "titles"]
 MISSING = -1
@@ -63,7 +62,7 @@ def semantic_item_vectors(
         data: The data module, set up.
         pooling: How a text's states become one vector.
     """
-    vectors = _embed(backbone, data.split.item_texts, pooling=pooling, max_tokens=data.max_item_tokens)
+    vectors = frozen_vectors(backbone, data.split.item_texts, pooling=pooling, max_tokens=data.max_item_tokens)
     return F.normalize(vectors - vectors.mean(0), dim=1)
 
 
@@ -82,7 +81,9 @@ def mean_vectors(
     return F.normalize(torch.zeros(len(histories), vectors.shape[1]).index_add_(0, user, vectors[items]), dim=1)
 
 
-def text_vectors(backbone: Backbone, texts: Sequence[str | None], *, pooling: Pooling) -> Float[Tensor, "users width"]:
+def user_text_vectors(
+    backbone: Backbone, texts: Sequence[str | None], *, pooling: Pooling
+) -> Float[Tensor, "users width"]:
     """The frozen backbone's vectors of one text a user, centred, of unit length; zero where there is no text; cached.
 
     Args:
@@ -91,7 +92,7 @@ def text_vectors(backbone: Backbone, texts: Sequence[str | None], *, pooling: Po
         pooling: How a text's states become one vector.
     """
     there = torch.tensor([bool(text) for text in texts])
-    found = _embed(backbone, [text for text in texts if text], pooling=pooling, max_tokens=PROFILE_TOKENS)
+    found = frozen_vectors(backbone, [text for text in texts if text], pooling=pooling, max_tokens=PROFILE_TOKENS)
     vectors = torch.zeros(len(texts), backbone.hidden_size)
     vectors[there] = F.normalize(found - found.mean(0), dim=1)
     return vectors
@@ -133,11 +134,3 @@ def nearest(
     rows, columns = np.nonzero(~itself)
     found[rows, (np.cumsum(~itself, axis=1) - 1)[rows, columns]] = others[rows, columns]
     return found
-
-
-def _embed(backbone: Backbone, texts: list[str], *, pooling: Pooling, max_tokens: int) -> Tensor:
-    tokenizer = load_tokenizer(*backbone.source)
-    folder = cache_folder() / "embeddings"
-    return torch.from_numpy(
-        embed_texts(backbone, tokenizer, texts, folder=folder, pooling=pooling, max_tokens=max_tokens)
-    )

@@ -20,7 +20,7 @@ from anyo_lightning.neighbours import (
     profile_texts,
     semantic_histories,
     semantic_item_vectors,
-    text_vectors,
+    user_text_vectors,
 )
 
 
@@ -128,7 +128,7 @@ def test_texts_become_centred_unit_vectors(
     items = semantic_item_vectors(backbone, data, pooling="mean")
     assert items.shape == (16, 32)
     torch.testing.assert_close(items.norm(dim=1), torch.ones(16))
-    users = text_vectors(backbone, [*data.split.item_texts, None], pooling="mean")
+    users = user_text_vectors(backbone, [*data.split.item_texts, None], pooling="mean")
     torch.testing.assert_close(users[:16], items)
     assert (users[16] == 0).all()
     assert float(F.cosine_similarity(items[:1], items[1:]).mean()) < 0.5  # not one narrow cone

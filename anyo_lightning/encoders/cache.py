@@ -25,12 +25,22 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from anyo_lightning import distributed
-from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import set_aside
+from anyo_lightning.fetch import cache_folder, set_aside
 
 Pooling = Literal["mean", "last"]
 LENGTH_STEP = 8  # rows are padded to a multiple of this, so that few shapes occur
+
+
+def frozen_vectors(
+    backbone: Backbone, texts: Sequence[str], *, pooling: Pooling, max_tokens: int
+) -> Float[Tensor, "texts hidden"]:
+    """`embed_texts` from the store in the cache folder, by the backbone's own tokenizer."""
+    tokenizer, folder = load_tokenizer(*backbone.source), cache_folder() / "embeddings"
+    return torch.from_numpy(
+        embed_texts(backbone, tokenizer, texts, folder=folder, pooling=pooling, max_tokens=max_tokens)
+    )
 
 
 def embed_texts(

@@ -2,15 +2,13 @@
 
 from typing import Protocol
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
-from anyo_lightning.encoders.cache import Pooling, embed_texts
+from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.encoders.cache import Pooling, frozen_vectors
 from anyo_lightning.encoders.projector import Projector, whiten
-from anyo_lightning.fetch import cache_folder
 
 
 class ItemEncoder(Protocol):
@@ -94,12 +92,5 @@ def text_vectors(backbone: Backbone, data: RecDataModule, *, pooling: Pooling) -
         data: The data module, set up.
         pooling: How a text's states become one vector.
     """
-    vectors = embed_texts(
-        backbone,
-        load_tokenizer(*backbone.source),
-        data.split.item_texts,
-        folder=cache_folder() / "embeddings",
-        pooling=pooling,
-        max_tokens=data.max_item_tokens,
-    )
-    return whiten(torch.from_numpy(vectors))
+    found = frozen_vectors(backbone, data.split.item_texts, pooling=pooling, max_tokens=data.max_item_tokens)
+    return whiten(found)

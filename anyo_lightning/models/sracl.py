@@ -32,7 +32,7 @@ from anyo_lightning.neighbours import (
     profile_texts,
     semantic_histories,
     semantic_item_vectors,
-    text_vectors,
+    user_text_vectors,
 )
 
 
@@ -262,7 +262,7 @@ class SRACL(RetrievalModule):
         """Semantic vectors and neighbours of users, and what is made of them."""
         semantic = semantic_histories(data.split, shuffled_ties=data.shuffle_ties)
         if self.user_semantics == "titles":
-            vectors = text_vectors(encoder, profile_texts(semantic, data.split.item_texts), pooling=self.pooling)
+            vectors = user_text_vectors(encoder, profile_texts(semantic, data.split.item_texts), pooling=self.pooling)
         else:
             vectors = mean_vectors(semantic, items)
         there = np.flatnonzero([len(history) > 0 for history in semantic])
