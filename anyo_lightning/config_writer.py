@@ -21,7 +21,9 @@ class ConfigWriter(SaveConfigCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it: what the checkpoint goes on with is known to fit. Figures of before are no longer the run's."""
         if trainer.is_global_zero:
-            RunFolder(trainer.default_root_dir).metrics_file.unlink(missing_ok=True)
+            run = RunFolder(trainer.default_root_dir)
+            run.metrics_file.unlink(missing_ok=True)
+            run.probes_file.unlink(missing_ok=True)
         super().setup(trainer, pl_module, "fit")
         for logger in trainer.loggers:
             logger.log_hyperparams(self._settings())

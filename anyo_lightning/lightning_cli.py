@@ -34,6 +34,7 @@ from anyo_lightning.models.llara import LLaRA  # noqa: F401
 from anyo_lightning.models.llara_pretrain import LLaRAPretrain  # noqa: F401
 from anyo_lightning.models.sasrec import SASRec  # noqa: F401
 from anyo_lightning.models.sracl import SRACL  # noqa: F401
+from anyo_lightning.probes.probe import probe
 from anyo_lightning.runs import RunFolder
 
 MONITOR = "val/ndcg@10"
@@ -99,6 +100,15 @@ class AnyoCLI(LightningCLI):
             default=0,
             help="Steps between checkpoints to go on from, within an epoch; 0: at the end of each epoch only.",
         )
+        parser.add_argument(
+            "--probe", action="store_true", help="With test: what takes the quality away; written to probes.json."
+        )
+        parser.add_argument(
+            "--probe_memory",
+            type=int,
+            default=200,
+            help="With --probe: titles and users for which the bare LLM is asked what it remembers; 0 leaves it out.",
+        )
         parser.add_lightning_class_args(RetrievalMetrics, "metrics")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
@@ -120,6 +130,9 @@ class AnyoCLI(LightningCLI):
         config = self.config[self.subcommand]
         for option in ("checkpoint.monitor", "early_stopping.monitor"):
             _check_monitor(option, config[option], config.metrics.cutoffs)
+        self.probing, config.probe = config.probe, False  # of this command: no setting of the run
+        if self.probing and self.subcommand != "test":
+            raise InputError(f"Expected --probe with test, got it with {self.subcommand}")
         self._choose_folder(config)
         config.trainer.default_root_dir = str(self.run_folder.path)
         config.checkpoint.dirpath = str(self.run_folder.checkpoints)
@@ -145,7 +158,9 @@ class AnyoCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: TensorBoard, the cost ledger, the guards, checkpoints to go on from."""
         config = self.config[self.subcommand]
-        if config.trainer.logger in (None, True):
+        if self.probing:
+            kwargs["logger"] = False  # figures of probes are not the run's
+        elif config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(
                 str(self.run_folder.path), name="", version="", default_hp_metric=False
             )
@@ -187,8 +202,13 @@ class AnyoCLI(LightningCLI):
         self.trainer.validate(model, **self._with_checkpoint(kwargs))
 
     def test(self, model: LightningModule, **kwargs: Any) -> None:
-        """Test the run's best checkpoint and write its results."""
-        self.trainer.test(model, **self._with_checkpoint(kwargs))
+        """Test the run's best checkpoint and write its results, or those of its probes."""
+        options = self._with_checkpoint(kwargs)
+        if self.probing:
+            asked, checkpoint = self.config.test.probe_memory, options["ckpt_path"]
+            probe(self.trainer, self.model, self.datamodule, self.run_folder, checkpoint=checkpoint, asked=asked)
+        else:
+            self.trainer.test(model, **options)
         self._say_where()
 
     def predict(self, model: LightningModule, **kwargs: Any) -> None:

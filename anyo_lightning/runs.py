@@ -6,6 +6,7 @@
     metrics.json         figures with intervals, split, protocol, cost, environment: a run with it is finished
     predictions.parquet  rank, list and history of every test row
     catalogue.parquet    item ids and texts
+    probes.json          figures under probes, where `anyo test --probe` was asked for them
     queries.parquet      the query vector of every test row, where `anyo predict` was asked for them
 
 Files are written under a temporary name and renamed, so that a reader never sees half of one.
@@ -39,6 +40,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.json"
         self.predictions_file = self.path / "predictions.parquet"
         self.catalogue_file = self.path / "catalogue.parquet"
+        self.probes_file = self.path / "probes.json"
         self.queries_file = self.path / "queries.parquet"
         self.checkpoints = self.path / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best.ckpt"
@@ -127,6 +129,25 @@ class RunFolder:
             raise InputError(f"Expected {self.metrics_file} to have {', '.join(missing)}; found it without")
         return dict(metrics)
 
+    def write_probes(self, probes: dict[str, Any]) -> None:
+        """Write probes.json."""
+        with renamed_to(self.probes_file) as temporary:
+            text = json.dumps(probes, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            temporary.write_text(text, encoding="utf-8")
+
+    def read_probes(self) -> dict[str, Any] | None:
+        """The content of probes.json; None where the run has not been probed.
+
+        Raises:
+            InputError: It cannot be read as one.
+        """
+        if not self.probes_file.is_file():
+            return None
+        try:
+            return dict(json.loads(self.probes_file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise InputError(f"Expected {self.probes_file} to be JSON, got: {error}") from None
+
     def write_predictions(self, predictions: pl.DataFrame) -> None:
         """Write predictions.parquet: one line a (user, target)."""
         with renamed_to(self.predictions_file) as temporary:
@@ -179,11 +200,12 @@ class RunFolder:
         return _read_parquet(self.catalogue_file, None)
 
 
-def find_runs(path: str | Path) -> tuple[list[RunFolder], list[RunFolder]]:
+def find_runs(path: str | Path, *, every_split: bool = False) -> tuple[list[RunFolder], list[RunFolder]]:
     """The run that a folder is, or the newest tested version of each variant and seed below it.
 
     Args:
         path: A run folder, a variant's folder (`runs/sasrec`), or the folder of all runs.
+        every_split: Whether versions of one variant and seed count each, if their splits differ.
 
     Returns:
         The runs, by folder name, and those without a metrics.json that were passed over.
@@ -202,14 +224,16 @@ def find_runs(path: str | Path) -> tuple[list[RunFolder], list[RunFolder]]:
     for run in map(RunFolder, below):
         if run.finished or run.config_file.is_file():
             by_variant.setdefault(run.variant, []).append(run)
-    found: list[RunFolder] = []
+    newest: dict[tuple[str, int | None, str | None], RunFolder] = {}
     skipped: list[RunFolder] = []
-    for runs in by_variant.values():
+    for variant, runs in by_variant.items():
         newest_first = sorted(runs, key=lambda run: run.version, reverse=True)
         tested = [run for run in newest_first if run.finished]
-        found += {run.read_metrics()["seed"]: run for run in reversed(tested)}.values()  # the newest of each seed
+        for run in reversed(tested):
+            metrics = run.read_metrics()
+            newest[variant, metrics["seed"], metrics["split"]["fingerprint"] if every_split else None] = run
         skipped += [] if tested else newest_first[:1]
-    return found, skipped if by_variant else [RunFolder(folder)]
+    return list(newest.values()), skipped if by_variant else [RunFolder(folder)]
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ LAYERS = [
     "augment neighbours views",
     "evaluation",
     "models",
-    "costs guards config_writer compare",
+    "costs guards config_writer compare probes",
     "lightning_cli",
     "cli",
 ]

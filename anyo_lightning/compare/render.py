@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from collections.abc import Sequence
 
 from rich import box
@@ -13,6 +14,7 @@ from anyo_lightning.compare.columns import Column, Style, about, notes, slice_co
 from anyo_lightning.compare.results import Results
 
 RICH_STYLES: dict[Style, str] = {"plain": "", "best": "bold", "higher": "green", "lower": "red", "faint": "dim"}
+LEFT = ("variant", "slice", "probe", "question")  # columns of words
 SIGN = re.compile(r"(?<![\w.)-])([+-])(?=\.?\d)")
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -35,17 +37,17 @@ def as_rich(results: Results, *, width: int) -> Group:
         width: Of the terminal; where a table of one line a run is wider, intervals go below their figures, and where
             that is wider still, p and d are left out.
     """
-    parts: list[RenderableType] = [Text(about(results), "dim"), "", _rich_table(table_columns(results), width), ""]
+    parts: list[RenderableType] = [Text(about(results), "dim"), "", rich_table(table_columns(results), width), ""]
     if results.slices:
-        parts += [_rich_table(slice_columns(results), width), ""]
+        parts += [rich_table(slice_columns(results), width), ""]
     return Group(*parts, Text("\n".join(notes(results)), "dim"))
 
 
 def as_markdown(results: Results) -> str:
     """GitHub tables whose source is aligned too."""
-    parts = [about(results), "", *_markdown_table(table_columns(results)), ""]
+    parts = [about(results), "", *markdown_table(table_columns(results)), ""]
     if results.slices:
-        parts += [*_markdown_table(slice_columns(results)), ""]
+        parts += [*markdown_table(slice_columns(results)), ""]
     return "\n".join([*parts, " ".join(notes(results))]) + "\n"
 
 
@@ -57,7 +59,8 @@ def as_latex(results: Results) -> str:
     return "\n".join([*parts, "", r"\par\smallskip{\footnotesize " + _latex(" ".join(notes(results))) + "}"]) + "\n"
 
 
-def _rich_table(columns: Sequence[Column], width: int) -> Table:
+def rich_table(columns: Sequence[Column], width: int = sys.maxsize) -> Table:
+    """Columns as a table that fits the width, if that can be."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     if _width(columns) > width:
         columns = [
@@ -69,7 +72,7 @@ def _rich_table(columns: Sequence[Column], width: int) -> Table:
     if _width(columns) > width:
         columns = [column for column in columns if not column.optional]
     for position, column in enumerate(columns):
-        left = column.header in ("variant", "slice")
+        left = column.header in LEFT
         table.add_column(column.header, justify="left" if left else "right", no_wrap=position != 0)
     for row in range(len(columns[0].texts)):
         table.add_row(*(Text(column.texts[row], RICH_STYLES[column.styles[row]]) for column in columns))
@@ -84,10 +87,11 @@ def _width(columns: Sequence[Column]) -> int:
     return sum(longest) + 2 * (len(columns) - 1)
 
 
-def _markdown_table(columns: Sequence[Column]) -> list[str]:
+def markdown_table(columns: Sequence[Column]) -> list[str]:
+    """Columns as the lines of a GitHub table."""
     aligned = []
     for column in columns:
-        left = column.header in ("variant", "slice")
+        left = column.header in LEFT
         cells = [text.strip().replace("|", r"\|") for text in column.texts]
         cells = [f"**{text}**" if style == "best" else text for text, style in zip(cells, column.styles, strict=True)]
         header = column.header.strip()
@@ -99,7 +103,7 @@ def _markdown_table(columns: Sequence[Column]) -> list[str]:
 
 
 def _latex_table(columns: Sequence[Column]) -> list[str]:
-    alignment = "".join("l" if column.header in ("variant", "slice") else "r" for column in columns)
+    alignment = "".join("l" if column.header in LEFT else "r" for column in columns)
     texts = [[_latex(text.strip()) for text in column.texts] for column in columns]
     bold = [
         [rf"\textbf{{{text}}}" if style == "best" else text for text, style in zip(of, column.styles, strict=True)]

@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from anyo_lightning.compare.exports import as_csv, as_json
 from anyo_lightning.compare.render import as_latex, as_markdown, as_rich
 from anyo_lightning.compare.report import as_html
 from anyo_lightning.compare.results import Comparison, load_results
+from anyo_lightning.compare.splits import spread_as_markdown, spread_as_rich, spreads
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import renamed_to
 
@@ -26,6 +27,7 @@ def compare(
     format: Format = "rich",  # noqa: A002
     metrics: list[str] | None = None,
     slices: bool = False,
+    across_splits: bool = False,
     output: Path | None = None,
 ) -> None:
     """Put tested runs into one table, the best first; runs that differ in their seed only are one row.
@@ -38,6 +40,8 @@ def compare(
         metrics: Figures to show, by default `test/hr@10` and `test/ndcg@10`; the first decides the order.
         slices: Whether a table of slices follows (by popularity and ties of the target, length of the history and of
             the item's text); csv, json and html have them anyway.
+        across_splits: Instead, each variant's mean, deviation and range over splits that differ in the draw of their
+            ties (`--data.ties shuffle --data.ties_seed N`); as `rich` or `markdown`, without a baseline.
         output: File to write instead of the terminal.
 
     Raises:
@@ -48,22 +52,37 @@ def compare(
         raise InputError(f"Expected output to be a file, got the folder {output}")
     if format == "html" and output is None and sys.stdout.isatty():
         raise InputError("Expected output to name a file for the HTML page, got none: a terminal cannot show it")
+    metrics = metrics or ["test/hr@10", "test/ndcg@10"]
+    if across_splits:
+        if baseline is not None or slices or format not in ("rich", "markdown"):
+            raise InputError(
+                "Expected across_splits without baseline and slices, with format rich or markdown, "
+                f"got baseline {baseline}, slices {slices}, format {format}"
+            )
+        rows = spreads(runs, metrics)
+        _write(spread_as_markdown(rows) if format == "markdown" else _plain(spread_as_rich(rows)), output)
+        return
     comparison = load_results(
         runs,
-        metrics=metrics or ["test/hr@10", "test/ndcg@10"],
+        metrics=metrics,
         baseline=baseline,
         slices=slices or format in ALWAYS_SLICED,
     )
     for folder in comparison.results.passed_over:
         print(f"Passed over {folder}: it has no metrics.json, so it has not been tested yet", file=sys.stderr)
-    if output is not None:
-        with renamed_to(output) as temporary:
-            temporary.write_text(_as_text(comparison, format), encoding="utf-8")
-    elif format == "rich" and sys.stdout.isatty():
+    if output is None and format == "rich" and sys.stdout.isatty():
         console = Console()
         console.print(as_rich(comparison.results, width=console.width))
     else:
-        sys.stdout.write(_as_text(comparison, format))
+        _write(_as_text(comparison, format), output)
+
+
+def _write(text: str, output: Path | None) -> None:
+    if output is None:
+        sys.stdout.write(text)
+        return
+    with renamed_to(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _as_text(comparison: Comparison, format: Format) -> str:  # noqa: A002
@@ -74,7 +93,12 @@ def _as_text(comparison: Comparison, format: Format) -> str:  # noqa: A002
         return as_html(comparison)
     if format in texts:
         return texts[format](results)
+    return _plain(as_rich(results, width=WIDTH_OF_A_FILE))
+
+
+def _plain(renderable: RenderableType) -> str:
+    """What the terminal would show, as wide as it needs to be."""
     console = Console(file=io.StringIO(), width=WIDTH_OF_A_FILE)
     with console.capture() as capture:
-        console.print(as_rich(results, width=WIDTH_OF_A_FILE))
+        console.print(renderable)
     return "".join(line.rstrip() + "\n" for line in capture.get().splitlines())

@@ -95,6 +95,29 @@ def read_variants(paths: Sequence[Path]) -> tuple[list[Variant], list[Path]]:
     return _grouped(runs), [run.path for run in passed_over.values()]
 
 
+def read_splits(paths: Sequence[Path]) -> list[Variant]:
+    """Read tested runs of one data set, strategy and tie policy, whose seeds and splits may differ.
+
+    Args:
+        paths: Run folders, or folders that hold them: the newest tested version of each variant, seed and split counts.
+
+    Returns:
+        The rows; each has runs of one or more splits.
+
+    Raises:
+        InputError: A folder does not exist or holds no tested run, or runs differ in more than ties and seeds.
+    """
+    found = {run.path.resolve(): run for path in paths for run in find_runs(path, every_split=True)[0]}
+    if not found:
+        raise InputError(
+            f"Expected runs to name at least one tested run, got {', '.join(map(str, paths)) or 'nothing'}"
+        )
+    runs = [TestedRun(folder, folder.read_metrics()) for folder in found.values()]
+    _check_one(runs, "kind of split", lambda run: run.content["split"], _split_kind)
+    _check_one(runs, "protocol", lambda run: _decisive(run.content["protocol"]), _protocol_name)
+    return _grouped(runs, may_differ=("seed", "ties_seed"))
+
+
 def find_variant(variants: Sequence[Variant], name: str) -> Variant:
     """The row that is called so or holds that run folder.
 
@@ -111,14 +134,19 @@ def find_variant(variants: Sequence[Variant], name: str) -> Variant:
     return named[0]
 
 
-def _grouped(runs: Sequence[TestedRun]) -> list[Variant]:
-    """Rows in order of their first run; a variant with several configurations, or with a seed twice, has several."""
+def _grouped(runs: Sequence[TestedRun], *, may_differ: tuple[str, ...] = ("seed",)) -> list[Variant]:
+    """Rows in order of their first run; a variant with several configurations, or with a seed twice, has several.
+
+    Args:
+        runs: What is grouped.
+        may_differ: Settings of the data in which the runs of a row may differ.
+    """
     groups: dict[tuple[str, str], list[TestedRun]] = {}
     for run in runs:
-        groups.setdefault((run.content["variant"], _settings(run.folder)), []).append(run)
+        groups.setdefault((run.content["variant"], _settings(run.folder, may_differ)), []).append(run)
     rows: list[list[TestedRun]] = []
     for group in groups.values():
-        seeds_differ = len({run.seed for run in group}) == len(group)
+        seeds_differ = len({(run.seed, run.content["split"]["fingerprint"]) for run in group}) == len(group)
         rows += [sorted(group, key=lambda run: run.seed or 0)] if seeds_differ else [[run] for run in group]
     names = [row[0].content["variant"] for row in rows]
     folders = [row[0].folder.path.resolve().name for row in rows]
@@ -129,8 +157,8 @@ def _grouped(runs: Sequence[TestedRun]) -> list[Variant]:
     ]
 
 
-def _settings(folder: RunFolder) -> str:
-    """What a run was trained with, but for its seed: the same text for runs that may be averaged."""
+def _settings(folder: RunFolder, may_differ: tuple[str, ...]) -> str:
+    """What a run was trained with, but for its seeds: the same text for runs that may be averaged."""
     try:
         config = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -140,7 +168,7 @@ def _settings(folder: RunFolder) -> str:
     if not isinstance(config, dict):
         return ""
     model, data, trainer = (config.get(name) or {} for name in ("model", "data", "trainer"))
-    data = {name: value for name, value in data.items() if name != "seed"}
+    data = {name: value for name, value in data.items() if name not in may_differ}
     callbacks = [
         [(config.get(block) or {}).get(name) for name in CALLBACK_SETTINGS]
         for block in ("early_stopping", "checkpoint")
@@ -201,6 +229,11 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
 
 def _split_name(split: dict[str, Any]) -> str:
     return f"{split['name']} {split['strategy']} ties {split['ties']} fingerprint {split['fingerprint']}"
+
+
+def _split_kind(split: dict[str, Any]) -> str:
+    counts = split["counts"]
+    return f"{split['name']} {split['strategy']} ties {split['ties']}, {counts['users']} users, {counts['items']} items"
 
 
 def _decisive(protocol: dict[str, Any]) -> dict[str, Any]:

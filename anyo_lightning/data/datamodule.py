@@ -1,8 +1,9 @@
 """One DataModule for every variant: source, split, windows, batches."""
 
+import copy
 import os
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -128,6 +129,8 @@ class RecDataModule(LightningDataModule):
         self.tokens: ItemTokenStore | None = None
         self._split: Split | None = None
         self._queries: dict[str, Queries] = {}
+        self._text_of: np.ndarray | None = None
+        self._change: Callable[[HistoryDataset], HistoryDataset] | None = None
 
     @property
     def split(self) -> Split:
@@ -158,7 +161,7 @@ class RecDataModule(LightningDataModule):
         if self._split is None:
             source = self.read()
             self._split = make_split(source, **self.split_settings)  # type: ignore[arg-type]
-            self._history_texts = self._texts_for_histories(source)
+            self.titles = self._item_titles(source)
 
     def setup(self, stage: str) -> None:
         """Read and split, on every process."""
@@ -176,13 +179,31 @@ class RecDataModule(LightningDataModule):
         separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
         assert separator is not None, "the tokenizer has neither an end-of-sequence nor a separator token"
         self.tokens = ItemTokenStore.build(
-            self._history_texts,
+            self.titles if self.titles_only else self.split.item_texts,
             lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"],
             separator=separator,
             max_tokens=self.max_item_tokens,
             folder=cache_folder() / "tokens",
             identity=identity,
         )
+        if self._text_of is not None:
+            self.tokens = self.tokens.of_items(self._text_of)
+
+    def view(
+        self,
+        *,
+        text_of: np.ndarray | None = None,
+        change: Callable[[HistoryDataset], HistoryDataset] | None = None,
+    ) -> "RecDataModule":
+        """The same data, of whose histories evaluation reads something else; ids, targets and what is masked stay.
+
+        Args:
+            text_of: (catalogue,) for each item, the item whose text is read in its place.
+            change: Makes the histories to read from those that there are.
+        """
+        view = copy.copy(self)
+        view._text_of, view._change = text_of, change
+        return view
 
     @property
     def item_token_counts(self) -> np.ndarray | None:
@@ -257,9 +278,8 @@ class RecDataModule(LightningDataModule):
             spans=None if spans is None else [of[start:] for of, start in zip(spans, starts, strict=True)],
         )
 
-    def _texts_for_histories(self, source: Source) -> list[str]:
-        if not self.titles_only:
-            return self.split.item_texts
+    def _item_titles(self, source: Source) -> list[str]:
+        """The catalogue's texts by the first field of the template alone."""
         template = self.split_settings["template"] or source.template
         title = next((field for _, field, _, _ in string.Formatter().parse(str(template)) if field), None)
         if title is None:  # a catalogue without text
@@ -273,6 +293,8 @@ class RecDataModule(LightningDataModule):
         start, end = query_windows(queries, lengths, max_items=self.max_items, max_length=self._max_length())
         positions = np.concatenate([[0], np.cumsum(lengths[queries.items], dtype=np.int64)])
         dataset = HistoryDataset.evaluation(queries, (start, end), self.tokens)
+        if self._change is not None:
+            dataset = self._change(dataset)
         batches = TokenBudgetBatches(
             positions[end] - positions[start], budget=self.evaluation_batch_tokens, seed=None, **self._processes()
         )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,6 +32,12 @@ class ItemTokenStore:
     def span(self, item_id: int) -> np.ndarray:
         """The tokens of an item."""
         return self.token_ids[self.offsets[item_id] : self.offsets[item_id + 1]]
+
+    def of_items(self, item_ids: np.ndarray) -> "ItemTokenStore":
+        """A store, in memory, in which the n-th item has the tokens of the n-th of these."""
+        spans = [self.span(item) for item in item_ids]
+        offsets = np.cumsum([0, *map(len, spans)], dtype=np.int64)
+        return replace(self, token_ids=np.concatenate(spans), offsets=offsets)
 
     @classmethod
     def build(

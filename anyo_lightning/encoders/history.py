@@ -30,14 +30,21 @@ class Injection(nn.Module):
         item_vectors: (catalogue, width) frozen vectors of the items.
         backbone: The LLM.
         dropout: On the item vectors.
+        of_texts: Whether they are vectors of the items' texts.
     """
 
     item_vectors: Tensor
 
     def __init__(
-        self, item_vectors: Float[Tensor, "catalogue width"], *, backbone: Backbone, dropout: float = 0.0
+        self,
+        item_vectors: Float[Tensor, "catalogue width"],
+        *,
+        backbone: Backbone,
+        dropout: float = 0.0,
+        of_texts: bool = True,
     ) -> None:
         super().__init__()
+        self.of_texts = of_texts
         self.register_buffer("item_vectors", item_vectors)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(item_vectors.shape[1], backbone.hidden_size)

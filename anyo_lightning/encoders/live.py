@@ -58,16 +58,17 @@ class LiveTextItems(nn.Module):
         self.tokens, self.batch_tokens, self.recompute = tokens, batch_tokens, recompute
         self.suffix = np.array([*prompt, *[reader.end] * reader.count])
         self.frozen = not any(parameter.requires_grad for parameter in reader.parameters())
-        self._kept: Tensor | None = None
+        self._kept: tuple[ItemTokenStore, Tensor] | None = None  # states, and the texts that they are of
 
     def forward(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
         """The unit vectors of these items."""
         if not self.frozen:
             return self.head(self._encode(item_ids))
-        if self._kept is None:
+        if self._kept is None or self._kept[0] is not self.tokens:
             with torch.no_grad():
-                self._kept = self._encode(torch.arange(len(self.tokens.lengths), device=item_ids.device))
-        return self.head(self._kept.to(item_ids.device)[item_ids])
+                everything = torch.arange(len(self.tokens.lengths), device=item_ids.device)
+                self._kept = self.tokens, self._encode(everything)
+        return self.head(self._kept[1].to(item_ids.device)[item_ids])
 
     def token_count(self, item_ids: Int[Tensor, " items"]) -> int:
         """Tokens that are read to encode these items in a step."""

@@ -72,6 +72,7 @@ def llm_history(
     dropout: float,
     input_dropout: float,
     supervision: str,
+    of_texts: bool = True,
     prompt: str = PROMPT,
     response: str = RESPONSE,
 ) -> TextHistory | ItemTokenHistory:
@@ -85,13 +86,14 @@ def llm_history(
         dropout: On the LLM's states.
         input_dropout: On the item vectors.
         supervision: As in the DataModule.
+        of_texts: Whether the vectors are those of the items' texts.
         prompt: Text before the item vectors.
         response: Text after them, with `supervision: last`.
     """
     projector = Projector(backbone.hidden_size, dim, dropout=dropout, scale=dim**-0.5)
     injection = None
     if reads != "texts":
-        injection = Injection(item_vectors, backbone=backbone, dropout=input_dropout)
+        injection = Injection(item_vectors, backbone=backbone, dropout=input_dropout, of_texts=of_texts)
     if reads != "vectors" or injection is None:
         return TextHistory(backbone, projector=projector, supervision=supervision, injection=injection)
     tokenizer = load_tokenizer(*backbone.source)

@@ -75,6 +75,7 @@ class RetrievalMetrics(Callback):
         self.index = index
         self.top_k = max(top_k, *self.cutoffs)
         self.variant = variant
+        self.collected: list[Evaluation] | None = None  # a probe's tests, in the place of the run folder's results
         self._rows: list[Tensor] = []
         self._queries: list[Tensor] = []
         self._started = 0.0
@@ -146,7 +147,9 @@ class RetrievalMetrics(Callback):
         shown = f"{prefix}ndcg@{10 if 10 in self.cutoffs else self.cutoffs[-1]}"
         for name, value in {**figures, f"{prefix}seconds": seconds}.items():
             module.log(name, value, prog_bar=name == shown)
-        if trainer.is_global_zero:
+        if self.collected is not None:
+            self.collected.append(evaluation)
+        elif trainer.is_global_zero:
             board.log_recommendations(
                 trainer.loggers, evaluation, tag=f"{prefix}recommendations", step=trainer.global_step
             )

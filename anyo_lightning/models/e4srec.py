@@ -96,6 +96,7 @@ class E4SRec(RetrievalModule):
             backbone,
             reads="vectors",
             item_vectors=(read - read.mean(0)) / read.std(),
+            of_texts=False,
             dim=self.dim,
             prompt=self.prompt,
             response=self.response,

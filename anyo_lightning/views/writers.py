@@ -41,6 +41,7 @@ class LocalWriter:
 
     Args:
         name: Alias, local folder or hub id.
+        revision: Branch, tag or commit of a hub id.
         temperature: 0 is greedy, else that of sampling.
         seed: Seed of the sampling; the same prompts in the same batches give the same answers.
         no_repeat: No run of so many tokens, of the prompt's neither, is written twice: a small model would go on in
@@ -50,16 +51,23 @@ class LocalWriter:
         InputError: When there is no such model.
     """
 
-    def __init__(self, name: str = DEFAULT, *, temperature: float = 0.0, seed: int = 0, no_repeat: int = 0) -> None:
-        self.location = locate(name)
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(name)
+    def __init__(
+        self,
+        name: str = DEFAULT,
+        *,
+        revision: str | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        no_repeat: int = 0,
+    ) -> None:
+        self.location = locate(name, revision)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(name, revision)
         self.tokenizer.padding_side = "left"
         self.temperature, self.seed, self.no_repeat = temperature, seed, no_repeat
-        revision = self.location.content or str(self.location.revision)
         self.identity = {
             "writer": "local",
             "name": self.location.name,
-            "revision": revision,
+            "revision": self.location.content or str(self.location.revision),
             "dtype": "bfloat16",
             "no_repeat": str(no_repeat),
         }

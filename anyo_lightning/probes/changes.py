@@ -1,0 +1,74 @@
+"""What probes change: the order and the length of histories, and the texts of items.
+
+Each change is made for one test pass and undone. Nothing is embedded or tokenised anew, and no cache is written: a
+shuffle of titles moves vectors and tokens that are there. That is exact, since whitening knows no order of its rows.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anyo_lightning.data.batches import HistoryDataset
+from anyo_lightning.encoders.history import Injection
+from anyo_lightning.encoders.items import FrozenTextItems
+from anyo_lightning.encoders.live import LiveTextItems
+
+
+def shuffled_order(dataset: HistoryDataset, *, seed: int) -> HistoryDataset:
+    """The same items of each history in random order: those that are read, so that only their order changes.
+
+    Args:
+        dataset: Histories to evaluate.
+        seed: Of the shuffle.
+    """
+    changed, items, random = copy.copy(dataset), dataset.items.copy(), np.random.default_rng(seed)
+    spans = np.unique(np.stack([dataset.start, dataset.end]), axis=1)  # a user's targets share one history
+    for start, end in spans.T:
+        random.shuffle(items[start:end])
+    changed.items = items
+    return changed
+
+
+def last_item_only(dataset: HistoryDataset) -> HistoryDataset:
+    """Of each history its last item alone."""
+    changed = copy.copy(dataset)
+    changed.start = dataset.end - 1
+    return changed
+
+
+def reads_titles(encoder: nn.Module) -> bool:
+    """Whether an encoder holds the items' texts, or vectors of them."""
+    return any(_place_of_titles(module) for module in encoder.modules())
+
+
+@contextmanager
+def other_titles(encoder: nn.Module, text_of: np.ndarray) -> Iterator[None]:
+    """Inside, an encoder has another item's text for each item: in vectors of texts, and in texts that it reads.
+
+    Args:
+        encoder: A history encoder or an item encoder.
+        text_of: (catalogue,) the item whose text each item gets.
+    """
+    places = [(module, place) for module in encoder.modules() if (place := _place_of_titles(module))]
+    before = [getattr(module, place) for module, place in places]
+    try:
+        for (module, place), titles in zip(places, before, strict=True):
+            of_others = titles[torch.from_numpy(text_of)] if isinstance(titles, Tensor) else titles.of_items(text_of)
+            setattr(module, place, of_others)
+        yield
+    finally:
+        for (module, place), titles in zip(places, before, strict=True):
+            setattr(module, place, titles)
+
+
+def _place_of_titles(module: nn.Module) -> str | None:
+    """The attribute in which an encoder holds texts (`ItemTokenStore`) or vectors of texts (a tensor)."""
+    if isinstance(module, FrozenTextItems):
+        return "vectors"
+    if isinstance(module, LiveTextItems):
+        return "tokens"
+    return "item_vectors" if isinstance(module, Injection) and module.of_texts else None
