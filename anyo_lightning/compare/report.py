@@ -15,6 +15,7 @@ import polars as pl
 from plotly.offline import get_plotlyjs
 
 from anyo_lightning.compare.columns import about, as_count, as_minutes, as_p, decimals_of, notes, number, title
+from anyo_lightning.compare.probes import MEMORY_NOTE, PROBE_NOTE, memory_columns, probe_columns
 from anyo_lightning.compare.results import Cell, Comparison, is_higher_better
 from anyo_lightning.compare.rows import KEYS, SharedRows, is_rank_metric
 from anyo_lightning.compare.variants import TestedRun, Variant
@@ -75,6 +76,7 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "slices": slices,
         "pairs": {metric: _pairs(shared, metric) for metric in rank_metrics},
         "cases": _cases(comparison),
+        "probes": _probes(comparison),
     }
 
 
@@ -205,6 +207,26 @@ def _cases(comparison: Comparison) -> dict[str, Any]:
     if any(len(variant.runs) > 1 for variant in variants):
         note += " Lists are of each variant's first seed."
     return {"note": note, "items": [_shortened(texts.get(item) or item) for item in items], "rows": cases}
+
+
+def _probes(comparison: Comparison) -> dict[str, Any]:
+    """Tables of what `anyo test --probe` found, of each variant's first seed that has been probed."""
+    found = [(variant.label, variant.runs[0].folder.read_probes()) for variant in comparison.variants]
+    probed = [(label, content) for label, content in found if content is not None]
+    asked = [(label, content) for label, content in probed if not isinstance(content["memory"], str)]
+    tables = []
+    for caption, columns_of, runs in (
+        (PROBE_NOTE, probe_columns, probed),
+        (f"The bare LLM, before any training. {MEMORY_NOTE}", memory_columns, asked),
+    ):
+        rows = []
+        for label, content in runs:
+            columns = columns_of(content)
+            headers = ["variant", *(column.header.strip() for column in columns)]
+            rows += [[label, *cells] for cells in zip(*(column.texts for column in columns), strict=True)]
+        if rows:
+            tables.append({"note": caption, "headers": headers, "rows": rows})
+    return {"tables": tables}
 
 
 def _predictions(variant: Variant, keys: pl.DataFrame, columns: list[str]) -> pl.DataFrame:

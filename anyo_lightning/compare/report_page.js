@@ -134,5 +134,26 @@ function drawHead() {
   [...data.notes, "A click on a header sorts."].forEach((note) => byId("notes").append(element("li", note)));
 }
 
+// What anyo test --probe found; without a probed run neither the section nor the link to it.
+function drawProbes() {
+  const { tables } = data.probes;
+  if (!tables.length) {
+    byId("probes").remove();
+    document.querySelector("nav a[href='#probes']").remove();
+  }
+  tables.forEach(({ note, headers, rows }) => {
+    const table = element("table");
+    const head = table.createTHead().insertRow();
+    const body = table.createTBody();
+    headers.forEach((header) => head.append(Object.assign(element("th", header), { scope: "col" })));
+    rows.forEach((cells) => body.insertRow().append(...cells.map((cell) => element("td", cell))));
+    const scroll = element("div", undefined, "scroll");
+    scroll.tabIndex = 0;
+    scroll.append(table);
+    byId("probe-tables").append(scroll, element("p", note, "notes"));
+  });
+}
+
 drawHead();
 drawTable();
+drawProbes();

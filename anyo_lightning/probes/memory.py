@@ -25,7 +25,7 @@ from anyo_lightning.views.writers import LocalWriter
 
 SHOWN_TITLES = 5  # whole titles before one that is to be completed: they show what a line is
 SHOWN_ITEMS = 10  # the latest items of a history
-LONGEST_ANSWER = 48  # tokens
+LONGEST_PROMPT, LONGEST_ANSWER = 400, 48  # tokens; of a prompt the end is kept
 BATCH = 32
 
 Tokens = list[int]
@@ -47,7 +47,7 @@ class BareLLM:
 
     def lines(self, titles: Sequence[str]) -> Tokens:
         """The tokens of whole lines, with what the tokenizer puts at the start of a text."""
-        return list(self.tokenizer("".join(f"{title}\n" for title in titles))["input_ids"])
+        return list(self.tokenizer("".join(f"{title}\n" for title in titles))["input_ids"])[-LONGEST_PROMPT:]
 
     def text(self, tokens: Tokens) -> str:
         """The first line of tokens as text."""
