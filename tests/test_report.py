@@ -21,6 +21,26 @@ from anyo_lightning.runs import RunFolder
 USERS = 120
 EVIL = "</script><script>document.title = 'broken'</script>"
 TITLES = [EVIL, 'Say "yes" & <b>no</b> (1999)', "It's <!-- here", *(f"Title {number}" for number in range(7))]
+NO_CHANGE = {"value": 0.0, "low": -0.1, "high": 0.1, "p_holm": 1.0}
+LOSS = {"value": -0.2, "low": -0.3, "high": -0.1, "p_holm": 0.01}
+PROBES: dict[str, Any] = {
+    "figures": {
+        f"test/{metric}@10": {
+            "as it is": {"value": 0.5, "low": 0.4, "high": 0.6, "difference": None},
+            "titles shuffled": {"value": 0.3, "low": 0.2, "high": 0.4, "difference": LOSS},
+            "last item only": {"value": 0.5, "low": 0.4, "high": 0.6, "difference": NO_CHANGE},
+        }
+        for metric in ("hr", "ndcg")
+    },
+    "memory": {
+        what: {
+            "asked": 20,
+            "completed": {"value": 0.25, "control": 0.05, "difference": NO_CHANGE},
+            "log_likelihood": {"value": -2.5, "control": -3.5, "difference": NO_CHANGE},
+        }
+        for what in ("titles", "next_items")
+    },
+}
 PLOTS = {"cost-plot": 1, "curve-plot": 1, "slice-plots": 4, "pair-plot": 1}
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -58,6 +78,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 }
             )
         )
+    RunFolder(trained[-1]).write_probes(PROBES)
     output = root / "report.html"
     compare([root], baseline="markov", format="html", metrics=["test/ndcg@10", "test/hr@10"], output=output)
     return output
@@ -128,6 +149,32 @@ def test_a_terminal_is_not_flooded(page_file: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with pytest.raises(InputError, match="Expected output to name a file"):
         compare([page_file.parent], format="html")
+
+
+def test_probes_are_of_the_variants_that_have_been_probed(page_file: Path) -> None:
+    """A line a probe and one a question, with the paired change; others have none."""
+    content = json.loads(re.search(r'id="data">(.*?)</script>', page_file.read_text(), re.DOTALL)[1])  # type: ignore[index]
+    figures, memory = content["probes"]["tables"]
+    assert figures["headers"] == ["variant", "probe", "HR@10", "change", "NDCG@10", "change", "left"]
+    shuffled = ["e4srec", "titles shuffled", ".300 ±.100", "-.200 ±.100*", ".300 ±.100", "-.200 ±.100*", "60%"]
+    assert [row[1] for row in figures["rows"]] == ["as it is", "titles shuffled", "last item only"]
+    assert figures["rows"][1] == shuffled
+    assert memory["rows"][0] == ["e4srec", "titles completed", "20", ".250", ".050", "+.000 ±.100 "]
+    assert len(memory["rows"]) == 4
+
+
+@pytest.mark.browser
+def test_probes_are_shown_where_there_are_any(page: Any, page_file: Path, tmp_path: Path) -> None:
+    """Two tables and a link; without a probed run neither."""
+    assert page.locator("#probe-tables table").count() == 2
+    assert "titles shuffled" in page.locator("#probe-tables").text_content()
+    assert page.get_by_role("link", name="Probes").count() == 1
+    compare([page_file.parent / "markov"], format="html", output=tmp_path / "page.html")
+    other = page.context.new_page()
+    other.goto((tmp_path / "page.html").as_uri())
+    other.wait_for_selector("#results tbody tr")
+    assert other.locator("#probes").count() == 0
+    assert other.get_by_role("link", name="Probes").count() == 0
 
 
 @pytest.mark.browser
