@@ -26,7 +26,7 @@ from anyo_lightning.views.writers import LocalWriter
 SHOWN_TITLES = 5  # whole titles before one that is to be completed: they show what a line is
 SHOWN_ITEMS = 10  # the latest items of a history
 LONGEST_PROMPT, LONGEST_ANSWER = 400, 48  # tokens; of a prompt the end is kept
-BATCH = 32
+BATCH, LIKELIHOOD_BATCH = 32, 8  # prompts at once; likelihoods need the logits of all their tokens
 
 Tokens = list[int]
 
@@ -78,8 +78,9 @@ class BareLLM:
     def log_likelihoods(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> np.ndarray:
         """(prompts,) the mean log-likelihood of each answer's tokens after its prompt, in nats."""
         model, found = self.writer.model, []
-        for start in range(0, len(prompts), BATCH):
-            pairs = list(zip(prompts[start : start + BATCH], answers[start : start + BATCH], strict=True))
+        everything = list(zip(prompts, answers, strict=True))
+        for start in range(0, len(prompts), LIKELIHOOD_BATCH):
+            pairs = everything[start : start + LIKELIHOOD_BATCH]
             longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
             ids = torch.tensor([[*p, *a] + [0] * (longest - len(p) - len(a)) for p, a in pairs], device=model.device)
             logits = model(input_ids=ids, use_cache=False).logits  # causal: no token sees the padding behind it

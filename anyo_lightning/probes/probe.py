@@ -53,7 +53,12 @@ def probe(
         checkpoint: The run's best; None for a model that is counted.
         asked: Titles and users for which the bare LLM is asked what it remembers; 0 leaves that out.
         seed: Of all shuffles and samples.
+
+    Raises:
+        InputError: `asked` is negative, or a test is refused.
     """
+    if asked < 0:
+        raise InputError(f"Expected probe_memory to be 0 or more, got {asked}")
     metrics = next(c for c in trainer.callbacks if isinstance(c, RetrievalMetrics))  # type: ignore[attr-defined]
     metrics.collected = []
     _say(trainer, AS_IT_IS)
