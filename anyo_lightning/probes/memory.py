@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 
 from anyo_lightning.compare.stats import paired_differences
 from anyo_lightning.data.splits import Queries
+from anyo_lightning.evaluation.ranking import with_progress
 from anyo_lightning.views.writers import LocalWriter
 
 SHOWN_TITLES = 5  # whole titles before one that is to be completed: they show what a line is
@@ -65,9 +66,8 @@ class BareLLM:
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        for start in range(0, len(prompts), BATCH):
-            rows = prompts[start : start + BATCH]
-            inputs = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)  # on the left
+        for span in with_progress(_spans(len(prompts), BATCH), "completing"):
+            inputs = self.tokenizer.pad({"input_ids": prompts[span]}, return_tensors="pt").to(model.device)  # left
             written = model.generate(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], generation_config=settings
             )
@@ -79,8 +79,8 @@ class BareLLM:
         """(prompts,) the mean log-likelihood of each answer's tokens after its prompt, in nats."""
         model, found = self.writer.model, []
         everything = list(zip(prompts, answers, strict=True))
-        for start in range(0, len(prompts), LIKELIHOOD_BATCH):
-            pairs = everything[start : start + LIKELIHOOD_BATCH]
+        for span in with_progress(_spans(len(prompts), LIKELIHOOD_BATCH), "weighing"):
+            pairs = everything[span]
             longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
             ids = torch.tensor([[*p, *a] + [0] * (longest - len(p) - len(a)) for p, a in pairs], device=model.device)
             logits = model(input_ids=ids, use_cache=False).logits  # causal: no token sees the padding behind it
@@ -168,6 +168,10 @@ def begins_with(text: str, title: str) -> bool:
     """Whether a line is a title, or a title and more: `Toy Story (1995)` for `Toy Story`, not `Toy Storyteller`."""
     text, title = text.casefold(), title.casefold()
     return text.startswith(title) and not text[len(title) : len(title) + 1].isalnum()
+
+
+def _spans(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _another(shown: list[list[str]], user: int, title: str) -> int:
