@@ -223,7 +223,8 @@ def _probes(comparison: Comparison) -> dict[str, Any]:
         for label, content in runs:
             columns = columns_of(content)
             headers = ["variant", *(column.header.strip() for column in columns)]
-            rows += [[label, *cells] for cells in zip(*(column.texts for column in columns), strict=True)]
+            cells = zip(*(column.texts for column in columns), strict=True)
+            rows += [["" if line else label, *of_line] for line, of_line in enumerate(cells)]
         if rows:
             tables.append({"note": caption, "headers": headers, "rows": rows})
     return {"tables": tables}
