@@ -27,6 +27,7 @@ import polars as pl
 from anyo_lightning.errors import InputError
 
 METRICS_KEYS = ("variant", "seed", "split", "protocol", "metrics", "slices", "cost", "environment")
+PROBES_KEYS = ("split", "seed", "users", "reads_titles", "figures", "memory")
 VERSION = re.compile(r"version_(\d+)")
 
 
@@ -130,7 +131,8 @@ class RunFolder:
         return dict(metrics)
 
     def write_probes(self, probes: dict[str, Any]) -> None:
-        """Write probes.json."""
+        """Write probes.json; its keys are `PROBES_KEYS`."""
+        assert tuple(probes) == PROBES_KEYS, f"Expected the keys {PROBES_KEYS}, got {tuple(probes)}"
         with renamed_to(self.probes_file) as temporary:
             text = json.dumps(probes, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             temporary.write_text(text, encoding="utf-8")
@@ -144,9 +146,12 @@ class RunFolder:
         if not self.probes_file.is_file():
             return None
         try:
-            return dict(json.loads(self.probes_file.read_text(encoding="utf-8")))
+            probes = json.loads(self.probes_file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"Expected {self.probes_file} to be JSON, got: {error}") from None
+        if not isinstance(probes, dict) or not set(PROBES_KEYS) <= set(probes):
+            raise InputError(f"Expected {self.probes_file} to have {', '.join(PROBES_KEYS)}; found it without")
+        return probes
 
     def write_predictions(self, predictions: pl.DataFrame) -> None:
         """Write predictions.parquet: one line a (user, target)."""

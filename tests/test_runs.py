@@ -110,6 +110,18 @@ def test_metrics_that_cannot_be_read_are_named(tmp_path: Path, text: str | None,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "to be JSON"), ("{}", "found it without"), ("[]", "found it without")]
+)
+def test_probes_that_cannot_be_read_are_named(tmp_path: Path, text: str, message: str) -> None:
+    """One sentence with the file's name; a run without is none."""
+    run = RunFolder(tmp_path)
+    assert run.read_probes() is None
+    run.probes_file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        run.read_probes()
+
+
 def test_parquet_and_csv_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     """Missing, or not what the name says; a run without training has no curves, which is no mistake."""
     run = RunFolder(tmp_path)
