@@ -5,6 +5,7 @@ well, tooltips, a legend that hides lines) and one block of JSON. Everything a u
 reaches the page through that JSON and `textContent`, never as HTML.
 """
 
+import dataclasses
 import json
 import math
 from importlib.resources import files
@@ -14,7 +15,8 @@ import numpy as np
 import polars as pl
 from plotly.offline import get_plotlyjs
 
-from anyo_lightning.compare.columns import about, as_count, as_minutes, as_p, decimals_of, notes, number, title
+from anyo_lightning.compare.columns import about, as_p, decimals_of, notes, number, title
+from anyo_lightning.compare.costs import COSTS
 from anyo_lightning.compare.results import Cell, Comparison, is_higher_better
 from anyo_lightning.compare.rows import KEYS, SharedRows, is_rank_metric
 from anyo_lightning.compare.variants import TestedRun, Variant
@@ -55,6 +57,8 @@ def _inside_script(content: dict[str, Any]) -> str:
 def _content(comparison: Comparison) -> dict[str, Any]:
     """What the page shows, in the order of the table's lines."""
     results, shared = comparison.results, comparison.shared
+    measured = [name for name, cost in COSTS.items() if any(cost.value(line.cost) for line in results.lines)]
+    results = dataclasses.replace(results, costs=tuple(measured))
     rank_metrics = [metric for metric in results.metrics if is_rank_metric(metric)]
     slices = [
         {
@@ -71,6 +75,7 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "baseline": results.baseline,
         "metrics": [{"name": metric, "title": title(metric)} for metric in results.metrics],
         "rankMetrics": rank_metrics,
+        "costs": [{"name": name, "axis": COSTS[name].axis} for name in measured],
         "variants": [_variant(comparison, row) for row in range(len(results.lines))],
         "slices": slices,
         "pairs": {metric: _pairs(shared, metric) for metric in rank_metrics},
@@ -81,24 +86,13 @@ def _content(comparison: Comparison) -> dict[str, Any]:
 def _variant(comparison: Comparison, row: int) -> dict[str, Any]:
     """One line of the table with everything that plots need."""
     line, variant = comparison.results.lines[row], comparison.variants[row]
-    cost = line.cost
-    seconds, flops = cost.get("train_seconds"), cost.get("flops")
     return {
         "label": line.variant,
         "seeds": len(line.seeds),
         "baseline": line.is_baseline,
         "cells": {m: _cell(cell, m, comparison) for m, cell in line.cells.items()},
-        "cost": {
-            "minutes": None if seconds is None else seconds / 60,
-            "tflops": None if flops is None else flops / 1e12,
-            "trained": cost.get("trainable_parameters"),
-            "memory": cost.get("peak_memory_gib"),
-        },
-        "shown": {
-            "minutes": as_minutes(seconds),
-            "trained": as_count(cost.get("trainable_parameters")),
-            "tflops": "-" if not flops else f"{flops / 1e12:,.1f}",
-        },
+        "cost": {name: cost.value(line.cost) for name, cost in COSTS.items()},
+        "shown": {name: cost.shown(line.cost) for name, cost in COSTS.items()},
         "curves": [_curves(run) for run in variant.runs],
     }
 

@@ -50,10 +50,8 @@ function tableColumns() {
       columns.push({ header: "d", value: (v) => (difference(v) ? number(difference(v).effect) : null), show: (v) => element("td", difference(v) ? difference(v).effect : ""), down: true });
     }
   });
-  [["Minutes", "minutes"], ["TFLOPs", "tflops"], ["Trained", "trained"]].forEach(([header, name]) => {
-    if (data.variants.some((v) => v.cost[name])) {
-      columns.push({ header, value: (v) => v.cost[name], show: (v) => element("td", v.shown[name]), down: true });
-    }
+  data.costs.forEach(({ name }) => {
+    columns.push({ header: name, value: (v) => v.cost[name], show: (v) => element("td", v.shown[name]), down: true });
   });
   return columns;
 }

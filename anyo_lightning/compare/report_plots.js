@@ -59,7 +59,7 @@ function drawCost() {
   const title = byId("cost-axis").selectedOptions[0].textContent;
   Plotly.react(byId("cost-plot"), traces, layout({
     height: 440,
-    xaxis: { ...titled(title), type: "log", dtick: decades > 1.5 ? 1 : "D2", tickformat: axis === "trained" ? "~s" : "~g" },
+    xaxis: { ...titled(title), type: "log", dtick: decades > 1.5 ? 1 : "D2", tickformat: Math.max(...costs) >= 10000 ? "~s" : "~g" },
     yaxis: titled(titleOf(metric)),
     showlegend: true,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
@@ -178,13 +178,15 @@ function curveNames() {
   return [...names].sort((a, b) => (b === first) - (a === first) || (b === "train/loss") - (a === "train/loss") || a.localeCompare(b, "en", { numeric: true }));
 }
 
+const costAxes = data.costs.filter((cost) => cost.axis).map((cost) => [cost.name, cost.axis]);
 fill(byId("cost-metric"), metricOptions());
+fill(byId("cost-axis"), costAxes);
 fill(byId("curve-metric"), curveNames().map((name) => [name, name]));
 fill(byId("slice-metric"), metricOptions(data.rankMetrics));
 fill(byId("slice-group"), [...new Set(data.slices.map((part) => part.group))].map((group) => [group, group]));
 fill(byId("pair-metric"), metricOptions(data.rankMetrics));
 fill(byId("pair-variant"), variantOptions());
-drawWhere("cost", data.variants.some((v) => v.cost.minutes > 0), ["cost-metric", "cost-axis"], drawCost);
+drawWhere("cost", costAxes.length > 0, ["cost-metric", "cost-axis"], drawCost);
 drawWhere("curves", curveNames().length > 0, ["curve-metric", "curve-axis"], drawCurves);
 drawWhere("slices", data.slices.length > 0, ["slice-metric", "slice-group"], drawSlices);
 drawWhere("pairs", data.rankMetrics.length > 0 && data.variants.length > 1, ["pair-metric", "pair-variant"], drawPairs);
