@@ -45,6 +45,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     trained.append(write_run(root, "e4srec", np.maximum(ranks / 3, 1).round(), lists=True, titles=TITLES))
     write_run(root, f"<img src=x> {EVIL}", ranks + 3, folder="odd", lists=True, titles=TITLES)
+    e4srec = RunFolder(trained[-1])
+    metrics = e4srec.read_metrics()
+    e4srec.write_metrics(metrics | {"cost": metrics["cost"] | {"flops": 3.447e14}})
     for path in trained:
         steps = np.arange(1, 9) * 50
         RunFolder(path).write_curves(
@@ -107,6 +110,9 @@ def test_the_page_stands_alone_and_its_data_cannot_end_the_script(page_file: Pat
     assert content["cases"]["note"].startswith(f"All {USERS} test rows")
     assert [variant["seeds"] for variant in content["variants"]].count(2) == 1
     assert len(text) < 6_000_000
+    assert [cost["name"] for cost in content["costs"]] == ["minutes", "pflop", "trained"]  # what a run has measured
+    shown = {variant["label"]: variant["shown"]["pflop"] for variant in content["variants"]}
+    assert (shown["e4srec"], shown["markov"]) == ("0.345", "-")
 
 
 def test_wins_ties_and_losses_add_up(page_file: Path) -> None:

@@ -2,24 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
+
+from anyo_lightning.errors import InputError
 
 NONE = "-"
-
-CostName = Literal[
-    "minutes",
-    "tokens",
-    "targets",
-    "pflop",
-    "ndcg/pflop",
-    "memory",
-    "trained",
-    "checkpoint",
-    "catalogue",
-    "index",
-    "queries/s",
-    "views",
-]
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,7 @@ def as_figures(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".")
 
 
-COSTS: dict[CostName, Cost] = {
+COSTS: dict[str, Cost] = {
     "minutes": Cost("train_seconds", "of training", 60, "{:.1f}".format, "training minutes"),
     "tokens": Cost("tokens", "read in training", 1, as_count, "tokens read in training"),
     "targets": Cost("targets", "supervised in training", 1, as_count, "supervised targets"),
@@ -84,10 +71,23 @@ COSTS: dict[CostName, Cost] = {
     "queries/s": Cost("queries_per_second", "searched in the index, encoding apart", 1, as_figures),
     "views": Cost("views_seconds", "minutes that an LLM wrote views, before training", 60, "{:.1f}".format),
 }
-assert tuple(COSTS) == get_args(CostName)
-DEFAULT_COSTS: tuple[CostName, ...] = ("minutes", "trained")
+DEFAULT_COSTS = ("minutes", "trained")
 
 
-def cost_notes(names: Sequence[CostName]) -> str:
+def choose_costs(names: Sequence[str] | str | None) -> tuple[str, ...]:
+    """The columns that a user asks for: a name, a list of names, `all`; None is the default.
+
+    Raises:
+        InputError: There is no such column.
+    """
+    if names == "all":
+        return tuple(COSTS)
+    chosen = DEFAULT_COSTS if names is None else (names,) if isinstance(names, str) else tuple(names)
+    if unknown := [name for name in chosen if name not in COSTS]:
+        raise InputError(f"Expected columns to be all, or among {', '.join(COSTS)}; got {unknown[0]!r}")
+    return chosen
+
+
+def cost_notes(names: Sequence[str]) -> str:
     """One sentence that says what the columns are."""
     return "; ".join(f"{name}: {COSTS[name].meaning}" for name in names) + "."

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from anyo_lightning.compare.costs import DEFAULT_COSTS, CostName
+from anyo_lightning.compare.costs import DEFAULT_COSTS
 from anyo_lightning.compare.rows import SharedRows, is_rank_metric
 from anyo_lightning.compare.slices import Slice, slice_table
 from anyo_lightning.compare.stats import Difference, paired_differences
@@ -62,7 +62,7 @@ class Results:
     protocol: dict[str, Any]
     slices: tuple[Slice, ...]
     passed_over: tuple[Path, ...]
-    costs: tuple[CostName, ...] = DEFAULT_COSTS  # columns of the ledger
+    costs: tuple[str, ...] = DEFAULT_COSTS  # columns of the ledger
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def load_results(
     metrics: Sequence[str],
     baseline: str | None = None,
     slices: bool = True,
-    costs: Sequence[CostName] = DEFAULT_COSTS,
+    costs: Sequence[str] = DEFAULT_COSTS,
 ) -> Comparison:
     """Read runs and work out what the table says.
 

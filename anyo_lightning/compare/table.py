@@ -7,7 +7,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from anyo_lightning.compare.costs import COSTS, DEFAULT_COSTS, CostName
+from anyo_lightning.compare.costs import choose_costs
 from anyo_lightning.compare.exports import as_csv, as_json
 from anyo_lightning.compare.render import as_latex, as_markdown, as_rich
 from anyo_lightning.compare.report import as_html
@@ -26,7 +26,7 @@ def compare(
     baseline: str | None = None,
     format: Format = "rich",  # noqa: A002
     metrics: list[str] | None = None,
-    columns: Literal["all"] | list[CostName] | None = None,
+    columns: list[str] | str | None = None,
     slices: bool = False,
     output: Path | None = None,
 ) -> None:
@@ -38,17 +38,16 @@ def compare(
         format: `rich` for the terminal, `markdown` for a README, `latex` (booktabs) for a paper, `csv` and `json` with
             everything in full precision, `html` for one page with plots and cases that needs no network.
         metrics: Figures to show, by default `test/hr@10` and `test/ndcg@10`; the first decides the order.
-        columns: What of the cost ledger the table shows, by default `[minutes, trained]`; `all`, or a list of these:
-            minutes of training, tokens read, supervised targets, training's pflop (10^15 FLOPs), NDCG@10 a PFLOP,
-            peak memory (GiB), trained parameters, size of the checkpoint (MB), seconds for the catalogue's vectors and
-            for the index, queries/s, minutes for LLM-written views. csv, json and html have them all.
+        columns: What of the cost ledger the table shows, by default `[minutes,trained]`: a list of minutes, tokens,
+            targets, pflop, ndcg/pflop, memory, trained, checkpoint, catalogue, index, queries/s and views, or `all`; a
+            note below the table says what each is. csv, json and html have them all anyway.
         slices: Whether a table of slices follows (by popularity and ties of the target, length of the history and of
             the item's text); csv, json and html have them anyway.
         output: File to write instead of the terminal.
 
     Raises:
         InputError: A folder does not exist or holds no tested run, the runs differ in split, protocol or users, a
-            metric is unknown, the baseline is not exactly one of the rows, or a page would go to a terminal.
+            metric or column is unknown, the baseline is not exactly one of the rows, or a page would go to a terminal.
     """
     if output is not None and output.is_dir():
         raise InputError(f"Expected output to be a file, got the folder {output}")
@@ -59,7 +58,7 @@ def compare(
         metrics=metrics or ["test/hr@10", "test/ndcg@10"],
         baseline=baseline,
         slices=slices or format in ALWAYS_SLICED,
-        costs=tuple(COSTS) if columns == "all" else DEFAULT_COSTS if columns is None else columns,
+        costs=choose_costs(columns),
     )
     for folder in comparison.results.passed_over:
         print(f"Passed over {folder}: it has no metrics.json, so it has not been tested yet", file=sys.stderr)
