@@ -7,6 +7,7 @@
     predictions.parquet  rank, list and history of every test row
     catalogue.parquet    item ids and texts
     queries.parquet      the query vector of every test row, where `anyo predict` was asked for them
+    index_fidelity.html  approximate indexes against exact search, where `anyo index` was asked for them
 
 Files are written under a temporary name and renamed, so that a reader never sees half of one.
 """
@@ -40,6 +41,7 @@ class RunFolder:
         self.predictions_file = self.path / "predictions.parquet"
         self.catalogue_file = self.path / "catalogue.parquet"
         self.queries_file = self.path / "queries.parquet"
+        self.index_page_file = self.path / "index_fidelity.html"
         self.checkpoints = self.path / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best.ckpt"
         self.last_checkpoint = self.checkpoints / "last.ckpt"

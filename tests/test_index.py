@@ -135,11 +135,11 @@ def test_a_wide_search_leaves_the_beam_of_the_next_as_it_was(vectors: np.ndarray
 
 
 def test_what_faiss_writes_past_python_is_one_warning(vectors: np.ndarray, capfd: pytest.CaptureFixture[str]) -> None:
-    """PQ8 trains eight times 256 centroids on 500 vectors; stderr stays clean and stays open."""
-    with pytest.warns(UserWarning, match="PQ8") as caught:
-        ItemIndex(vectors, factory="PQ8")
+    """PQ8x4 trains eight times 16 centroids on 500 vectors; stderr stays clean and stays open."""
+    with pytest.warns(UserWarning, match="PQ8x4") as caught:
+        ItemIndex(vectors, factory="PQ8x4")
     messages = [str(warning.message) for warning in caught]
-    assert messages == ["PQ8: clustering 500 points to 256 centroids: please provide at least 9984 training points"]
+    assert messages == ["PQ8x4: clustering 500 points to 16 centroids: please provide at least 624 training points"]
     assert capfd.readouterr().err == ""
     print("still open", file=sys.stderr)
     assert capfd.readouterr().err == "still open\n"

@@ -14,8 +14,10 @@ import polars as pl
 import pytest
 from fake_runs import write_run
 
+from anyo_lightning.compare.fidelity import FidelityTable, as_page
 from anyo_lightning.compare.table import compare
 from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.fidelity import Fidelity
 from anyo_lightning.runs import RunFolder
 
 USERS = 120
@@ -231,4 +233,31 @@ def test_nothing_is_wider_than_a_phone_and_print_and_dark_are_readable(browser: 
     page.emulate_media(media="print")
     assert brightness("body", "color") < 60 < 250 < brightness("body", "backgroundColor")
     assert brightness("#cost-plot .xtick text", "fill") < 60
+    context.close()
+
+
+@pytest.mark.browser
+def test_the_page_of_index_fidelity_draws(browser: Any, tmp_path: Path) -> None:
+    """A trace an index that was built, names as text, a table, no complaint, no sideways scrolling on a phone."""
+    searched = [("Flat", 1.0), ("IVF64,Flat:nprobe=2", 0.6), ("IVF64,Flat:nprobe=8", 0.9)]
+    indexes = tuple(
+        Fidelity(name, recall, 0.1, 0.0, 0.01, 345_389, 5e4 * (1.1 - recall), ()) for name, recall in searched
+    )
+    table = FidelityTable(f"<img src=x> {EVIL}", "test", 943, 1349, 64, True, 10, indexes)
+    file = tmp_path / "index.html"
+    file.write_text(as_page(table))
+    context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(file.as_uri())
+    page.wait_for_selector("#plot .main-svg")
+    assert page.locator("#plot .scatterlayer .trace").count() == 2
+    assert page.locator("#plot .scatterlayer .point").count() == 3
+    assert page.locator("#results tbody tr").count() == 3
+    assert EVIL in page.locator("#about").text_content()
+    assert page.locator("img").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert complaints == []
     context.close()

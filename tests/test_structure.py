@@ -14,7 +14,7 @@ LAYERS = [
     "evaluation",
     "models",
     "costs guards compare",
-    "lightning_cli",
+    "lightning_cli restore",
     "cli",
 ]
 RESULTS = ("<!-- results: made by `make table`, do not edit -->\n", "<!-- end of results -->")

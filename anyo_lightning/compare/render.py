@@ -13,6 +13,7 @@ from anyo_lightning.compare.columns import Column, Style, about, notes, slice_co
 from anyo_lightning.compare.results import Results
 
 RICH_STYLES: dict[Style, str] = {"plain": "", "best": "bold", "higher": "green", "lower": "red", "faint": "dim"}
+LEFT = ("variant", "slice", "factory")  # headers of columns of names
 SIGN = re.compile(r"(?<![\w.)-])([+-])(?=\.?\d)")
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -35,41 +36,42 @@ def as_rich(results: Results, *, width: int) -> Group:
         width: Of the terminal; where a table of one line a run is wider, intervals go below their figures, and where
             that is wider still, p and d are left out.
     """
-    parts: list[RenderableType] = [Text(about(results), "dim"), "", _rich_table(table_columns(results), width), ""]
+    parts: list[RenderableType] = [Text(about(results), "dim"), "", rich_table(table_columns(results), width), ""]
     if results.slices:
-        parts += [_rich_table(slice_columns(results), width), ""]
+        parts += [rich_table(slice_columns(results), width), ""]
     return Group(*parts, Text("\n".join(notes(results)), "dim"))
 
 
 def as_markdown(results: Results) -> str:
     """GitHub tables whose source is aligned too."""
-    parts = [about(results), "", *_markdown_table(table_columns(results)), ""]
+    parts = [about(results), "", *markdown_table(table_columns(results)), ""]
     if results.slices:
-        parts += [*_markdown_table(slice_columns(results)), ""]
+        parts += [*markdown_table(slice_columns(results)), ""]
     return "\n".join([*parts, " ".join(notes(results))]) + "\n"
 
 
 def as_latex(results: Results) -> str:
     r"""Tables for a paper's `\input`; the preamble needs `\usepackage{booktabs}`."""
-    parts = [f"% {about(results)}", r"% \usepackage{booktabs}", *_latex_table(table_columns(results))]
+    parts = [f"% {about(results)}", r"% \usepackage{booktabs}", *latex_table(table_columns(results))]
     if results.slices:
-        parts += ["", r"\bigskip", *_latex_table(slice_columns(results))]
+        parts += ["", r"\bigskip", *latex_table(slice_columns(results))]
     return "\n".join([*parts, "", r"\par\smallskip{\footnotesize " + _latex(" ".join(notes(results))) + "}"]) + "\n"
 
 
-def _rich_table(columns: Sequence[Column], width: int) -> Table:
+def rich_table(columns: Sequence[Column], width: int) -> Table:
+    """A table for a terminal of that width."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     if _width(columns) > width:
         columns = [
             dataclasses.replace(column, texts=[t.replace(" ±", "\n±").replace(" (", "\n(") for t in column.texts])
-            if column.header != "variant"
+            if column.header not in LEFT
             else column
             for column in columns
         ]
     if _width(columns) > width:
         columns = [column for column in columns if not column.optional]
     for position, column in enumerate(columns):
-        left = column.header in ("variant", "slice")
+        left = column.header in LEFT
         table.add_column(column.header, justify="left" if left else "right", no_wrap=position != 0)
     for row in range(len(columns[0].texts)):
         table.add_row(*(Text(column.texts[row], RICH_STYLES[column.styles[row]]) for column in columns))
@@ -84,10 +86,11 @@ def _width(columns: Sequence[Column]) -> int:
     return sum(longest) + 2 * (len(columns) - 1)
 
 
-def _markdown_table(columns: Sequence[Column]) -> list[str]:
+def markdown_table(columns: Sequence[Column]) -> list[str]:
+    """The lines of a GitHub table."""
     aligned = []
     for column in columns:
-        left = column.header in ("variant", "slice")
+        left = column.header in LEFT
         cells = [text.strip().replace("|", r"\|") for text in column.texts]
         cells = [f"**{text}**" if style == "best" else text for text, style in zip(cells, column.styles, strict=True)]
         header = column.header.strip()
@@ -98,8 +101,9 @@ def _markdown_table(columns: Sequence[Column]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in zip(*aligned, strict=True)]
 
 
-def _latex_table(columns: Sequence[Column]) -> list[str]:
-    alignment = "".join("l" if column.header in ("variant", "slice") else "r" for column in columns)
+def latex_table(columns: Sequence[Column]) -> list[str]:
+    """The lines of a booktabs table."""
+    alignment = "".join("l" if column.header in LEFT else "r" for column in columns)
     texts = [[_latex(text.strip()) for text in column.texts] for column in columns]
     bold = [
         [rf"\textbf{{{text}}}" if style == "best" else text for text, style in zip(of, column.styles, strict=True)]

@@ -8,6 +8,7 @@ reaches the page through that JSON and `textContent`, never as HTML.
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -21,7 +22,7 @@ from anyo_lightning.compare.results import Cell, Comparison, is_higher_better
 from anyo_lightning.compare.rows import KEYS, SharedRows, is_rank_metric
 from anyo_lightning.compare.variants import TestedRun, Variant
 
-SCRIPTS = ("report_page.js", "report_plots.js", "report_cases.js")
+SCRIPTS = ("report_shared.js", "report_page.js", "report_plots.js", "report_cases.js")
 LARGEST_CURVE = 400  # points; longer curves are thinned
 CASES = 1000
 LARGEST_CASE_LISTS = 2_000_000  # items in all lists together
@@ -33,13 +34,17 @@ CURVE_AXES = ("step", "tokens", "seconds")
 
 def as_html(comparison: Comparison) -> str:
     """The whole page as one text."""
+    return fill_page("report.html", SCRIPTS, _content(comparison))
+
+
+def fill_page(name: str, scripts: Sequence[str], content: dict[str, Any]) -> str:
+    """A page of this folder with style, scripts, plotly.js and its data inside."""
     folder = files("anyo_lightning.compare")
-    page = folder.joinpath("report.html").read_text(encoding="utf-8")
-    scripts = "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
+    page = folder.joinpath(name).read_text(encoding="utf-8")
     parts = {
         "/* style */": folder.joinpath("report.css").read_text(encoding="utf-8"),
-        "/* data */": _inside_script(_content(comparison)),
-        "/* scripts */": scripts,
+        "/* data */": _inside_script(content),
+        "/* scripts */": "\n".join(folder.joinpath(script).read_text(encoding="utf-8") for script in scripts),
         "/* plotly */": get_plotlyjs(),
     }
     for place, text in parts.items():

@@ -1,26 +1,4 @@
-// The data, small helpers and the table. Texts of users and catalogues go through textContent only.
-
-const data = JSON.parse(document.getElementById("data").textContent);
-const byId = (id) => document.getElementById(id);
-const COLOURS = ["#3d85c6", "#d9822b", "#2f9e6e", "#c8506a", "#8a63c9", "#8d6e4f", "#cf62a9", "#6f8496", "#a3961c", "#1fa3b3"];
-const colour = (row) => COLOURS[row % COLOURS.length];
-const round = (row) => Math.floor(row / COLOURS.length); // how often the colours have been used up before this row
-
-function element(name, text, className) {
-  const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
-
-function fill(select, options, chosen = 0) {
-  options.forEach(([value, text]) => {
-    const option = element("option", text);
-    option.value = value;
-    select.append(option);
-  });
-  if (options.length) select.selectedIndex = Math.min(chosen, options.length - 1);
-}
+// The head and the table.
 
 function variantOptions() {
   return data.variants.map((variant, row) => [String(row), variant.label]);

@@ -1,30 +1,5 @@
-// The plots. Plotly reads a little HTML in its texts, so labels that go there are escaped.
+// The plots.
 
-const CONFIG = { displayModeBar: false, responsive: true, scrollZoom: false };
-const INK = "#7a828c"; // the stylesheet gives texts and lines the theme's colours
-const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-const short = (text) => plain(text.length > 26 ? `${text.slice(0, 25)}…` : text);
-const decimal = (value) => value.toFixed(3).replace(/^(-?)0\./, "$1.");
-const marker = (row, size = 9) => ({ color: colour(row), size, symbol: ["circle", "diamond", "square", "triangle-up"][round(row) % 4] });
-
-function layout(more) {
-  const axis = { automargin: true, zeroline: false, gridcolor: INK, linecolor: INK, tickfont: { size: 12 }, ticks: "outside", ticklen: 5, tickcolor: "rgba(0,0,0,0)" };
-  const { xaxis, yaxis, ...rest } = more;
-  return {
-    font: { size: 12.5, color: INK },
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: 8, r: 16, t: 8, b: 8 },
-    dragmode: false,
-    hovermode: "closest",
-    xaxis: { ...axis, ...xaxis },
-    yaxis: { ...axis, ...yaxis },
-    ...rest,
-  };
-}
-
-const say = (id, text) => { byId(id).textContent = text; };
-const titled = (text) => ({ title: { text, standoff: 12 } });
 const titleOf = (name) => data.metrics.find((metric) => metric.name === name).title;
 
 // Variants that no other beats at the same or a lower cost.

@@ -22,7 +22,7 @@ from anyo_lightning.data.splits import Queries, Split, Stage
 from anyo_lightning.environment import environment
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import ItemIndex
-from anyo_lightning.evaluation.ranking import rank
+from anyo_lightning.evaluation.ranking import distinct_rows, rank
 from anyo_lightning.evaluation.results import Evaluation
 from anyo_lightning.runs import RunFolder
 
@@ -158,11 +158,8 @@ class RetrievalMetrics(Callback):
         all_rows, all_queries = (
             distributed.gather_rows(torch.cat(parts).to(device)).cpu() for parts in (self._rows, self._queries)
         )
-        rows, first = np.unique(all_rows.numpy(), return_index=True)
-        pair = queries.user[rows] * split.catalogue_size + queries.target[rows]
-        distinct = np.sort(np.unique(pair, return_index=True)[1])
-        rows, first = rows[distinct], first[distinct]
-        query_vectors = all_queries[torch.from_numpy(first)]
+        first = distinct_rows(all_rows.numpy(), queries.user, queries.target)
+        rows, query_vectors = all_rows.numpy()[first], all_queries[torch.from_numpy(first)]
         self._rows, self._queries = [], []
         started = time.perf_counter()
         vectors = module.encode_catalogue().detach().float()

@@ -54,7 +54,7 @@ class ItemIndex:
         started = time.perf_counter()
         kind, _, parameters = factory.partition(":")
         try:
-            with _faiss_warnings(factory):
+            with _faiss_warnings(kind):
                 self._index = faiss.index_factory(self.dim, kind, faiss.METRIC_INNER_PRODUCT)
                 if not self._index.is_trained:
                     self._index.train(vectors)
@@ -146,7 +146,7 @@ class ItemIndex:
 
 
 @contextmanager
-def _faiss_warnings(factory: str) -> Iterator[None]:
+def _faiss_warnings(kind: str) -> Iterator[None]:
     """What FAISS writes to stderr, past Python, as one warning a sentence: PQ16 says the same thing 16 times."""
     sys.stderr.flush()
     before = os.dup(2)
@@ -162,7 +162,7 @@ def _faiss_warnings(factory: str) -> Iterator[None]:
     finally:
         os.close(before)
     for line in filter(None, lines):
-        warnings.warn(f"{factory}: {line.removeprefix('WARNING ')}", stacklevel=4)  # whoever builds the index
+        warnings.warn(f"{kind}: {line.removeprefix('WARNING ')}", stacklevel=4)  # whoever builds the index
 
 
 def index_recall(found: Int[np.ndarray, "rows k"], exact: Int[np.ndarray, "rows k"]) -> Float[np.ndarray, "rows"]:
