@@ -144,6 +144,9 @@ def test_every_plot_is_drawn_and_follows_its_controls(page: Any) -> None:
     for name, count in PLOTS.items():
         assert page.locator(f"#{name} .main-svg").count() >= count, name
     assert page.locator("#cost-plot .scatterlayer .trace").count() == 5  # four variants and the front
+    assert page.locator("#ledger thead th").all_text_contents() == ["Variant", "minutes", "pflop", "trained"]
+    assert page.locator("#ledger tbody tr").count() == 4
+    assert "inf" not in page.locator("#ledger").text_content().lower()
     assert page.locator("#curve-plot .scatterlayer .trace").count() == 3  # three trained runs
     assert page.locator("#pair-plot .bars .point").count() == 9  # three others, three parts
     for select in page.locator(".controls select").all():

@@ -17,7 +17,7 @@ function drawPlot() {
   const decades = Math.log10(Math.max(...speeds) / Math.min(...speeds));
   Plotly.newPlot(byId("plot"), traces, layout({
     height: 460,
-    xaxis: { ...titled(`recall@${data.k} against exact search`), range: [lowest - 2 * room, 1 + room], tickformat: "~g" },
+    xaxis: { ...titled(`recall@${data.k} against exact search`), range: [lowest - 3 * room, 1 + room], tickformat: "~g" },
     yaxis: { ...titled("queries a second"), type: "log", dtick: decades > 1.5 ? 1 : "D2", tickformat: "~s" },
     showlegend: true,
     legend: { orientation: "h", y: 1.04, yanchor: "bottom", x: 0 },

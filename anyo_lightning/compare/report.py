@@ -5,7 +5,6 @@ well, tooltips, a legend that hides lines) and one block of JSON. Everything a u
 reaches the page through that JSON and `textContent`, never as HTML.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import polars as pl
 from plotly.offline import get_plotlyjs
 
 from anyo_lightning.compare.columns import about, as_p, decimals_of, notes, number, title
-from anyo_lightning.compare.costs import COSTS
+from anyo_lightning.compare.costs import COSTS, cost_notes
 from anyo_lightning.compare.results import Cell, Comparison, is_higher_better
 from anyo_lightning.compare.rows import KEYS, SharedRows, is_rank_metric
 from anyo_lightning.compare.variants import TestedRun, Variant
@@ -63,7 +62,6 @@ def _content(comparison: Comparison) -> dict[str, Any]:
     """What the page shows, in the order of the table's lines."""
     results, shared = comparison.results, comparison.shared
     measured = [name for name, cost in COSTS.items() if any(cost.value(line.cost) for line in results.lines)]
-    results = dataclasses.replace(results, costs=tuple(measured))
     rank_metrics = [metric for metric in results.metrics if is_rank_metric(metric)]
     slices = [
         {
@@ -80,7 +78,8 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "baseline": results.baseline,
         "metrics": [{"name": metric, "title": title(metric)} for metric in results.metrics],
         "rankMetrics": rank_metrics,
-        "costs": [{"name": name, "axis": COSTS[name].axis} for name in measured],
+        "costs": [{"name": name, "axis": COSTS[name].axis, "inTable": name in results.costs} for name in measured],
+        "costNotes": cost_notes(measured) if measured else "",
         "variants": [_variant(comparison, row) for row in range(len(results.lines))],
         "slices": slices,
         "pairs": {metric: _pairs(shared, metric) for metric in rank_metrics},

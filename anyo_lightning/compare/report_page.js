@@ -28,7 +28,7 @@ function tableColumns() {
       columns.push({ header: "d", value: (v) => (difference(v) ? number(difference(v).effect) : null), show: (v) => element("td", difference(v) ? difference(v).effect : ""), down: true });
     }
   });
-  data.costs.forEach(({ name }) => {
+  data.costs.filter((cost) => cost.inTable).forEach(({ name }) => {
     columns.push({ header: name, value: (v) => v.cost[name], show: (v) => element("td", v.shown[name]), down: true });
   });
   return columns;
@@ -102,6 +102,23 @@ function drawTable() {
   head.cells[columns.findIndex((column) => column.header === data.metrics[0].title)].setAttribute("aria-sort", "descending");
 }
 
+// All of the ledger that was measured, the same rows in the same order.
+function drawLedger() {
+  const table = byId("ledger");
+  const head = table.createTHead().insertRow();
+  ["Variant", ...data.costs.map((cost) => cost.name)].forEach((header) => {
+    const cell = element("th", header);
+    cell.scope = "col";
+    head.append(cell);
+  });
+  const body = table.createTBody();
+  data.variants.forEach((variant) => {
+    const row = body.insertRow();
+    row.append(variantCell(variant), ...data.costs.map(({ name }) => element("td", variant.shown[name])));
+  });
+  byId("ledger-note").textContent = data.costNotes;
+}
+
 function drawHead() {
   const title = `${data.variants.length} variants compared`;
   document.title = title;
@@ -112,3 +129,4 @@ function drawHead() {
 
 drawHead();
 drawTable();
+drawLedger();

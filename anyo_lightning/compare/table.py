@@ -40,7 +40,7 @@ def compare(
         metrics: Figures to show, by default `test/hr@10` and `test/ndcg@10`; the first decides the order.
         columns: What of the cost ledger the table shows, by default `[minutes,trained]`: a list of minutes, tokens,
             targets, pflop, ndcg/pflop, memory, trained, checkpoint, catalogue, index, queries/s and views, or `all`; a
-            note below the table says what each is. csv, json and html have them all anyway.
+            note below the table says what each is. csv, json and html have all of it anyway.
         slices: Whether a table of slices follows (by popularity and ties of the target, length of the history and of
             the item's text); csv, json and html have them anyway.
         output: File to write instead of the terminal.
