@@ -144,4 +144,5 @@ def test_a_run_says_what_training_and_serving_cost(tiny_data: tuple[Path, Path],
     floor.test(Popularity(), make_data(tiny_data), verbose=False)
     cost = RunFolder(tmp_path / "floor").read_metrics()["cost"]
     assert SERVING | {"train_seconds", "peak_memory_gib"} <= set(cost)
+    assert cost["tokens"] == cost["targets"] == 0
     assert not {"flops", "ndcg@10_per_pflop", "checkpoint_bytes"} & set(cost)

@@ -269,7 +269,10 @@ class RetrievalModule(LightningModule):
         """What the run trains, for the cost ledger."""
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.parameters())
-        counting = {} if self.trained else {"train_seconds": self.build_seconds, "peak_memory_gib": peak_memory_gib()}
+        counting: dict[str, float] = {}
+        if not self.trained:
+            counting = {"tokens": 0, "targets": 0, "train_seconds": self.build_seconds}
+            counting["peak_memory_gib"] = peak_memory_gib()
         built = {"build_seconds": self.build_seconds}  # embedding the catalogue, where the cache lacks it, and the like
         return {"trainable_parameters": trained, "parameters": total, **built, **counting}
 
