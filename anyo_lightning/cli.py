@@ -9,14 +9,23 @@ from typing import NoReturn
 
 import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+from rich.progress import track
 
+from anyo_lightning.compare.fidelity import FidelityTable, Format, as_page, as_rich, as_text
 from anyo_lightning.compare.table import compare
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.splits import Stage
 from anyo_lightning.data.summary import print_summary, summarise, write_parquet
 from anyo_lightning.encoders.backbone import load_tokenizer
 from anyo_lightning.errors import InputError, argument_sentence
+from anyo_lightning.evaluation.fidelity import measure
 from anyo_lightning.lightning_cli import STAGES, run_lightning
+from anyo_lightning.restore import restore
+from anyo_lightning.runs import RunFolder, renamed_to
 from anyo_lightning.views.write import augment
+
+FACTORIES = ["Flat", "SQ8", "HNSW32", "IVF64,Flat:nprobe=1", "IVF64,Flat:nprobe=4", "IVF64,Flat:nprobe=16"]
 
 
 def data(dataset: RecDataModule, *, tokenizer: str, output: Path | None) -> None:
@@ -31,6 +40,70 @@ def data(dataset: RecDataModule, *, tokenizer: str, output: Path | None) -> None
     print_summary(summarise(dataset.split, source, count_tokens, dataset.max_tokens))
     if output is not None:
         write_parquet(dataset.split, output)
+
+
+def index(
+    run: Path,
+    *,
+    factories: list[str],
+    stage: Stage = "test",
+    k: int = 10,
+    format: Format = "rich",  # noqa: A002
+    output: Path | None = None,
+    plot: Path | None = None,
+) -> None:
+    """Say what approximate indexes lose against exact search on a finished run's queries, and what they save.
+
+    Args:
+        run: Run folder; its best checkpoint gives states and vectors, as in `anyo test`.
+        factories: FAISS factory strings, search parameters after a colon: `IVF64,Flat:nprobe=8`, `HNSW32:efSearch=64`.
+        stage: Whose queries are searched.
+        k: Length of the lists, and the cutoff of recall and NDCG.
+        format: `rich` for the terminal, `markdown`, `latex`, `csv` or `json`.
+        output: File for the table instead of the terminal.
+        plot: File for a page with recall against queries a second; by default index_fidelity.html in the run folder.
+
+    Raises:
+        InputError: The run cannot be restored, k is not positive, or a factory string is unknown to FAISS or does not
+            fit the run's vectors.
+    """
+    if k < 1:
+        raise InputError(f"Expected k to be positive, got {k}")
+    found = restore(run, stage=stage)
+    indexes = measure(
+        factories,
+        split=found.split,
+        queries=found.queries,
+        rows=found.rows,
+        query_vectors=found.query_vectors,
+        vectors=found.vectors,
+        k=k,
+        mask_history=found.mask_history,
+    )
+    bar = track(indexes, "Measuring indexes", len(factories), console=Console(stderr=True), transient=True)
+    items, dim = found.vectors.shape
+    table = FidelityTable(
+        variant=RunFolder(run).variant,
+        stage=stage,
+        rows=len(found.rows),
+        items=items,
+        dim=dim,
+        history_masked=found.mask_history,
+        k=k,
+        indexes=tuple(bar),
+    )
+    plot = RunFolder(run).index_page_file if plot is None else plot
+    with renamed_to(plot) as temporary:
+        temporary.write_text(as_page(table), encoding="utf-8")
+    if output is not None:
+        with renamed_to(output) as temporary:
+            temporary.write_text(as_text(table, format), encoding="utf-8")
+    elif format == "rich" and sys.stdout.isatty():
+        console = Console()
+        console.print(as_rich(table, width=console.width))
+    else:
+        sys.stdout.write(as_text(table, format))
+    print(f"Plot: {plot}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,6 +137,11 @@ def _run_small_command(arguments: list[str]) -> None:
     comparison.add_argument("runs", nargs="+", type=Path, help="Run folders, or folders of run folders.")
     comparison.add_function_arguments(compare, skip={"runs"})
     commands.add_subcommand("compare", comparison, help="compare runs in a table")
+    fidelity = ArgumentParser(description="Approximate indexes against exact search.", exit_on_error=False)
+    fidelity.add_argument("--run", type=Path, required=True, help="Run folder, finished.")
+    fidelity.add_argument("--factories", nargs="+", type=str, default=FACTORIES, help="FAISS factory strings.")
+    fidelity.add_function_arguments(index, skip={"run", "factories"})
+    commands.add_subcommand("index", fidelity, help="compare approximate indexes with exact search")
     summary = ArgumentParser(description="Print what was read and how it is split.", exit_on_error=False)
     summary.add_class_arguments(RecDataModule)
     summary.add_argument("--tokenizer", default="smollm2-135m-instruct", help="The LLM whose tokens are counted.")
@@ -78,6 +156,8 @@ def _run_small_command(arguments: list[str]) -> None:
     chosen = settings[settings.subcommand]
     if settings.subcommand == "compare":
         compare(**chosen.as_dict())
+    elif settings.subcommand == "index":
+        index(**chosen.as_dict())
     elif settings.subcommand == "augment":
         augment(**augmentation.instantiate_classes(chosen).as_dict())
     else:

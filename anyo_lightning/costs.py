@@ -3,15 +3,15 @@
 The last row says what the run has cost so far, so that a later `anyo test --run` reports the training's cost too.
 """
 
-import resource
 import time
 from typing import Any
 
 import polars as pl
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
+from anyo_lightning.environment import peak_memory_gib
+from anyo_lightning.flops import flop_counter
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.runs import RunFolder
 
@@ -20,19 +20,25 @@ class CostLedger(Callback):
     """Writes curves.csv: step, epoch, targets, tokens, seconds, FLOPs, memory and every logged metric.
 
     A row is added at each validation and each `every` steps. Seconds are those of training, validation left out;
-    they go on where a resumed run stopped. FLOPs are the first step's, as torch's FLOP counter sees them, scaled by
-    tokens: an estimate that leaves out that attention grows with the square of a row's length (and, on a CPU, the
-    attention products of torch's own kernel, which the counter does not see).
+    they go on where a resumed run stopped; peak memory is the highest of all its processes one after another.
+
+    FLOPs are counted in a sample S of the steps, each `every`-th from the first on, and scaled by tokens:
+
+        FLOPs = tokens · Σ_{s in S} FLOPs_s / Σ_{s in S} tokens_s,
+
+    forward and backward pass of everything that a step multiplies (`flop_counter`). Counting all steps would take time
+    of its own; batches hold about as many tokens each, so that the sample is within a few per cent of that.
 
     Args:
-        every: Steps between rows.
+        every: Steps between rows, and between steps whose FLOPs are counted.
     """
 
     def __init__(self, every: int = 50) -> None:
         self.every = every
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self.flops_per_token = 0.0
+        self.counted = {"flops": 0.0, "tokens": 0.0}  # in the sample, on this process
+        self.peak_memory_gib = 0.0
         self._running_since: float | None = None
         self._counter: FlopCounterMode | None = None
         self._tokens_before = 0.0
@@ -45,10 +51,10 @@ class CostLedger(Callback):
         self._running_since = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count the first step's FLOPs."""
-        if not self.flops_per_token:
+        """Count the FLOPs of each `every`-th step."""
+        if trainer.global_step % self.every == 0:
             self._tokens_before = _module(pl_module).seen["tokens"]
-            self._counter = FlopCounterMode(display=False)
+            self._counter = flop_counter()
             self._counter.__enter__()  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(
@@ -57,8 +63,8 @@ class CostLedger(Callback):
         """Add a row now and then."""
         if self._counter is not None:
             self._counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            tokens = _module(pl_module).seen["tokens"] - self._tokens_before
-            self.flops_per_token = self._counter.get_total_flops() / max(tokens, 1)
+            self.counted["flops"] += self._counter.get_total_flops()
+            self.counted["tokens"] += _module(pl_module).seen["tokens"] - self._tokens_before
             self._counter = None
         if trainer.global_step % self.every == 0:
             self._add(trainer, pl_module, "train/")
@@ -83,14 +89,19 @@ class CostLedger(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
-        return {"seconds": self._elapsed(), "flops_per_token": self.flops_per_token}
+        return {"seconds": self._elapsed(), "counted": dict(self.counted), "peak_memory_gib": self._peak()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.seconds, self.flops_per_token = state_dict["seconds"], state_dict["flops_per_token"]
+        self.seconds = state_dict["seconds"]
+        if "counted" in state_dict:  # a checkpoint of an earlier version counts anew
+            self.counted, self.peak_memory_gib = dict(state_dict["counted"]), state_dict["peak_memory_gib"]
 
     def _elapsed(self) -> float:
         return self.seconds + (time.perf_counter() - self._running_since if self._running_since is not None else 0.0)
+
+    def _peak(self) -> float:
+        return max(self.peak_memory_gib, peak_memory_gib())
 
     def _pause(self) -> None:
         self.seconds, self._running_since = self._elapsed(), None
@@ -104,8 +115,8 @@ class CostLedger(Callback):
             "targets": cost["targets"],
             "tokens": cost["tokens"],
             "seconds": round(self._elapsed(), 3),
-            "flops": self.flops_per_token * cost["tokens"],
-            "peak_memory_gib": round(peak_memory_gib(), 3),
+            "flops": cost["tokens"] * self.counted["flops"] / max(self.counted["tokens"], 1),
+            "peak_memory_gib": round(self._peak(), 3),
             **{name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(start)},
         }
         if self.rows and self.rows[-1]["step"] == row["step"]:
@@ -120,10 +131,3 @@ class CostLedger(Callback):
 def _module(module: LightningModule) -> RetrievalModule:
     assert isinstance(module, RetrievalModule)
     return module
-
-
-def peak_memory_gib() -> float:
-    """The most memory that was in use, in GiB: the GPU's where there is one, else the process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

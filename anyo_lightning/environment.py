@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import resource
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ def environment() -> dict[str, Any]:
         "gpus": gpus,
     }
     return {"versions": versions, "hardware": hardware, "commit": _commit()}
+
+
+def peak_memory_gib() -> float:
+    """The most memory that was in use, in GiB: the GPU's where there is one, else the process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _cpu_name() -> str:

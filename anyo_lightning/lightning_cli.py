@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,18 @@ FOLDER_OF_LAUNCHER = "ANYO_RUN_FOLDER"  # how a process that Lightning's launche
 STAGES = ("fit", "validate", "test", "predict")
 
 
-def run_lightning(arguments: list[str]) -> None:
+def run_lightning(arguments: list[str], *, cli: "Callable[..., AnyoCLI] | None" = None) -> "AnyoCLI":
     """Run one of the stages.
 
     Args:
         arguments: The words of the command line, the stage first.
+        cli: What to make in the place of an `AnyoCLI`.
+
+    Returns:
+        The command line, with its trainer, model and data.
     """
     sys.argv[1:] = _with_config_of_run(arguments)  # where Lightning's launchers, too, read it
-    AnyoCLI(
+    return (cli or AnyoCLI)(
         model_class=RetrievalModule,
         datamodule_class=RecDataModule,
         subclass_mode_model=True,

@@ -8,6 +8,7 @@
     catalogue.parquet    item ids and texts
     probes.json          figures under probes, where `anyo test --probe` was asked for them
     queries.parquet      the query vector of every test row, where `anyo predict` was asked for them
+    index_fidelity.html  approximate indexes against exact search, where `anyo index` was asked for them
 
 Files are written under a temporary name and renamed, so that a reader never sees half of one.
 """
@@ -43,6 +44,7 @@ class RunFolder:
         self.catalogue_file = self.path / "catalogue.parquet"
         self.probes_file = self.path / "probes.json"
         self.queries_file = self.path / "queries.parquet"
+        self.index_page_file = self.path / "index_fidelity.html"
         self.checkpoints = self.path / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best.ckpt"
         self.last_checkpoint = self.checkpoints / "last.ckpt"

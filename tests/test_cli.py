@@ -99,6 +99,8 @@ def test_every_configuration_survives_a_step(
     anyo("test", f"--run={run.path}")
     again = run.read_metrics()
     assert without_seconds(again["metrics"]) == without_seconds(metrics["metrics"])
+    assert again["cost"].get("views_seconds") == metrics["cost"].get("views_seconds")
+    assert ("views_seconds" in metrics["cost"]) == ("summarise" in config.read_text())
     if trained:
         assert again["cost"]["targets"] == pl.read_csv(run.curves_file)["targets"][-1]
         assert again["cost"]["targets"] == metrics["cost"]["targets"] > 0

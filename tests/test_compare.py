@@ -11,6 +11,7 @@ import pytest
 from fake_runs import write_run
 from rich.console import Console
 
+from anyo_lightning.compare.costs import COSTS
 from anyo_lightning.compare.render import as_rich
 from anyo_lightning.compare.results import load_results
 from anyo_lightning.compare.table import compare
@@ -76,6 +77,69 @@ def test_terminal_table(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     markov = next(line for line in lines if line.startswith("markov"))
     assert markov.count("base") == 2
     assert markov.split()[1] == "-"
+
+
+def ledger(run: Path, **cost: float) -> None:
+    """Give a run a ledger, as runs have one since there is one."""
+    folder = RunFolder(run)
+    content = folder.read_metrics()
+    folder.write_metrics(content | {"cost": content["cost"] | cost})
+
+
+def test_the_ledger_is_in_every_form_and_blank_where_a_run_has_none(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run with a ledger, one of an earlier version, a floor: figures, dashes, null and empty cells; never inf."""
+    full = {"tokens": 7_681_932, "targets": 5_208_732, "flops": 8.6e12, "ndcg@10_per_pflop": 14.53}
+    ledger(
+        runs / "sasrec" / "version_0",
+        **full,
+        peak_memory_gib=0.738,
+        checkpoint_bytes=2_347_196,
+        catalogue_encode_seconds=0.00012,
+        index_build_seconds=0.0004,
+        queries_per_second=123_456.7,
+    )
+    ledger(runs / "markov" / "version_0", tokens=0, targets=0, trainable_parameters=0)
+    compare([runs], format="markdown", columns="all")
+    header, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    names = [cell.strip() for cell in header.split("|")]
+    shown = {row.split("|")[1].strip(): dict(zip(names, map(str.strip, row.split("|")), strict=True)) for row in rows}
+    assert names[-13:-1] == list(COSTS)
+    sasrec = [shown["sasrec"][name] for name in COSTS]
+    figures = ["1.5", "7.7M", "5.2M", "0.0086", "14.5", "0.74", "1.2M", "2.35", "0.00012", "0.0004", "123,457", "-"]
+    assert sasrec == figures
+    assert [shown["e4srec"][name] for name in COSTS] == ["1.5", *"-----", "1.2M", *"-----"]
+    assert (shown["markov"]["tokens"], shown["markov"]["ndcg/pflop"], shown["markov"]["trained"]) == ("0", "-", "0")
+    compare([runs], format="json")
+    content = {row["variant"]: row["cost"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert {cost.key for cost in COSTS.values()} <= set(content["e4srec"])
+    assert content["sasrec"]["flops"] == 8.6e12
+    assert content["e4srec"]["flops"] is content["markov"]["ndcg@10_per_pflop"] is None
+    compare([runs], format="csv")
+    table = pl.read_csv(io.StringIO(capsys.readouterr().out)).filter(pl.col("slice").is_null())
+    tokens = dict(table.select("variant", "tokens").iter_rows())
+    assert tokens == {"sasrec": 7_681_932, "e4srec": None, "markov": 0}
+
+
+def test_columns_choose_from_the_ledger(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the order given, with a note on each; none at all; the default is as narrow as before."""
+    ledger(runs / "sasrec" / "version_0", flops=3e15)
+    compare([runs], columns=["pflop", "minutes"])
+    out = capsys.readouterr().out
+    header = next(line for line in out.splitlines() if line.startswith("variant"))
+    assert header.split()[-2:] == ["pflop", "minutes"]
+    assert "pflop: 10^15 FLOPs of training, counted in a sample of its steps; minutes: of training." in out
+    compare([runs], columns=[])
+    out = capsys.readouterr().out
+    assert next(line for line in out.splitlines() if line.startswith("variant")).split()[-1] == "NDCG@10"
+    assert "minutes" not in out
+    compare([runs])
+    out = capsys.readouterr().out
+    assert next(line for line in out.splitlines() if line.startswith("variant")).split()[-2:] == ["minutes", "trained"]
+    assert "minutes: of training; trained: number of trained parameters.\n" in out
+    with pytest.raises(InputError, match=r"Expected columns to be all, or among minutes, tokens.*got 'flop'"):
+        compare([runs], columns=["minutes", "flop"])
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -1,5 +1,7 @@
 """`ItemIndex` on real FAISS indexes: exactness, factory strings, history filter, lists that end early."""
 
+import sys
+
 import faiss
 import numpy as np
 import pytest
@@ -65,7 +67,9 @@ def test_a_list_with_too_few_items_left_ends_in_minus_one(vectors: np.ndarray, q
 
 def test_ids_of_minus_one_from_faiss_are_no_items(vectors: np.ndarray, queries: np.ndarray) -> None:
     """One probed cell of 50 holds some ten items: the rest of FAISS's list is -1, which is not item 499."""
-    items, scores = ItemIndex(vectors, factory="IVF50,Flat").search(queries, 40, [np.arange(1, 100)] * len(queries))
+    with pytest.warns(UserWarning, match="clustering 500 points to 50 centroids"):
+        index = ItemIndex(vectors, factory="IVF50,Flat")
+    items, scores = index.search(queries, 40, [np.arange(1, 100)] * len(queries))
     assert (items == -1).any()
     assert not ((items >= 1) & (items < 100)).any()
     assert (np.isneginf(scores) == (items == -1)).all()
@@ -105,9 +109,68 @@ def test_hnsw_searches_wide_enough_for_a_long_history(vectors: np.ndarray, queri
     assert index_recall(found, exact).mean() > 0.9
 
 
-@pytest.mark.parametrize("factory", ["Flaat", "", "IVF1000,Flat", "PQ7"])
+def test_search_parameters_follow_a_colon(vectors: np.ndarray, queries: np.ndarray) -> None:
+    """More probed cells find more, all of them everything; scores stay inner products of vectors as they are."""
+    exact, scores = ItemIndex(vectors * 7).search(queries, 10)
+    recalls = []
+    for probes in (1, 4, 12):
+        index = ItemIndex(vectors * 7, factory=f"IVF12,Flat:nprobe={probes}")
+        found, found_scores = index.search(queries, 10)
+        recalls.append(index_recall(found, exact).mean())
+    assert recalls == sorted(recalls)
+    assert recalls[0] < recalls[1] < recalls[2] == 1
+    np.testing.assert_allclose(found_scores, scores, rtol=1e-5)
+
+
+def test_a_wide_search_leaves_the_beam_of_the_next_as_it_was(vectors: np.ndarray, queries: np.ndarray) -> None:
+    """HNSW's beam is widened for one long history, not for all that follow it; a wider one finds more."""
+    index = ItemIndex(vectors, factory="HNSW4:efSearch=4")
+    before, _ = index.search(queries, 4)
+    index.search(queries[:1], 4, [np.arange(300)])
+    after, _ = index.search(queries, 4)
+    np.testing.assert_array_equal(before, after)
+    exact, _ = ItemIndex(vectors).search(queries, 4)
+    wide, _ = ItemIndex(vectors, factory="HNSW4:efSearch=200").search(queries, 4)
+    assert index_recall(after, exact).mean() < index_recall(wide, exact).mean()
+
+
+def test_what_faiss_writes_past_python_is_one_warning(vectors: np.ndarray, capfd: pytest.CaptureFixture[str]) -> None:
+    """PQ8x4 trains eight times 16 centroids on 500 vectors; stderr stays clean and stays open."""
+    with pytest.warns(UserWarning, match="PQ8x4") as caught:
+        ItemIndex(vectors, factory="PQ8x4")
+    messages = [str(warning.message) for warning in caught]
+    assert messages == ["PQ8x4: clustering 500 points to 16 centroids: please provide at least 624 training points"]
+    assert capfd.readouterr().err == ""
+    print("still open", file=sys.stderr)
+    assert capfd.readouterr().err == "still open\n"
+
+
+def test_an_index_knows_its_cost(vectors: np.ndarray, queries: np.ndarray) -> None:
+    """Its size is that of its file: the vectors and a header; queries a second exist once there were some."""
+    index = ItemIndex(vectors)
+    assert 500 * 16 * 4 < index.size < 500 * 16 * 4 + 200
+    assert index.build_seconds > 0
+    assert index.queries_per_second == 0
+    index.search(queries, 10)
+    assert index.queries_per_second > 0
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        "Flaat",
+        "",
+        "IVF1000,Flat",
+        "PQ7",
+        "LSH",
+        "IDMap,Flat",
+        "IVF4,Flat:nprobe",
+        "IVF4,Flat:nprobe=0",
+        "Flat:efSearch=3",
+    ],
+)
 def test_a_factory_string_that_does_not_fit_is_refused_in_one_line(vectors: np.ndarray, factory: str) -> None:
-    """Unknown, empty, more cells than vectors, a width that does not divide."""
+    """Unknown, empty, too many cells, a width that does not divide, no inner product, parameters that are none."""
     with pytest.raises(InputError, match=r"Expected index to be a FAISS factory string .* got") as caught:
         ItemIndex(vectors, factory=factory)
     assert "\n" not in str(caught.value)

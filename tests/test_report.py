@@ -14,8 +14,10 @@ import polars as pl
 import pytest
 from fake_runs import write_run
 
+from anyo_lightning.compare.fidelity import FidelityTable, as_page
 from anyo_lightning.compare.table import compare
 from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.fidelity import Fidelity
 from anyo_lightning.runs import RunFolder
 
 USERS = 120
@@ -24,6 +26,10 @@ TITLES = [EVIL, 'Say "yes" & <b>no</b> (1999)', "It's <!-- here", *(f"Title {num
 NO_CHANGE = {"value": 0.0, "low": -0.1, "high": 0.1, "p_holm": 1.0}
 LOSS = {"value": -0.2, "low": -0.3, "high": -0.1, "p_holm": 0.01}
 PROBES: dict[str, Any] = {
+    "split": "0123456789abcdef",
+    "seed": 0,
+    "users": 2,
+    "reads_titles": True,
     "figures": {
         f"test/{metric}@10": {
             "as it is": {"value": 0.5, "low": 0.4, "high": 0.6, "difference": None},
@@ -65,6 +71,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     trained.append(write_run(root, "e4srec", np.maximum(ranks / 3, 1).round(), lists=True, titles=TITLES))
     write_run(root, f"<img src=x> {EVIL}", ranks + 3, folder="odd", lists=True, titles=TITLES)
+    e4srec = RunFolder(trained[-1])
+    metrics = e4srec.read_metrics()
+    e4srec.write_metrics(metrics | {"cost": metrics["cost"] | {"flops": 3.447e14}})
     for path in trained:
         steps = np.arange(1, 9) * 50
         RunFolder(path).write_curves(
@@ -128,6 +137,9 @@ def test_the_page_stands_alone_and_its_data_cannot_end_the_script(page_file: Pat
     assert content["cases"]["note"].startswith(f"All {USERS} test rows")
     assert [variant["seeds"] for variant in content["variants"]].count(2) == 1
     assert len(text) < 6_000_000
+    assert [cost["name"] for cost in content["costs"]] == ["minutes", "pflop", "trained"]  # what a run has measured
+    shown = {variant["label"]: variant["shown"]["pflop"] for variant in content["variants"]}
+    assert (shown["e4srec"], shown["markov"]) == ("0.345", "-")
 
 
 def test_wins_ties_and_losses_add_up(page_file: Path) -> None:
@@ -183,6 +195,9 @@ def test_every_plot_is_drawn_and_follows_its_controls(page: Any) -> None:
     for name, count in PLOTS.items():
         assert page.locator(f"#{name} .main-svg").count() >= count, name
     assert page.locator("#cost-plot .scatterlayer .trace").count() == 5  # four variants and the front
+    assert page.locator("#ledger thead th").all_text_contents() == ["Variant", "minutes", "pflop", "trained"]
+    assert page.locator("#ledger tbody tr").count() == 4
+    assert "inf" not in page.locator("#ledger").text_content().lower()
     assert page.locator("#curve-plot .scatterlayer .trace").count() == 3  # three trained runs
     assert page.locator("#pair-plot .bars .point").count() == 9  # three others, three parts
     for select in page.locator(".controls select").all():
@@ -272,4 +287,31 @@ def test_nothing_is_wider_than_a_phone_and_print_and_dark_are_readable(browser: 
     page.emulate_media(media="print")
     assert brightness("body", "color") < 60 < 250 < brightness("body", "backgroundColor")
     assert brightness("#cost-plot .xtick text", "fill") < 60
+    context.close()
+
+
+@pytest.mark.browser
+def test_the_page_of_index_fidelity_draws(browser: Any, tmp_path: Path) -> None:
+    """A trace an index that was built, names as text, a table, no complaint, no sideways scrolling on a phone."""
+    searched = [("Flat", 1.0), ("IVF64,Flat:nprobe=2", 0.6), ("IVF64,Flat:nprobe=8", 0.9)]
+    indexes = tuple(
+        Fidelity(name, recall, 0.1, 0.0, 0.01, 345_389, 5e4 * (1.1 - recall), ()) for name, recall in searched
+    )
+    table = FidelityTable(f"<img src=x> {EVIL}", "test", 943, 1349, 64, True, 10, indexes)
+    file = tmp_path / "index.html"
+    file.write_text(as_page(table))
+    context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(file.as_uri())
+    page.wait_for_selector("#plot .main-svg")
+    assert page.locator("#plot .scatterlayer .trace").count() == 2
+    assert page.locator("#plot .scatterlayer .point").count() == 3
+    assert page.locator("#results tbody tr").count() == 3
+    assert EVIL in page.locator("#about").text_content()
+    assert page.locator("img").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert complaints == []
     context.close()

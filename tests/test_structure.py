@@ -7,14 +7,14 @@ PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "anyo_lightning"
 # From low to high: a file may import from its own layer and from lower ones.
 LAYERS = [
-    "errors fetch distributed environment",
+    "errors fetch distributed environment flops",
     "data",
     "losses encoders runs",
     "augment neighbours views",
     "evaluation",
     "models",
     "costs guards config_writer compare probes",
-    "lightning_cli",
+    "lightning_cli restore",
     "cli",
 ]
 RESULTS = ("<!-- results: made by `make table`, do not edit -->\n", "<!-- end of results -->")

@@ -21,7 +21,7 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.errors import InputError
 from anyo_lightning.views import prompts, store
 from anyo_lightning.views.prompts import View, clean, new_tokens, read_answer, write_prompt
-from anyo_lightning.views.store import Answer, AnswerStore, read_views
+from anyo_lightning.views.store import Answer, AnswerStore, read_views, read_views_cost
 from anyo_lightning.views.write import augment
 from anyo_lightning.views.writers import LocalWriter
 
@@ -211,6 +211,50 @@ def _other(data: RecDataModule) -> Any:
     from dataclasses import replace
 
     return replace(data.split, item_texts=["changed", *data.split.item_texts[1:]])
+
+
+def test_what_views_cost_does_not_depend_on_what_was_cached(
+    make_data: Callable[..., RecDataModule],
+    tiny_llm: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tokens are those read and written, padding apart; written in one go, in parts or found: each costs the same."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr("anyo_lightning.views.write.time.perf_counter", lambda: float(next(clock)))
+    data = make_data()
+    augment(data, llm=tiny_llm, batch=8)
+    file = store.views_file("summarise", data.split)
+    cost = read_views_cost(file)
+    assert cost["seconds"] == pytest.approx(5)  # 40 prompts in 5 batches, each of a second by this clock
+    writer = LocalWriter(tiny_llm)
+    (folder,) = (file.parent / "answers").glob("*")
+    answers = AnswerStore(file.parent / "answers", json.loads((folder / "settings.json").read_text()))
+    known = answers.read()
+    asked = [write_prompt(prompts.PROMPTS["summarise"], texts, kind="summarise") for texts in histories(data)]
+    read = sum(writer.count_tokens(asked))
+    limit = new_tokens("summarise", 20)
+    assert read + 40 <= cost["tokens"] <= read + 40 * limit
+    assert cost["tokens"] == sum(known[answers.key(text)].tokens or 0 for text in asked)
+    before = file.read_bytes()
+    augment(make_data(), llm=tiny_llm, batch=8)
+    assert file.read_bytes() == before
+    first, *others = sorted(folder.glob("*.parquet"))
+    for shard in others:
+        shard.unlink()
+    augment(make_data(), llm=tiny_llm, batch=8)
+    assert read_views_cost(file) == cost
+    old = pl.read_parquet(first).drop("seconds", "tokens")  # as an earlier version wrote it
+    old.write_parquet(first)
+    augment(make_data(), llm=tiny_llm, batch=8)
+    assert read_views_cost(file) == {}
+
+
+def histories(data: RecDataModule) -> list[list[str]]:
+    """The texts that each user's view is written from."""
+    split = data.split
+    users = range(split.users)
+    return [[split.item_texts[item] for item in split.training_history(user)[:-1][-20:]] for user in users]
 
 
 KILLED = """

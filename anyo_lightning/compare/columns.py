@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from anyo_lightning.compare.costs import COSTS, NONE, cost_notes
 from anyo_lightning.compare.results import Cell, Results, is_higher_better
 
 FINE_INTERVAL = 0.002  # below it, a third decimal hides what the interval can tell apart
-NONE = "-"
 
 Style = Literal["plain", "best", "higher", "lower", "faint"]
 
@@ -36,9 +36,7 @@ def table_columns(results: Results) -> list[Column]:
             columns.append(_deviations(cells))
         if any(cell.difference is not None for cell in cells):
             columns += _differences(cells, [line.is_baseline for line in lines])
-    minutes = [as_minutes(line.cost.get("train_seconds")) for line in lines]
-    parameters = [as_count(line.cost.get("trainable_parameters")) for line in lines]
-    return [*columns, Column("minutes", minutes, plain), Column("trained", parameters, plain)]
+    return columns + [Column(name, [COSTS[name].shown(line.cost) for line in lines], plain) for name in results.costs]
 
 
 def slice_columns(results: Results) -> list[Column]:
@@ -87,7 +85,7 @@ def notes(results: Results) -> list[str]:
         )
     if any(cell.best for cell in cells) or results.baseline is not None:
         found.append("Tests: sign-flip permutation, Holm-corrected over the rows, 5%.")
-    return [*found, "minutes: of training; trained: number of trained parameters."]
+    return [*found, cost_notes(results.costs)] if results.costs else found
 
 
 def number(value: float, decimals: int) -> str:
@@ -105,21 +103,6 @@ def title(metric: str) -> str:
     """`HR@10` for `test/hr@10`."""
     name, at, cutoff = metric.removeprefix("test/").removeprefix("val/").partition("@")
     return (name.upper() if name in ("hr", "ndcg", "mrr") else name.capitalize()) + at + cutoff
-
-
-def as_minutes(seconds: float | None) -> str:
-    """`3.2`; a dash where nothing was measured."""
-    return NONE if seconds is None else f"{seconds / 60:.1f}"
-
-
-def as_count(count: float | None) -> str:
-    """`12`, `1.3K`, `2.4M`, `7.0B`."""
-    if count is None:
-        return NONE
-    for power, letter in ((9, "B"), (6, "M"), (3, "K")):
-        if count >= 10**power:
-            return f"{count / 10**power:.1f}{letter}"
-    return f"{count:.0f}"
 
 
 def as_p(p: float) -> str:

@@ -7,8 +7,11 @@ from typing import Any
 
 import polars as pl
 
+from anyo_lightning.compare.costs import COSTS
 from anyo_lightning.compare.results import Results
 from anyo_lightning.compare.stats import Difference
+
+KEYS = tuple(cost.key for cost in COSTS.values())  # of the ledger; a run that lacks one has a null or an empty cell
 
 
 def as_json(results: Results) -> str:
@@ -17,6 +20,7 @@ def as_json(results: Results) -> str:
     for line in results.lines:
         entry = dataclasses.asdict(line) | {"folders": [folder.as_posix() for folder in line.folders]}
         entry["metrics"] = entry.pop("cells")
+        entry["cost"] = dict.fromkeys(KEYS) | entry["cost"]
         rows.append(entry)
     content = {
         "split": results.split,
@@ -64,8 +68,7 @@ def _lines(results: Results) -> Iterator[dict[str, Any]]:
                 "near_best": cell.near_best,
                 "is_baseline": line.is_baseline,
                 **{"difference" if name == "value" else f"difference_{name}": v for name, v in difference.items()},
-                "train_seconds": line.cost.get("train_seconds"),
-                "trainable_parameters": line.cost.get("trainable_parameters"),
+                **{key: line.cost.get(key) for key in KEYS},
             }
     for part in results.slices:
         for metric, figures in part.metrics.items():

@@ -14,7 +14,7 @@ from anyo_lightning.compare.columns import Column, Style, about, notes, slice_co
 from anyo_lightning.compare.results import Results
 
 RICH_STYLES: dict[Style, str] = {"plain": "", "best": "bold", "higher": "green", "lower": "red", "faint": "dim"}
-LEFT = ("variant", "slice", "probe", "question")  # columns of words
+LEFT = ("variant", "slice", "probe", "question", "factory")  # headers of columns of names
 SIGN = re.compile(r"(?<![\w.)-])([+-])(?=\.?\d)")
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -53,9 +53,9 @@ def as_markdown(results: Results) -> str:
 
 def as_latex(results: Results) -> str:
     r"""Tables for a paper's `\input`; the preamble needs `\usepackage{booktabs}`."""
-    parts = [f"% {about(results)}", r"% \usepackage{booktabs}", *_latex_table(table_columns(results))]
+    parts = [f"% {about(results)}", r"% \usepackage{booktabs}", *latex_table(table_columns(results))]
     if results.slices:
-        parts += ["", r"\bigskip", *_latex_table(slice_columns(results))]
+        parts += ["", r"\bigskip", *latex_table(slice_columns(results))]
     return "\n".join([*parts, "", r"\par\smallskip{\footnotesize " + _latex(" ".join(notes(results))) + "}"]) + "\n"
 
 
@@ -65,7 +65,7 @@ def rich_table(columns: Sequence[Column], width: int = sys.maxsize) -> Table:
     if _width(columns) > width:
         columns = [
             dataclasses.replace(column, texts=[t.replace(" ±", "\n±").replace(" (", "\n(") for t in column.texts])
-            if column.header != "variant"
+            if column.header not in LEFT
             else column
             for column in columns
         ]
@@ -102,7 +102,8 @@ def markdown_table(columns: Sequence[Column]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in zip(*aligned, strict=True)]
 
 
-def _latex_table(columns: Sequence[Column]) -> list[str]:
+def latex_table(columns: Sequence[Column]) -> list[str]:
+    """The lines of a booktabs table."""
     alignment = "".join("l" if column.header in LEFT else "r" for column in columns)
     texts = [[_latex(text.strip()) for text in column.texts] for column in columns]
     bold = [

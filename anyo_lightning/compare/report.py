@@ -7,6 +7,7 @@ reaches the page through that JSON and `textContent`, never as HTML.
 
 import json
 import math
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -14,13 +15,14 @@ import numpy as np
 import polars as pl
 from plotly.offline import get_plotlyjs
 
-from anyo_lightning.compare.columns import about, as_count, as_minutes, as_p, decimals_of, notes, number, title
+from anyo_lightning.compare.columns import about, as_p, decimals_of, notes, number, title
+from anyo_lightning.compare.costs import COSTS, cost_notes
 from anyo_lightning.compare.probes import MEMORY_NOTE, PROBE_NOTE, memory_columns, probe_columns
 from anyo_lightning.compare.results import Cell, Comparison, is_higher_better
 from anyo_lightning.compare.rows import KEYS, SharedRows, is_rank_metric
 from anyo_lightning.compare.variants import TestedRun, Variant
 
-SCRIPTS = ("report_page.js", "report_plots.js", "report_cases.js")
+SCRIPTS = ("report_shared.js", "report_page.js", "report_plots.js", "report_cases.js")
 LARGEST_CURVE = 400  # points; longer curves are thinned
 CASES = 1000
 LARGEST_CASE_LISTS = 2_000_000  # items in all lists together
@@ -32,13 +34,17 @@ CURVE_AXES = ("step", "tokens", "seconds")
 
 def as_html(comparison: Comparison) -> str:
     """The whole page as one text."""
+    return fill_page("report.html", SCRIPTS, _content(comparison))
+
+
+def fill_page(name: str, scripts: Sequence[str], content: dict[str, Any]) -> str:
+    """A page of this folder with style, scripts, plotly.js and its data inside."""
     folder = files("anyo_lightning.compare")
-    page = folder.joinpath("report.html").read_text(encoding="utf-8")
-    scripts = "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
+    page = folder.joinpath(name).read_text(encoding="utf-8")
     parts = {
         "/* style */": folder.joinpath("report.css").read_text(encoding="utf-8"),
-        "/* data */": _inside_script(_content(comparison)),
-        "/* scripts */": scripts,
+        "/* data */": _inside_script(content),
+        "/* scripts */": "\n".join(folder.joinpath(script).read_text(encoding="utf-8") for script in scripts),
         "/* plotly */": get_plotlyjs(),
     }
     for place, text in parts.items():
@@ -56,6 +62,7 @@ def _inside_script(content: dict[str, Any]) -> str:
 def _content(comparison: Comparison) -> dict[str, Any]:
     """What the page shows, in the order of the table's lines."""
     results, shared = comparison.results, comparison.shared
+    measured = [name for name, cost in COSTS.items() if any(cost.value(line.cost) for line in results.lines)]
     rank_metrics = [metric for metric in results.metrics if is_rank_metric(metric)]
     slices = [
         {
@@ -72,6 +79,8 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "baseline": results.baseline,
         "metrics": [{"name": metric, "title": title(metric)} for metric in results.metrics],
         "rankMetrics": rank_metrics,
+        "costs": [{"name": name, "axis": COSTS[name].axis, "inTable": name in results.costs} for name in measured],
+        "costNotes": cost_notes(measured) if measured else "",
         "variants": [_variant(comparison, row) for row in range(len(results.lines))],
         "slices": slices,
         "pairs": {metric: _pairs(shared, metric) for metric in rank_metrics},
@@ -83,24 +92,13 @@ def _content(comparison: Comparison) -> dict[str, Any]:
 def _variant(comparison: Comparison, row: int) -> dict[str, Any]:
     """One line of the table with everything that plots need."""
     line, variant = comparison.results.lines[row], comparison.variants[row]
-    cost = line.cost
-    seconds, flops = cost.get("train_seconds"), cost.get("flops")
     return {
         "label": line.variant,
         "seeds": len(line.seeds),
         "baseline": line.is_baseline,
         "cells": {m: _cell(cell, m, comparison) for m, cell in line.cells.items()},
-        "cost": {
-            "minutes": None if seconds is None else seconds / 60,
-            "tflops": None if flops is None else flops / 1e12,
-            "trained": cost.get("trainable_parameters"),
-            "memory": cost.get("peak_memory_gib"),
-        },
-        "shown": {
-            "minutes": as_minutes(seconds),
-            "trained": as_count(cost.get("trainable_parameters")),
-            "tflops": "-" if not flops else f"{flops / 1e12:,.1f}",
-        },
+        "cost": {name: cost.value(line.cost) for name, cost in COSTS.items()},
+        "shown": {name: cost.shown(line.cost) for name, cost in COSTS.items()},
         "curves": [_curves(run) for run in variant.runs],
     }
 

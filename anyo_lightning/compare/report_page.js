@@ -1,26 +1,4 @@
-// The data, small helpers and the table. Texts of users and catalogues go through textContent only.
-
-const data = JSON.parse(document.getElementById("data").textContent);
-const byId = (id) => document.getElementById(id);
-const COLOURS = ["#3d85c6", "#d9822b", "#2f9e6e", "#c8506a", "#8a63c9", "#8d6e4f", "#cf62a9", "#6f8496", "#a3961c", "#1fa3b3"];
-const colour = (row) => COLOURS[row % COLOURS.length];
-const round = (row) => Math.floor(row / COLOURS.length); // how often the colours have been used up before this row
-
-function element(name, text, className) {
-  const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
-
-function fill(select, options, chosen = 0) {
-  options.forEach(([value, text]) => {
-    const option = element("option", text);
-    option.value = value;
-    select.append(option);
-  });
-  if (options.length) select.selectedIndex = Math.min(chosen, options.length - 1);
-}
+// The head and the table.
 
 function variantOptions() {
   return data.variants.map((variant, row) => [String(row), variant.label]);
@@ -50,10 +28,8 @@ function tableColumns() {
       columns.push({ header: "d", value: (v) => (difference(v) ? number(difference(v).effect) : null), show: (v) => element("td", difference(v) ? difference(v).effect : ""), down: true });
     }
   });
-  [["Minutes", "minutes"], ["TFLOPs", "tflops"], ["Trained", "trained"]].forEach(([header, name]) => {
-    if (data.variants.some((v) => v.cost[name])) {
-      columns.push({ header, value: (v) => v.cost[name], show: (v) => element("td", v.shown[name]), down: true });
-    }
+  data.costs.filter((cost) => cost.inTable).forEach(({ name }) => {
+    columns.push({ header: name, value: (v) => v.cost[name], show: (v) => element("td", v.shown[name]), down: true });
   });
   return columns;
 }
@@ -126,6 +102,23 @@ function drawTable() {
   head.cells[columns.findIndex((column) => column.header === data.metrics[0].title)].setAttribute("aria-sort", "descending");
 }
 
+// All of the ledger that was measured, the same rows in the same order.
+function drawLedger() {
+  const table = byId("ledger");
+  const head = table.createTHead().insertRow();
+  ["Variant", ...data.costs.map((cost) => cost.name)].forEach((header) => {
+    const cell = element("th", header);
+    cell.scope = "col";
+    head.append(cell);
+  });
+  const body = table.createTBody();
+  data.variants.forEach((variant) => {
+    const row = body.insertRow();
+    row.append(variantCell(variant), ...data.costs.map(({ name }) => element("td", variant.shown[name])));
+  });
+  byId("ledger-note").textContent = data.costNotes;
+}
+
 function drawHead() {
   const title = `${data.variants.length} variants compared`;
   document.title = title;
@@ -156,4 +149,5 @@ function drawProbes() {
 
 drawHead();
 drawTable();
+drawLedger();
 drawProbes();

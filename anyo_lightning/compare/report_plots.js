@@ -1,30 +1,5 @@
-// The plots. Plotly reads a little HTML in its texts, so labels that go there are escaped.
+// The plots.
 
-const CONFIG = { displayModeBar: false, responsive: true, scrollZoom: false };
-const INK = "#7a828c"; // the stylesheet gives texts and lines the theme's colours
-const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-const short = (text) => plain(text.length > 26 ? `${text.slice(0, 25)}…` : text);
-const decimal = (value) => value.toFixed(3).replace(/^(-?)0\./, "$1.");
-const marker = (row, size = 9) => ({ color: colour(row), size, symbol: ["circle", "diamond", "square", "triangle-up"][round(row) % 4] });
-
-function layout(more) {
-  const axis = { automargin: true, zeroline: false, gridcolor: INK, linecolor: INK, tickfont: { size: 12 }, ticks: "outside", ticklen: 5, tickcolor: "rgba(0,0,0,0)" };
-  const { xaxis, yaxis, ...rest } = more;
-  return {
-    font: { size: 12.5, color: INK },
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: 8, r: 16, t: 8, b: 8 },
-    dragmode: false,
-    hovermode: "closest",
-    xaxis: { ...axis, ...xaxis },
-    yaxis: { ...axis, ...yaxis },
-    ...rest,
-  };
-}
-
-const say = (id, text) => { byId(id).textContent = text; };
-const titled = (text) => ({ title: { text, standoff: 12 } });
 const titleOf = (name) => data.metrics.find((metric) => metric.name === name).title;
 
 // Variants that no other beats at the same or a lower cost.
@@ -59,7 +34,7 @@ function drawCost() {
   const title = byId("cost-axis").selectedOptions[0].textContent;
   Plotly.react(byId("cost-plot"), traces, layout({
     height: 440,
-    xaxis: { ...titled(title), type: "log", dtick: decades > 1.5 ? 1 : "D2", tickformat: axis === "trained" ? "~s" : "~g" },
+    xaxis: { ...titled(title), type: "log", dtick: decades > 1.5 ? 1 : "D2", tickformat: Math.max(...costs) >= 10000 ? "~s" : "~g" },
     yaxis: titled(titleOf(metric)),
     showlegend: true,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
@@ -178,13 +153,15 @@ function curveNames() {
   return [...names].sort((a, b) => (b === first) - (a === first) || (b === "train/loss") - (a === "train/loss") || a.localeCompare(b, "en", { numeric: true }));
 }
 
+const costAxes = data.costs.filter((cost) => cost.axis).map((cost) => [cost.name, cost.axis]);
 fill(byId("cost-metric"), metricOptions());
+fill(byId("cost-axis"), costAxes);
 fill(byId("curve-metric"), curveNames().map((name) => [name, name]));
 fill(byId("slice-metric"), metricOptions(data.rankMetrics));
 fill(byId("slice-group"), [...new Set(data.slices.map((part) => part.group))].map((group) => [group, group]));
 fill(byId("pair-metric"), metricOptions(data.rankMetrics));
 fill(byId("pair-variant"), variantOptions());
-drawWhere("cost", data.variants.some((v) => v.cost.minutes > 0), ["cost-metric", "cost-axis"], drawCost);
+drawWhere("cost", costAxes.length > 0, ["cost-metric", "cost-axis"], drawCost);
 drawWhere("curves", curveNames().length > 0, ["curve-metric", "curve-axis"], drawCurves);
 drawWhere("slices", data.slices.length > 0, ["slice-metric", "slice-group"], drawSlices);
 drawWhere("pairs", data.rankMetrics.length > 0 && data.variants.length > 1, ["pair-metric", "pair-variant"], drawPairs);

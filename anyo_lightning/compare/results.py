@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from anyo_lightning.compare.costs import DEFAULT_COSTS
 from anyo_lightning.compare.rows import SharedRows, is_rank_metric
 from anyo_lightning.compare.slices import Slice, slice_table
 from anyo_lightning.compare.stats import Difference, paired_differences
@@ -61,6 +62,7 @@ class Results:
     protocol: dict[str, Any]
     slices: tuple[Slice, ...]
     passed_over: tuple[Path, ...]
+    costs: tuple[str, ...] = DEFAULT_COSTS  # columns of the ledger
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,12 @@ class Comparison:
 
 
 def load_results(
-    paths: Sequence[Path], *, metrics: Sequence[str], baseline: str | None = None, slices: bool = True
+    paths: Sequence[Path],
+    *,
+    metrics: Sequence[str],
+    baseline: str | None = None,
+    slices: bool = True,
+    costs: Sequence[str] = DEFAULT_COSTS,
 ) -> Comparison:
     """Read runs and work out what the table says.
 
@@ -83,6 +90,7 @@ def load_results(
         metrics: Names as in metrics.json. Rank metrics at any k are worked out from the predictions if need be.
         baseline: Variant or folder that the others are compared with.
         slices: Whether to work out slices, too.
+        costs: Columns of the ledger.
 
     Returns:
         The figures with intervals, differences and slices.
@@ -122,6 +130,7 @@ def load_results(
         protocol=content["protocol"],
         slices=slice_table(variants, shared, catalogue, rank_metrics) if slices and rank_metrics else (),
         passed_over=tuple(passed_over),
+        costs=tuple(costs),
     )
     return Comparison(results, tuple(variants), shared, catalogue)
 

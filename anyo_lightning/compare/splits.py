@@ -14,7 +14,8 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from anyo_lightning.compare.columns import NONE, Column, Style, number, title
+from anyo_lightning.compare.columns import Column, Style, number, title
+from anyo_lightning.compare.costs import NONE
 from anyo_lightning.compare.render import markdown_table, rich_table
 from anyo_lightning.compare.variants import Variant, read_splits
 from anyo_lightning.errors import InputError

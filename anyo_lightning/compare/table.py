@@ -7,6 +7,7 @@ from typing import Literal
 
 from rich.console import Console, RenderableType
 
+from anyo_lightning.compare.costs import choose_costs
 from anyo_lightning.compare.exports import as_csv, as_json
 from anyo_lightning.compare.render import as_latex, as_markdown, as_rich
 from anyo_lightning.compare.report import as_html
@@ -26,6 +27,7 @@ def compare(
     baseline: str | None = None,
     format: Format = "rich",  # noqa: A002
     metrics: list[str] | None = None,
+    columns: list[str] | str | None = None,
     slices: bool = False,
     across_splits: bool = False,
     output: Path | None = None,
@@ -38,6 +40,9 @@ def compare(
         format: `rich` for the terminal, `markdown` for a README, `latex` (booktabs) for a paper, `csv` and `json` with
             everything in full precision, `html` for one page with plots and cases that needs no network.
         metrics: Figures to show, by default `test/hr@10` and `test/ndcg@10`; the first decides the order.
+        columns: What of the cost ledger the table shows, by default `[minutes,trained]`: a list of minutes, tokens,
+            targets, pflop, ndcg/pflop, memory, trained, checkpoint, catalogue, index, queries/s and views, or `all`; a
+            note below the table says what each is. csv, json and html have all of it anyway.
         slices: Whether a table of slices follows (by popularity and ties of the target, length of the history and of
             the item's text); csv, json and html have them anyway.
         across_splits: Instead, each variant's mean, deviation and range over splits that differ in the draw of their
@@ -46,7 +51,7 @@ def compare(
 
     Raises:
         InputError: A folder does not exist or holds no tested run, the runs differ in split, protocol or users, a
-            metric is unknown, the baseline is not exactly one of the rows, or a page would go to a terminal.
+            metric or column is unknown, the baseline is not exactly one of the rows, or a page would go to a terminal.
     """
     if output is not None and output.is_dir():
         raise InputError(f"Expected output to be a file, got the folder {output}")
@@ -67,6 +72,7 @@ def compare(
         metrics=metrics,
         baseline=baseline,
         slices=slices or format in ALWAYS_SLICED,
+        costs=choose_costs(columns),
     )
     for folder in comparison.results.passed_over:
         print(f"Passed over {folder}: it has no metrics.json, so it has not been tested yet", file=sys.stderr)

@@ -23,7 +23,7 @@ from anyo_lightning.environment import environment
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation import board
 from anyo_lightning.evaluation.index import ItemIndex
-from anyo_lightning.evaluation.ranking import rank
+from anyo_lightning.evaluation.ranking import distinct_rows, rank
 from anyo_lightning.evaluation.results import Evaluation
 from anyo_lightning.runs import RunFolder
 
@@ -58,8 +58,9 @@ class RetrievalMetrics(Callback):
         Args:
             cutoffs: The k of hr@k, recall@k, ndcg@k, mrr@k, coverage@k, gini@k and popularity@k.
             mask_history: Leave the items of the history out of ranks and lists; a target that is in the history stays.
-            index: FAISS factory string. Anything but `Flat` also logs its recall against exact search and what it
-                costs in NDCG; ranks are exact in either case.
+            index: FAISS factory string, with search parameters after a colon (`IVF64,Flat:nprobe=8`). Anything but
+                `Flat` also logs its recall against exact search and what it costs in NDCG; ranks are exact in either
+                case.
             top_k: Length of the lists in predictions.parquet, at least the largest cutoff.
             variant: Name of the variant in metrics.json; by default what the run folder is called.
 
@@ -138,7 +139,8 @@ class RetrievalMetrics(Callback):
 
     def _evaluate(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        evaluation, vectors = self._rank(
+        histories = time.perf_counter() - self._started
+        evaluation, vectors, cost = self._rank(
             data.split, data.queries(stage), cast(EncodesCatalogue, module), trainer.strategy.root_device
         )
         prefix = "val/" if stage == "validation" else "test/"
@@ -154,23 +156,23 @@ class RetrievalMetrics(Callback):
                 trainer.loggers, evaluation, tag=f"{prefix}recommendations", step=trainer.global_step
             )
             if stage == "test":
-                self._write(trainer, module, evaluation, seconds)
+                cost |= {"history_encode_seconds": histories, "evaluation_seconds": seconds}
+                self._write(trainer, module, evaluation, cost)
                 board.log_items(trainer.loggers, vectors, data.split.item_texts, data.split.training_counts())
 
     def _rank(
         self, split: Split, queries: Queries, module: EncodesCatalogue, device: torch.device
-    ) -> tuple[Evaluation, Tensor]:
-        """Build the index and rank the collected rows, each (user, target) once; also the vectors of all items."""
+    ) -> tuple[Evaluation, Tensor, dict[str, float]]:
+        """Rank the collected rows, each (user, target) once; also all items' vectors, and what serving them costs."""
         all_rows, all_queries = (
             distributed.gather_rows(torch.cat(parts).to(device)).cpu() for parts in (self._rows, self._queries)
         )
-        rows, first = np.unique(all_rows.numpy(), return_index=True)
-        pair = queries.user[rows] * split.catalogue_size + queries.target[rows]
-        distinct = np.sort(np.unique(pair, return_index=True)[1])
-        rows, first = rows[distinct], first[distinct]
-        query_vectors = all_queries[torch.from_numpy(first)]
+        first = distinct_rows(all_rows.numpy(), queries.user, queries.target)
+        rows, query_vectors = all_rows.numpy()[first], all_queries[torch.from_numpy(first)]
         self._rows, self._queries = [], []
+        started = time.perf_counter()
         vectors = module.encode_catalogue().detach().float()
+        encoding = time.perf_counter() - started
         _check_finite("item", vectors, split.item_ids)
         _check_finite("query", query_vectors, split.user_ids[queries.user[rows]])
         index = ItemIndex(vectors.cpu().numpy(), factory=self.index)
@@ -183,13 +185,23 @@ class RetrievalMetrics(Callback):
             k=self.top_k,
             history=queries.history if self.mask_history else None,
         )
-        return Evaluation(split, queries, rows, ranking, self.cutoffs, index.exact), vectors
+        cost = {
+            "catalogue_encode_seconds": encoding,
+            "index_build_seconds": index.build_seconds,
+            "queries_per_second": index.queries_per_second,
+        }
+        return Evaluation(split, queries, rows, ranking, self.cutoffs, index.exact), vectors, cost
 
-    def _write(self, trainer: Trainer, module: LightningModule, evaluation: Evaluation, seconds: float) -> None:
+    def _write(
+        self, trainer: Trainer, module: LightningModule, evaluation: Evaluation, serving: dict[str, float]
+    ) -> None:
         """Write predictions.parquet, catalogue.parquet and, last, the metrics.json that marks a finished run."""
         split, run = evaluation.split, RunFolder(trainer.default_root_dir)
         item_tokens = getattr(trainer.datamodule, "item_token_counts", None)  # type: ignore[attr-defined]
-        cost: dict[str, Any] = {**getattr(module, "cost", dict)(), **_training_cost(run)}
+        figures = evaluation.figures("test/")
+        cost: dict[str, Any] = {**getattr(module, "cost", dict)(), **_training_cost(run), **serving}
+        if cost.get("flops") and "test/ndcg@10" in figures:
+            cost["ndcg@10_per_pflop"] = figures["test/ndcg@10"]["value"] / (cost["flops"] / 1e15)
         seed = os.environ.get("PL_GLOBAL_SEED")
         run.write_predictions(evaluation.predictions(item_tokens))
         run.write_catalogue(pl.DataFrame({"item_id": split.item_ids.tolist(), "text": split.item_texts}))
@@ -212,23 +224,25 @@ class RetrievalMetrics(Callback):
                     "index": self.index,
                     "rows": len(evaluation.rows),
                 },
-                "metrics": evaluation.figures("test/"),
+                "metrics": figures,
                 "slices": slices,
-                "cost": {**cost, "evaluation_seconds": seconds},
+                "cost": cost,
                 "environment": self._environment,
             }
         )
 
 
 def _training_cost(run: RunFolder) -> dict[str, float]:
-    """Seconds, tokens, targets, FLOPs and memory of the run's training, as the last line of its curves.csv says."""
+    """What the run's training took, as the last line of its curves.csv says, and the bytes of its best checkpoint."""
     curves = run.read_curves()
     if curves is None or curves.is_empty():
         return {}
+    checkpoint = run.best_checkpoint
+    size = {"checkpoint_bytes": checkpoint.stat().st_size} if checkpoint.is_file() else {}
     last = curves.row(-1, named=True)
     same = ("tokens", "targets", "flops", "peak_memory_gib")
     names = {"train_seconds": "seconds", **{name: name for name in same}}
-    return {name: last[column] for name, column in names.items() if last.get(column) is not None}
+    return {name: last[column] for name, column in names.items() if last.get(column) is not None} | size
 
 
 def _check_finite(what: str, vectors: Tensor, names: np.ndarray) -> None:

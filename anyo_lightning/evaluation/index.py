@@ -1,14 +1,21 @@
 """Maximum inner product search over the catalogue: the recommender at serving time.
 
 `ItemIndex` is a FAISS index of the item vectors, exact (`Flat`) by default, or whatever a FAISS factory string says
-(`HNSW32`, `IVF64,Flat`, `IVF256,PQ16` …). It returns lists without the items of the history, by asking for as many
-more as the history is long and filtering, so that it works with every type of index.
+(`HNSW32`, `IVF64,Flat`, `IVF256,PQ16` …), with FAISS's search parameters after a colon (`IVF64,Flat:nprobe=8`). It
+returns lists without the items of the history, by asking for as many more as the history is long and filtering, so that
+it works with every type of index.
 
 Reference:
     Douze et al., "The Faiss library", 2024; factory strings: https://github.com/facebookresearch/faiss/wiki/The-index-factory
 """
 
-from collections.abc import Sequence
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import faiss
 import numpy as np
@@ -20,32 +27,49 @@ MISSING = -1
 
 
 class ItemIndex:
-    """A FAISS index over item vectors, by inner product."""
+    """A FAISS index over item vectors, by inner product.
+
+    Attributes:
+        build_seconds: What training and filling it took.
+    """
 
     def __init__(self, vectors: Float[np.ndarray, "catalogue dim"], *, factory: str = "Flat") -> None:
         """Build the index, training it first where its type needs that.
 
+        Where FAISS says that there are few vectors to train on, that is a warning: the index works, less well.
+
         Args:
             vectors: One vector an item, finite.
-            factory: FAISS factory string.
+            factory: FAISS factory string, `:` and search parameters after it where it has any: `IVF64,Flat:nprobe=8`,
+                `HNSW32:efSearch=64`.
 
         Raises:
-            InputError: The factory string is unknown to FAISS, or does not fit the vectors' width or their number.
+            InputError: The factory string or a parameter is unknown to FAISS, or does not fit the vectors' width or
+                their number.
         """
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         self.catalogue_size, self.dim = vectors.shape
         self.factory = factory
+        self._search_seconds, self._searched = 0.0, 0
+        started = time.perf_counter()
+        kind, _, parameters = factory.partition(":")
         try:
-            self._index = faiss.index_factory(self.dim, factory, faiss.METRIC_INNER_PRODUCT)
-            if not self._index.is_trained:
-                self._index.train(vectors)
-            self._index.add(vectors)
+            with _faiss_warnings(kind):
+                self._index = faiss.index_factory(self.dim, kind, faiss.METRIC_INNER_PRODUCT)
+                if not self._index.is_trained:
+                    self._index.train(vectors)
+                self._index.add(vectors)
+            self.build_seconds = time.perf_counter() - started
+            if parameters:
+                faiss.ParameterSpace().set_index_parameters(self._index, parameters)  # type: ignore[arg-type]
+                self._index.search(vectors[:1], 1)  # FAISS looks at some values only here
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0].rsplit(": ", 1)[-1]
             raise InputError(
                 f"Expected index to be a FAISS factory string that fits {self.catalogue_size} vectors of width "
-                f"{self.dim}, such as Flat, HNSW32 or IVF16,Flat; got {factory!r} (FAISS: {reason})"
+                f"{self.dim}, such as Flat, HNSW32 or IVF16,Flat:nprobe=4; got {factory!r} (FAISS: {reason})"
             ) from error
+        self._beam = self._hnsw.efSearch if self._hnsw is not None else 0
 
     @property
     def exact(self) -> bool:
@@ -93,14 +117,52 @@ class ItemIndex:
             scores[group[row], place[row, column]] = found_scores[row, column]
         return items, scores
 
-    def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """FAISS's own search, with HNSW's beam at least as wide as the list that is asked for."""
+    @property
+    def size(self) -> int:
+        """Bytes of the index as FAISS writes it to a file."""
+        return len(faiss.serialize_index(self._index))
+
+    @property
+    def queries_per_second(self) -> float:
+        """Of all searches so far: FAISS's own time for blocks of queries, history filter apart; 0 before the first."""
+        return self._searched / self._search_seconds if self._search_seconds else 0.0
+
+    @property
+    def _hnsw(self) -> "faiss.HNSW | None":
+        """The graph of an HNSW index, also behind a transform such as PCA."""
         index = self._index
         inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
-        if isinstance(inner, faiss.IndexHNSW):
-            inner.hnsw.efSearch = max(inner.hnsw.efSearch, k)
-        scores, found = index.search(queries, k)
+        return inner.hnsw if isinstance(inner, faiss.IndexHNSW) else None
+
+    def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """FAISS's own search, with HNSW's beam at least as wide as the list that is asked for."""
+        if self._hnsw is not None:
+            self._hnsw.efSearch = max(self._beam, k)
+        started = time.perf_counter()
+        scores, found = self._index.search(queries, k)
+        self._search_seconds += time.perf_counter() - started
+        self._searched += len(queries)
         return found, scores
+
+
+@contextmanager
+def _faiss_warnings(kind: str) -> Iterator[None]:
+    """What FAISS writes to stderr, past Python, as one warning a sentence: PQ16 says the same thing 16 times."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as caught:
+            os.dup2(caught.fileno(), 2)
+            try:
+                yield
+            finally:
+                os.dup2(before, 2)
+                caught.seek(0)
+                lines = dict.fromkeys(caught.read().decode(errors="replace").splitlines())
+    finally:
+        os.close(before)
+    for line in filter(None, lines):
+        warnings.warn(f"{kind}: {line.removeprefix('WARNING ')}", stacklevel=4)  # whoever builds the index
 
 
 def index_recall(found: Int[np.ndarray, "rows k"], exact: Int[np.ndarray, "rows k"]) -> Float[np.ndarray, "rows"]:

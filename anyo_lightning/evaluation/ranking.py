@@ -42,6 +42,30 @@ def block_rows(catalogue_size: int) -> int:
     return max(1, min(BLOCK_ROWS, BLOCK_SCORES // catalogue_size))
 
 
+def distinct_rows(
+    rows: Int[np.ndarray, "rows"], user: Int[np.ndarray, "queries"], target: Int[np.ndarray, "queries"]
+) -> Int[np.ndarray, "distinct"]:
+    """Where each (user, target) stands first, in ascending order of its row: a sampler may repeat rows, a user targets.
+
+    Args:
+        rows: Numbers of rows, in any order.
+        user: The user of each row of the stage.
+        target: The target of each row of the stage.
+    """
+    numbers, first = np.unique(rows, return_index=True)
+    pair = user[numbers].astype(np.int64) * (int(target.max(initial=0)) + 1) + target[numbers]
+    kept: np.ndarray = first[np.sort(np.unique(pair, return_index=True)[1])]
+    return kept
+
+
+def excluded_items(
+    rows: Int[np.ndarray, "rows"], target: Int[np.ndarray, "rows"], history: Callable[[int], np.ndarray]
+) -> list[np.ndarray]:
+    """What each row is not recommended: the items of its history, except for the target itself."""
+    seen = (np.unique(history(int(row))) for row in rows)
+    return [items[items != wanted] for items, wanted in zip(seen, target, strict=True)]
+
+
 def rank(
     rows: Int[np.ndarray, "rows"],
     queries: Float[Tensor, "rows dim"],
@@ -76,10 +100,7 @@ def rank(
     own = spans[distributed.rank() :: distributed.world_size()]
     for span in with_progress(own, "ranking"):
         block, block_target = queries[span].float(), target[span].astype(np.int64)
-        excluded = None
-        if history is not None:
-            seen = (np.unique(history(int(row))) for row in rows[span])
-            excluded = [items[items != wanted] for items, wanted in zip(seen, block_target, strict=True)]
+        excluded = None if history is None else excluded_items(rows[span], block_target, history)
         scores = _scores(block.to(vectors.device), vectors)
         if excluded is not None:
             where = np.repeat(np.arange(len(excluded)), [len(items) for items in excluded])

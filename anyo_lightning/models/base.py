@@ -19,6 +19,7 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.selfcheck import self_check
+from anyo_lightning.environment import peak_memory_gib
 from anyo_lightning.errors import InputError
 from anyo_lightning.models import checkpoints
 from anyo_lightning.models.schedule import learning_rate_schedule
@@ -274,7 +275,10 @@ class RetrievalModule(LightningModule):
         """What the run trains, for the cost ledger."""
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.parameters())
-        counting = {} if self.trained else {"train_seconds": self.build_seconds}
+        counting: dict[str, float] = {}
+        if not self.trained:
+            counting = {"tokens": 0, "targets": 0, "train_seconds": self.build_seconds}
+            counting["peak_memory_gib"] = peak_memory_gib()
         built = {"build_seconds": self.build_seconds}  # embedding the catalogue, where the cache lacks it, and the like
         return {"trainable_parameters": trained, "parameters": total, **built, **counting}
 

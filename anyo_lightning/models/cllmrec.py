@@ -133,6 +133,7 @@ class CLLMRec(RetrievalModule):
         }
         self.head: nn.Module = nn.Identity()
         self._written: dict[Kind, WrittenViews] = {}
+        self.views_cost: dict[str, float] = {}  # of the views trained with
 
     def build(self, data: RecDataModule) -> None:
         """Text for text, as E4SRec; the head and the similar items where a view needs them."""
@@ -199,17 +200,24 @@ class CLLMRec(RetrievalModule):
 
     def on_fit_start(self) -> None:
         """Read the written views before the first step, so that a missing file costs no time."""
-        for kind in self._written_kinds:
-            self._read(kind)
+        costs = [self._read(kind).cost for kind in self._written_kinds]
+        if costs and all(costs):
+            self.views_cost = {f"views_{name}": sum(cost[name] for cost in costs) for name in costs[0]}
+
+    def cost(self) -> dict[str, float]:
+        """Also what an LLM took, before training, to write the views that the run has trained with."""
+        return super().cost() | self.views_cost
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which written views the run has trained with."""
+        """Note which written views the run has trained with, and what they cost."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[checkpoints.METADATA]["views"] = {kind: written.digest for kind, written in self._written.items()}
+        checkpoint[checkpoints.METADATA]["views_cost"] = self.views_cost
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on training with other written views."""
+        """Take over what the views cost; refuse to go on training with others."""
         super().on_load_checkpoint(checkpoint)
+        self.views_cost = checkpoint[checkpoints.METADATA].get("views_cost", {})  # none in those of earlier versions
         if self._trainer is not None and self.trainer.state.fn == "fit":
             found = checkpoint[checkpoints.METADATA]["views"]
             if found != (own := {kind: self._read(kind).digest for kind in self._written_kinds}):

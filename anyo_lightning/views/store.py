@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.fetch import cache_folder
 from anyo_lightning.views.prompts import Kind
 
-ANSWERS = {"key": pl.String, "answer": pl.String, "finish": pl.String}
+ANSWERS: dict[str, Any] = {"key": pl.String, "answer": pl.String, "finish": pl.String}
+COST: dict[str, Any] = {"seconds": pl.Float64, "tokens": pl.Int64}  # shards of earlier versions have no such columns
 VIEWS: dict[str, Any] = {
     "user_id": pl.String,
     "item_ids": pl.List(pl.String),
@@ -38,10 +39,14 @@ class Answer:
     Attributes:
         text: Cleaned.
         finish: `stop`, `length` when it was cut, `refused` when the endpoint says so.
+        tokens: Read and written for it; None where nobody counted.
+        seconds: Its share of the time that its batch took; None where nobody measured.
     """
 
     text: str
     finish: str
+    tokens: int | None = None
+    seconds: float | None = None
 
 
 class AnswerStore:
@@ -67,7 +72,8 @@ class AnswerStore:
         for path in sorted(self.folder.glob("*.parquet")):
             try:
                 table = pl.read_parquet(path)
-                if dict(table.schema) != ANSWERS or table.null_count().sum_horizontal().item():
+                known = dict(table.schema) in (ANSWERS, ANSWERS | COST)
+                if not known or table.select(list(ANSWERS)).null_count().sum_horizontal().item():
                     raise ValueError("other columns than those of an answer")
             except (OSError, ValueError, pl.exceptions.PolarsError) as error:
                 aside = path.with_name(f"{path.name}.damaged")
@@ -77,7 +83,10 @@ class AnswerStore:
                     stacklevel=2,
                 )
                 continue
-            answers |= {key: Answer(text, finish) for key, text, finish in table.iter_rows()}
+            answers |= {
+                row["key"]: Answer(row["answer"], row["finish"], row.get("tokens"), row.get("seconds"))
+                for row in table.iter_rows(named=True)
+            }
         return answers
 
     def write(self, answers: Mapping[str, Answer]) -> None:
@@ -88,9 +97,9 @@ class AnswerStore:
             temporary = note.with_suffix(f".{os.getpid()}.tmp")
             temporary.write_text(self.settings)
             temporary.replace(note)
-        rows = [(key, answer.text, answer.finish) for key, answer in answers.items()]
+        rows = [(key, answer.text, answer.finish, answer.seconds, answer.tokens) for key, answer in answers.items()]
         name = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-        _write_parquet(pl.DataFrame(rows, schema=ANSWERS, orient="row"), self.folder / f"{name}.parquet")
+        _write_parquet(pl.DataFrame(rows, schema=ANSWERS | COST, orient="row"), self.folder / f"{name}.parquet")
 
 
 @dataclass(frozen=True)
@@ -111,8 +120,20 @@ def views_file(kind: Kind, split: Split) -> Path:
     return cache_folder() / "views" / f"{kind}-{_identity(split)}.parquet"
 
 
+def cost_of(answers: Collection[Answer]) -> dict[str, float]:
+    """Seconds and tokens that these answers took when they were written; empty where one of them is not known."""
+    seconds, tokens = ([getattr(answer, name) for answer in answers] for name in COST)
+    return {} if None in seconds or None in tokens else {"seconds": sum(seconds), "tokens": sum(tokens)}
+
+
 def write_views(
-    file: Path, rows: Sequence[tuple[str, list[str], list[str | None], str]], *, kind: Kind, split: Split, settings: str
+    file: Path,
+    rows: Sequence[tuple[str, list[str], list[str | None], str]],
+    *,
+    kind: Kind,
+    split: Split,
+    settings: str,
+    cost: Mapping[str, float] | None = None,
 ) -> None:
     """Write the finished views of a split.
 
@@ -122,9 +143,12 @@ def write_views(
         kind: What the views are.
         split: The split; noted in the file.
         settings: What made them; noted in the file.
+        cost: What `cost_of` says of their answers; noted in the file where it says something.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"kind": kind, "split": _identity(split), "settings": settings}
+    if cost:
+        metadata["cost"] = json.dumps(dict(cost))
     _write_parquet(pl.DataFrame(rows, schema=VIEWS, orient="row"), file, metadata)
 
 
@@ -152,6 +176,12 @@ def read_views(file: Path, *, kind: Kind, split: Split) -> dict[int, list[Writte
             source = np.array([items[item] for item in item_ids], dtype=np.int64)
             views.setdefault(users[user], []).append(WrittenView(source, tuple(texts)))
     return views
+
+
+def read_views_cost(file: Path) -> dict[str, float]:
+    """What the views of a file took to write, as `cost_of` says it; empty for a file of an earlier version."""
+    cost: dict[str, float] = json.loads(pl.read_parquet_metadata(file).get("cost", "{}"))
+    return cost
 
 
 def _identity(split: Split) -> str:

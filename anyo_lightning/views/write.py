@@ -1,8 +1,10 @@
 """`anyo augment`: let an LLM write views of the training histories, once, before training."""
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +25,7 @@ from anyo_lightning.views.prompts import (
     read_answer,
     write_prompt,
 )
-from anyo_lightning.views.store import Answer, AnswerStore, views_file, write_views
+from anyo_lightning.views.store import Answer, AnswerStore, cost_of, views_file, write_views
 from anyo_lightning.views.writers import DEFAULT, EndpointWriter, LocalWriter, Writer
 
 SHOWN = 3  # prompts that a dry run prints
@@ -108,7 +110,8 @@ def augment(
         for (user, items), view in zip(sources, views, strict=True)
     ]
     file = views_file(kind, split) if output is None else output
-    write_views(file, rows, kind=kind, split=split, settings=store.settings)
+    cost = cost_of([answers[key] for key in dict.fromkeys(map(store.key, prompts))])
+    write_views(file, rows, kind=kind, split=split, settings=store.settings, cost=cost)
     _print_result(views, written=len(missing), file=file)
 
 
@@ -131,7 +134,10 @@ def _answer(prompts: list[str], writer: Writer, *, max_new_tokens: int, batch: i
         task = progress.add_task("Writing views", total=len(order))
         for start in range(0, len(order), batch):
             asked = [prompts[index] for index in order[start : start + batch]]
-            yield dict(zip(asked, writer.write(asked, max_new_tokens=max_new_tokens), strict=True))
+            started = time.perf_counter()
+            answers = writer.write(asked, max_new_tokens=max_new_tokens)
+            share = (time.perf_counter() - started) / len(asked)
+            yield {text: replace(answer, seconds=share) for text, answer in zip(asked, answers, strict=True)}
             progress.advance(task, len(asked))
 
 

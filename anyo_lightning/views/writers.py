@@ -131,11 +131,11 @@ class LocalWriter:
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], generation_config=settings
         )[:, length:]
         answers = []
-        for row in written.tolist():
+        for row, read in zip(written.tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True):
             ended = self.tokenizer.eos_token_id in row
-            answers.append(
-                Answer(clean(self.tokenizer.decode(row, skip_special_tokens=True)), "stop" if ended else "length")
-            )
+            tokens = read + (row.index(self.tokenizer.eos_token_id) + 1 if ended else len(row))
+            text = clean(self.tokenizer.decode(row, skip_special_tokens=True))
+            answers.append(Answer(text, "stop" if ended else "length", tokens))
         return answers
 
     def _chat(self, prompt: str) -> str:
@@ -200,18 +200,19 @@ class EndpointWriter:
             )
         except openai.OpenAIError as error:
             if getattr(error, "code", None) == "content_filter":
-                return Answer("", "refused")
+                return Answer("", "refused", self.count_tokens([prompt])[0])
             reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"Expected answers from the endpoint, got {type(error).__name__}: {reason}; what has been answered is "
                 "kept, and the same command goes on"
             ) from error
+        tokens = completion.usage.total_tokens if completion.usage else None
         if not completion.choices:
-            return Answer("", "stop")
+            return Answer("", "stop", tokens)
         choice = completion.choices[0]
         refused = choice.finish_reason == "content_filter" or bool(choice.message.refusal)
         finish = "refused" if refused else "length" if choice.finish_reason == "length" else "stop"
-        return Answer(clean(choice.message.content or ""), finish)
+        return Answer(clean(choice.message.content or ""), finish, tokens)
 
 
 def _client() -> "OpenAI":

@@ -9,7 +9,7 @@ import numpy as np
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.views.prompts import Kind
-from anyo_lightning.views.store import read_views, views_file
+from anyo_lightning.views.store import read_views, read_views_cost, views_file
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,13 @@ class WrittenViews:
     Args:
         views: The views of each user.
         digest: Hash of the file that they come from.
+        cost: Seconds and tokens that they took to write, where known.
     """
 
-    def __init__(self, views: dict[int, list[TokenisedView]], *, digest: str) -> None:
-        self.views, self.digest = views, digest
+    def __init__(
+        self, views: dict[int, list[TokenisedView]], *, digest: str, cost: dict[str, float] | None = None
+    ) -> None:
+        self.views, self.digest, self.cost = views, digest, cost or {}
 
     @classmethod
     def read(cls, file: Path | None, *, kind: Kind, data: RecDataModule, backbone: Backbone) -> "WrittenViews":
@@ -73,6 +76,7 @@ class WrittenViews:
                 for user, views in read.items()
             },
             digest=hashlib.sha256(file.read_bytes()).hexdigest()[:16],
+            cost=read_views_cost(file),
         )
 
     def find(self, user: int, items: np.ndarray, target: int) -> TokenisedView | None:
