@@ -120,14 +120,20 @@ def test_figures_do_not_depend_on_the_number_of_processes(
 def test_gradients_do_not_depend_on_the_number_of_processes(
     tiny_llm: str, tiny_data: tuple[Path, Path], tmp_path: Path, cache: Path
 ) -> None:
-    """Two and three processes' gradient of one global batch is that of one process, for every variant's loss."""
+    """Two and three processes' gradient of one global batch is that of one process, for every variant's loss.
+
+    Also where the LLM's weights are shared out and one process has more to read than the other.
+    """
     script = Path(__file__).with_name("gradients.py")
     environment = {**os.environ, "ANYO_CACHE": str(cache)}
-    for processes in (1, 2, 3):
+    for processes, *sharded in ((1,), (2,), (3,), (2, "sharded")):
         (tmp_path / "meet").unlink(missing_ok=True)
         started = [
             subprocess.Popen(
-                [sys.executable, str(script), str(rank), str(processes), str(tmp_path), tiny_llm, *map(str, tiny_data)],
+                [
+                    *(sys.executable, str(script), str(rank), str(processes), str(tmp_path)),
+                    *(tiny_llm, *map(str, tiny_data), *sharded),
+                ],
                 env=environment,
                 text=True,
                 stdout=subprocess.PIPE,
@@ -138,7 +144,8 @@ def test_gradients_do_not_depend_on_the_number_of_processes(
         for process in started:
             output, _ = process.communicate(timeout=300)
             assert process.returncode == 0, output
-    one, *several = (torch.load(tmp_path / f"gradients-{n}.pt", weights_only=True) for n in (1, 2, 3))
+    names = ("1", "2", "3", "2-sharded")
+    one, *several = (torch.load(tmp_path / f"gradients-{name}.pt", weights_only=True) for name in names)
     assert len(one) == 10
     for found in several:
         for name, expected in one.items():
