@@ -43,6 +43,9 @@ def variants(llm: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalModu
         "CLLMRec": partial(CLLMRec, **still, views=("original", "importance"), weight=1.0),
         "CLLMRec without original": partial(CLLMRec, **still, views=("importance", "importance"), projection_head=True),
         "SRACL on ids, neighbours encoded": partial(SRACL, **ids, **swap, alpha=1.0, beta=1.0, bank=False),
+        "SRACL on text, neighbours encoded": partial(
+            SRACL, **still, **{**swap, "semantics": None}, alpha=1.0, beta=1.0, bank=False
+        ),
         "SRACL on text, bank": partial(SRACL, **still, share=1.0, neighbours=1, alpha=1.0, beta=1.0, bank=True),
         "LLaRA": partial(LLaRA, **text, hard_negatives=3, mined_negatives=3, popularity_correction=True),
         "LLaRA in chunks": partial(LLaRA, **text, chunk_tokens=60, learn_temperature=True),
@@ -109,7 +112,7 @@ def main() -> None:
     found = {}
     for name, make in variants(sys.argv[4], sharded=sharded).items():
         data = RecDataModule(
-            interactions=Path(sys.argv[5]), items=Path(sys.argv[6]), max_items=12, max_tokens=200, batch_tokens=2000
+            interactions=Path(sys.argv[5]), items=Path(sys.argv[6]), max_items=12, max_tokens=200, batch_tokens=60
         )
         data.setup("fit")
         found[name] = gradients(make, data, rank, processes, sharded=sharded)

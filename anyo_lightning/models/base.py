@@ -106,7 +106,8 @@ class RetrievalModule(LightningModule):
         self.data = data
         self.build(data)
         self.built = True
-        self._ddp_params_and_buffers_to_ignore = checkpoints.frozen_keys(self)  # all have loaded them: nothing to send
+        # What DDP need not send: frozen weights, and buffers, which are the same on all processes and may be large.
+        self._ddp_params_and_buffers_to_ignore = checkpoints.frozen_keys(self) | dict(self.named_buffers()).keys()
         self.build_seconds = time.perf_counter() - started
         if self.init_from is not None:
             checkpoints.start_from(self, self.init_from)
