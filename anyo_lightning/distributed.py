@@ -64,7 +64,7 @@ def as_many(parts: Sequence[T], device: torch.device | str = "cpu") -> list[T]:
         device: Where the backend communicates: a GPU for NCCL.
     """
     most = int(gather_rows(torch.tensor([len(parts)], device=device)).max())
-    return [*parts, *parts[-1:] * (most - len(parts))]
+    return [*parts, *[parts[-1]] * (most - len(parts))]
 
 
 def gather_rows(rows: Shaped[Tensor, "rows ..."], *, with_gradient: bool = False) -> Shaped[Tensor, "all_rows ..."]:

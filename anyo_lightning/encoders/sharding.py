@@ -1,19 +1,19 @@
-"""A frozen LLM that no single GPU holds: each layer's weights are cut over the processes and gathered while it computes.
+"""A frozen LLM that no single GPU holds: each process keeps its share of a layer and gathers it while it computes.
 
 This is FSDP2 (`fully_shard`) for the frozen weights alone, beside Lightning's DDP for the trained ones. Neither of
-Lightning's sharding strategies serves LoRA better:
+Lightning's own sharding strategies serves LoRA better:
 
-- `FSDPStrategy` wraps the whole module in FSDP1, which a CPU cannot run (so that nobody here could test it). It shards
-  per call of the module's `forward`, while our losses also read trained parameters outside of it (items, projectors).
-- `ModelParallelStrategy` leaves sharding to the module. Its checkpoints gather the frozen weights to leave them out
-  again, go past `CheckpointIO` (no atomic write) and past `load_state_dict` (no check of what is missing), its mesh needs the number of GPUs in the yaml, and a
-  parameter that the module does not shard gets no reduced gradient at all.
+- `FSDPStrategy` is FSDP1 around the whole module. It refuses CPUs, so that nobody here could test it, and gathers what
+  is trained in the module's `forward` alone, while our losses read items and projectors outside of it.
+- `ModelParallelStrategy` leaves the sharding to the module. A parameter that the module does not shard gets no reduced
+  gradient; its checkpoints gather the frozen weights, only to leave them out again, and go past `CheckpointIO` (no
+  atomic write) and `load_state_dict` (no check of what is missing); its mesh wants the number of GPUs in the yaml.
 
-With LoRA the frozen weights are what does not fit. Trained weights, their gradients and the optimizer's state are whole
-on every GPU, as without sharding: clipping, checkpoints, resuming (also on another number of processes) and the index
-are Lightning's and ours, unchanged, and the numbers are DDP's to the last bit, since a gathered weight is the weight.
+With LoRA the frozen weights are what does not fit. Trained weights, their gradients and the optimizer's state stay
+whole on every GPU: clipping, checkpoints, resuming (also on another number of processes) and the index are those of
+DDP, and so are the numbers, to the last bit, since a gathered weight is the weight.
 
-What all processes must do equally often is call the LLM: `distributed.as_many`.
+All processes must call such an LLM equally often, training or not: `distributed.as_many`.
 
 Reference: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
