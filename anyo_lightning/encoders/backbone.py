@@ -71,10 +71,10 @@ class Backbone(nn.Module):
         sharded: bool = False,
     ) -> None:
         super().__init__()
-        if quantization_config is not None and not torch.cuda.is_available():
-            raise InputError("Expected a GPU for quantization_config, got none")
         if quantization_config is not None and sharded:
             raise InputError("Expected a sharded backbone without quantization_config, got both: choose one")
+        if quantization_config is not None and not torch.cuda.is_available():
+            raise InputError("Expected a GPU for quantization_config, got none")
         self.sharded = sharded and distributed.world_size() > 1
         self.source = (name, revision)
         location = locate(name, revision)
