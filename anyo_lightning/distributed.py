@@ -1,11 +1,14 @@
 """The only collectives: what several processes tell each other. With one process each returns what it was given."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -49,6 +52,19 @@ def rows_before(count: int, device: torch.device | str = "cpu") -> int:
         return 0
     counts = gather_rows(torch.tensor([count], device=device))
     return int(counts[: rank()].sum())
+
+
+def as_many(parts: Sequence[T], device: torch.device | str = "cpu") -> list[T]:
+    """These parts, the last one again and again until every process has equally many.
+
+    For passes through a model whose weights are shared out: all processes take part in each of them.
+
+    Args:
+        parts: At least one.
+        device: Where the backend communicates: a GPU for NCCL.
+    """
+    most = int(gather_rows(torch.tensor([len(parts)], device=device)).max())
+    return [*parts, *[parts[-1]] * (most - len(parts))]
 
 
 def gather_rows(rows: Shaped[Tensor, "rows ..."], *, with_gradient: bool = False) -> Shaped[Tensor, "all_rows ..."]:

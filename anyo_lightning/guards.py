@@ -1,15 +1,17 @@
 """What stops a run in time, with a sentence, and loses nothing: divergence, memory, pre-emption, early stopping."""
 
 import re
+import signal
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
@@ -22,16 +24,22 @@ class Guards(Callback):
 
     - A loss that is not finite ends the run before the optimizer sees it; the checkpoints stay as they are.
     - Running out of memory names the option to turn, with the tokens of the batch and the most that have fitted.
-    - SIGTERM (a pre-empted node) saves `last.ckpt` after the step at hand; Lightning then exits.
+    - SIGTERM (a pre-empted node) saves `last.ckpt` after the step at hand, whichever process it reaches, and all exit.
+      Lightning's own handler starts a collective wherever the signal finds a process: two that get it at different
+      places wait for each other forever. Ours takes a note, and after each step all ask whether anyone has one. An
+      epoch's last step and its validation are one: resumed in between, Lightning would leave the validation out, and
+      resumed within it, it would be one of fewer users.
     - A run that early stopping has ended does not train another epoch when it is started again.
     """
 
     def __init__(self) -> None:
         self.batch: HistoryBatch | None = None
         self.fitted = 0  # padded tokens of the largest batch that went through
+        self.terminated = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at once where early stopping has stopped before."""
+        """Listen for SIGTERM (Lightning gives its handlers back at the end); stop where early stopping has before."""
+        signal.signal(signal.SIGTERM, self._note_sigterm)
         stopping = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
         if any(callback.wait_count >= callback.patience for callback in stopping):
             trainer.should_stop = True
@@ -43,8 +51,14 @@ class Guards(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remember what has fitted."""
+        """Remember what has fitted; stop when any process has got SIGTERM.
+
+        Raises:
+            SIGTERMException: On all processes after the same step.
+        """
         self.fitted = max(self.fitted, padded_tokens(batch))
+        if not trainer.is_last_batch and distributed.sum_over_ranks(self.terminated, pl_module.device):
+            raise SIGTERMException
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Refuse a loss that is not finite.
@@ -81,6 +95,24 @@ class Guards(Callback):
                 f"{len(self.batch.user)} histories: lower data.batch_tokens ({fits}), data.max_items or "
                 "data.max_tokens, or set backbone.gradient_checkpointing"
             ) from exception
+
+    def _note_sigterm(self, *_: Any) -> None:
+        self.terminated = True
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Saves every n steps within an epoch, but not after its last one.
+
+    A run that is killed in the validation that follows would go on from there without it (Lightning takes it for
+    done), and could miss its best epoch.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save, where the epoch goes on."""
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 def padded_tokens(batch: HistoryBatch) -> int:

@@ -16,7 +16,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy
 
 from anyo_lightning import distributed
 from anyo_lightning.config_writer import ConfigWriter
@@ -24,7 +23,7 @@ from anyo_lightning.costs import CostLedger
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
-from anyo_lightning.guards import Guards
+from anyo_lightning.guards import Guards, StepCheckpoint
 from anyo_lightning.models import checkpoints
 from anyo_lightning.models.anyo import Anyo  # noqa: F401
 from anyo_lightning.models.base import RetrievalModule
@@ -169,9 +168,6 @@ class AnyoCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(
                 str(self.run_folder.path), name="", version="", default_hp_metric=False
             )
-        if config.trainer.strategy in ("auto", "ddp") and _processes(config.trainer) > 1:
-            # Buffers are the same on all processes (frozen vectors), and some are large: nothing to send.
-            kwargs["strategy"] = DDPStrategy(broadcast_buffers=False)
         given = self.config_init[self.subcommand].trainer
         given.plugins = [*(given.plugins or []), checkpoints.AtomicCheckpoints()]
         if self.subcommand == "fit":
@@ -183,7 +179,7 @@ class AnyoCLI(LightningCLI):
             last: dict[str, Any] = {"dirpath": folder, "filename": "last", "enable_version_counter": False}
             trainer.callbacks.append(ModelCheckpoint(**last))  # type: ignore[attr-defined]
             if every:
-                trainer.callbacks.append(ModelCheckpoint(**last, every_n_train_steps=every))  # type: ignore[attr-defined]
+                trainer.callbacks.append(StepCheckpoint(**last, every_n_train_steps=every))  # type: ignore[attr-defined]
         return trainer
 
     def fit(self, model: LightningModule, *, ckpt_path: str | None = None, **kwargs: Any) -> None:
@@ -264,18 +260,6 @@ def _with_config_of_run(arguments: list[str]) -> list[str]:
             if file.is_file() and not given:
                 return [arguments[0], f"--config={file}", *arguments[1:]]
     return arguments
-
-
-def _processes(trainer: Namespace) -> int:
-    """The number of processes that a trainer's options ask for."""
-    devices = trainer.devices
-    if devices in ("auto", -1, "-1"):
-        count = torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu", "cuda") else 1
-    elif isinstance(devices, list):
-        count = len(devices)
-    else:
-        count = len(str(devices).split(",")) if "," in str(devices) else int(devices)
-    return max(count, 1) * trainer.num_nodes
 
 
 def _rank() -> int:

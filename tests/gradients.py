@@ -1,6 +1,8 @@
 """Gradients of every variant's loss on one global batch, by any number of processes; run by test_distributed.py.
 
-python tests/gradients.py RANK PROCESSES FOLDER LLM INTERACTIONS ITEMS
+python tests/gradients.py RANK PROCESSES FOLDER LLM INTERACTIONS ITEMS [sharded]
+
+With `sharded` each process holds its share of the LLM's frozen weights.
 """
 
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone
@@ -25,10 +28,10 @@ from anyo_lightning.models.sracl import SRACL
 ROWS = 11  # windows in the global batch: processes get unequal numbers of histories and of targets
 
 
-def variants(llm: str) -> dict[str, Callable[[], RetrievalModule]]:
+def variants(llm: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalModule]]:
     """All trained variants, without dropout and with nothing drawn at random."""
     lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-    backbone = partial(Backbone, llm, dtype="float32", layers=2, lora=lora)
+    backbone = partial(Backbone, llm, dtype="float32", layers=2, lora=lora, sharded=sharded)
     text = {"backbone": backbone, "dim": 16, "dropout": 0.0}
     still = {**text, "input_dropout": 0.0}
     swap = {"share": 1.0, "neighbours": 1, "semantics": backbone}  # each item has one possible substitute
@@ -40,6 +43,9 @@ def variants(llm: str) -> dict[str, Callable[[], RetrievalModule]]:
         "CLLMRec": partial(CLLMRec, **still, views=("original", "importance"), weight=1.0),
         "CLLMRec without original": partial(CLLMRec, **still, views=("importance", "importance"), projection_head=True),
         "SRACL on ids, neighbours encoded": partial(SRACL, **ids, **swap, alpha=1.0, beta=1.0, bank=False),
+        "SRACL on text, neighbours encoded": partial(
+            SRACL, **still, **{**swap, "semantics": None}, alpha=1.0, beta=1.0, bank=False
+        ),
         "SRACL on text, bank": partial(SRACL, **still, share=1.0, neighbours=1, alpha=1.0, beta=1.0, bank=True),
         "LLaRA": partial(LLaRA, **text, hard_negatives=3, mined_negatives=3, popularity_correction=True),
         "LLaRA in chunks": partial(LLaRA, **text, chunk_tokens=60, learn_temperature=True),
@@ -47,11 +53,26 @@ def variants(llm: str) -> dict[str, Callable[[], RetrievalModule]]:
     }
 
 
-def gradients(make: Callable[[], RetrievalModule], data: RecDataModule, rank: int, processes: int) -> dict[str, object]:
+def check_shares(backbone: Backbone, processes: int) -> None:
+    """This process holds about its share of each layer's frozen weights, and the trained ones whole."""
+    names = [name for name, _ in backbone.named_parameters() if ".layers." in name]
+    assert names
+    for name in names:
+        weight = backbone.get_parameter(name)
+        assert isinstance(weight, DTensor) != weight.requires_grad, name
+        if isinstance(weight, DTensor):
+            assert len(weight.to_local()) <= -(-len(weight) // processes), name
+
+
+def gradients(
+    make: Callable[[], RetrievalModule], data: RecDataModule, rank: int, processes: int, *, sharded: bool
+) -> dict[str, object]:
     """The mean over processes of each parameter's gradient: what DDP gives the optimizer."""
     torch.manual_seed(0)
     model = make()
     model.prepare(data)
+    if sharded and model.backbone is not None:
+        check_shares(model.backbone, processes)
     dataset = data.train_dataloader().dataset
     batch = dataset[list(range(ROWS))[rank::processes]]
     torch.manual_seed(1)
@@ -83,19 +104,20 @@ def gradients(make: Callable[[], RetrievalModule], data: RecDataModule, rank: in
 
 def main() -> None:
     """Write the gradients of all variants."""
+    sharded = sys.argv[7:] == ["sharded"]
     rank, processes, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     if processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=processes)
     found = {}
-    for name, make in variants(sys.argv[4]).items():
+    for name, make in variants(sys.argv[4], sharded=sharded).items():
         data = RecDataModule(
-            interactions=Path(sys.argv[5]), items=Path(sys.argv[6]), max_items=12, max_tokens=200, batch_tokens=2000
+            interactions=Path(sys.argv[5]), items=Path(sys.argv[6]), max_items=12, max_tokens=200, batch_tokens=60
         )
         data.setup("fit")
-        found[name] = gradients(make, data, rank, processes)
+        found[name] = gradients(make, data, rank, processes, sharded=sharded)
     if rank == 0:
-        torch.save(found, folder / f"gradients-{processes}.pt")
+        torch.save(found, folder / f"gradients-{processes}{'-sharded' * sharded}.pt")
 
 
 if __name__ == "__main__":

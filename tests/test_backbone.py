@@ -229,9 +229,11 @@ def test_wrong_settings_get_one_sentence(tiny_llm: str, settings: dict[str, obje
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_quantisation_needs_a_gpu(tiny_llm: str) -> None:
-    """Asked for on a CPU, it is refused."""
+    """Asked for on a CPU, it is refused; and so are shares of quantised weights."""
     with pytest.raises(InputError, match="Expected a GPU for quantization_config, got none"):
         Backbone(tiny_llm, quantization_config={"load_in_4bit": True})
+    with pytest.raises(InputError, match="Expected a sharded backbone without quantization_config"):
+        Backbone(tiny_llm, quantization_config={"load_in_4bit": True}, sharded=True)
 
 
 def test_unreachable_hub_id(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def start(tmp_path: Path, cache: Path) -> Start:
 
     def started(*words: object, limit: str = "", **variables: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "anyo_lightning.cli", *map(str, words)]
-        if limit:  # a prelude for Python: limits of the process
+        if limit:  # a prelude for Python: limits of the process, or its death
             command = [sys.executable, "-c", f"{limit}; from anyo_lightning.cli import main; main()", *map(str, words)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ANYO_CACHE": str(cache), **variables}
         return subprocess.Popen(
@@ -120,14 +120,20 @@ def test_figures_do_not_depend_on_the_number_of_processes(
 def test_gradients_do_not_depend_on_the_number_of_processes(
     tiny_llm: str, tiny_data: tuple[Path, Path], tmp_path: Path, cache: Path
 ) -> None:
-    """Two and three processes' gradient of one global batch is that of one process, for every variant's loss."""
+    """Two and three processes' gradient of one global batch is that of one process, for every variant's loss.
+
+    Also where the LLM's weights are shared out and one process has more to read than the other.
+    """
     script = Path(__file__).with_name("gradients.py")
     environment = {**os.environ, "ANYO_CACHE": str(cache)}
-    for processes in (1, 2, 3):
+    for processes, *sharded in ((1,), (2,), (3,), (2, "sharded")):
         (tmp_path / "meet").unlink(missing_ok=True)
         started = [
             subprocess.Popen(
-                [sys.executable, str(script), str(rank), str(processes), str(tmp_path), tiny_llm, *map(str, tiny_data)],
+                [
+                    *(sys.executable, str(script), str(rank), str(processes), str(tmp_path)),
+                    *(tiny_llm, *map(str, tiny_data), *sharded),
+                ],
                 env=environment,
                 text=True,
                 stdout=subprocess.PIPE,
@@ -138,8 +144,9 @@ def test_gradients_do_not_depend_on_the_number_of_processes(
         for process in started:
             output, _ = process.communicate(timeout=300)
             assert process.returncode == 0, output
-    one, *several = (torch.load(tmp_path / f"gradients-{n}.pt", weights_only=True) for n in (1, 2, 3))
-    assert len(one) == 10
+    names = ("1", "2", "3", "2-sharded")
+    one, *several = (torch.load(tmp_path / f"gradients-{name}.pt", weights_only=True) for name in names)
+    assert len(one) == 11
     for found in several:
         for name, expected in one.items():
             largest = max(float(gradient.abs().max()) for key, gradient in expected.items() if key != "loss")
@@ -235,6 +242,64 @@ def test_sigterm_saves_and_exits(run: Run, start: Start, loops: list[str], tmp_p
     assert 0 < steps < whole
     run("fit", *options, f"--run={parts.path}")
     assert same(weights(parts.path), weights(tmp_path / "whole"))
+
+
+def test_a_sharded_backbone_changes_no_number(run: Run, loops: list[str], tiny_llm: str, tmp_path: Path) -> None:
+    """Two processes that share the LLM out end with DDP's weights and figures, to the bit; one process takes over.
+
+    Gradients are clipped, activations recomputed and the catalogue is encoded by both, unequally.
+    """
+    options = [*e4srec(tiny_llm), *loops, "--trainer.gradient_clip_val=0.1"]
+    sharded = [options[0], f"--config={CONFIGS / 'overlays' / 'fsdp.yaml'}", *options[1:]]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder, words in ((whole, options), (parts, sharded)):
+        cached = {"ANYO_CACHE": str(tmp_path / f"cache-{folder.name}")}
+        run("fit", *words, "--trainer.devices=2", "--trainer.max_epochs=2", f"--run={folder}", **cached)
+    assert "sharded: true" in RunFolder(parts).config_file.read_text()
+    assert same(weights(parts), weights(whole))
+    assert not [key for key in weights(parts) if "backbone" in key and "lora" not in key]
+    figures = [json.loads(RunFolder(folder).metrics_file.read_text())["metrics"] for folder in (whole, parts)]
+    assert figures[0] == figures[1]
+    run("test", f"--run={parts}", "--trainer.devices=1")
+    assert json.loads(RunFolder(parts).metrics_file.read_text())["metrics"] == figures[0]
+
+
+@pytest.mark.parametrize("reaches", ["both", "second"])
+def test_sigterm_ends_all_processes_after_the_same_step(
+    run: Run, start: Start, loops: list[str], tmp_path: Path, reaches: str
+) -> None:
+    """Whichever process a pre-empting node tells: all save one state and exit, and the run goes on from it."""
+    options = [*sasrec(), *loops, "--trainer.devices=2", "--final_test=false", "--early_stopping.patience=1000"]
+    folder = RunFolder(tmp_path / "run")
+    process = start("fit", *options, "--trainer.max_epochs=500", f"--run={folder.path}")
+    while process.poll() is None and not folder.last_checkpoint.is_file():
+        time.sleep(0.01)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    told = [int(child) for child in children.stdout.split()] + [process.pid] * (reaches == "both")
+    assert told
+    for pid in told:
+        os.kill(pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    saved = torch.load(folder.last_checkpoint, weights_only=True)
+    last = saved["epoch"] + 1
+    run("fit", *options, f"--trainer.max_epochs={last}", f"--run={folder.path}")
+    assert torch.load(folder.last_checkpoint, weights_only=True)["global_step"] > saved["global_step"]
+
+
+def test_no_validation_is_lost_to_a_checkpoint(run: Run, start: Start, loops: list[str], tmp_path: Path) -> None:
+    """A run is killed in the validation that follows a step at which it would have saved."""
+    options = [*sasrec(), *loops, "--trainer.max_epochs=2", "--save_every_n_steps=1", "--final_test=false"]
+    folder = RunFolder(tmp_path / "run")
+    dies = (
+        "import os; from anyo_lightning.guards import Guards; "
+        "Guards.on_validation_start = lambda *_: os.kill(os.getpid(), 9)"
+    )
+    run("fit", *options, f"--run={folder.path}", limit=dies, code=-signal.SIGKILL)
+    run("fit", *options, f"--run={folder.path}")
+    curves = folder.read_curves()
+    assert curves is not None
+    assert len(curves.filter(pl.col("val/ndcg@10").is_not_null())) == 2
 
 
 def test_two_runs_never_write_one_folder(run: Run, start: Start, loops: list[str], tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
 
 import anyo_lightning.encoders.attention  # noqa: F401  (registers the attention "auto")
+from anyo_lightning import distributed
 from anyo_lightning.encoders.aliases import Location, load_config, load_tokenizer, loading, locate
+from anyo_lightning.encoders.sharding import shard_layers
 from anyo_lightning.errors import InputError
 
 __all__ = ["Backbone", "DType", "load_tokenizer"]
@@ -40,8 +42,11 @@ class Backbone(nn.Module):
         lora: Fields of peft's `LoraConfig` (or one); None trains nothing.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         quantization_config: Passed to transformers (bitsandbytes, ...); needs a GPU.
+        sharded: With several processes, each holds its share of every layer's frozen weights, and all gather a layer
+            while it is computed: for a model that one GPU cannot hold (`configs/overlays/fsdp.yaml`).
 
     Attributes:
+        sharded: Whether the layers are shared out over several processes, which then call it equally often.
         hidden_size: Width of the states.
         causal: Whether a state depends on earlier tokens only.
         max_positions: The longest input, in tokens; None when there is no limit.
@@ -49,7 +54,7 @@ class Backbone(nn.Module):
 
     Raises:
         InputError: When the model cannot be found or read, is an encoder-decoder, has fewer layers than asked for,
-            when a `lora` field is unknown or fits no layer, or when quantisation is asked for without a GPU.
+            when a `lora` field is unknown or fits no layer, or when quantisation is asked for without a GPU or sharded.
     """
 
     def __init__(
@@ -63,10 +68,14 @@ class Backbone(nn.Module):
         lora: Mapping[str, Any] | LoraConfig | None = None,
         gradient_checkpointing: bool = False,
         quantization_config: Mapping[str, Any] | None = None,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
+        if quantization_config is not None and sharded:
+            raise InputError("Expected a sharded backbone without quantization_config, got both: choose one")
         if quantization_config is not None and not torch.cuda.is_available():
             raise InputError("Expected a GPU for quantization_config, got none")
+        self.sharded = sharded and distributed.world_size() > 1
         self.source = (name, revision)
         location = locate(name, revision)
         config = load_config(location)
@@ -92,6 +101,12 @@ class Backbone(nn.Module):
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
             self.model.disable_input_require_grads()  # only the re-entrant kind needs gradients at the input
+
+    def place(self, device: torch.device) -> "Backbone":
+        """Put the weights on a device; of a sharded backbone this process's share, layer by layer."""
+        if self.sharded:
+            shard_layers(self.model, device)
+        return self.to(device)
 
     @property
     def parameters_total(self) -> int:

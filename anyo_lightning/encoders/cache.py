@@ -90,11 +90,14 @@ def embed_texts(
     if distributed.world_size() > 1 and distributed.sum_over_ranks(len(missing), backbone.device):
         # Each process encodes its share, and reads what the others wrote; the rest, without a shared disk, itself.
         own = {key: missing[key] for key in sorted(missing)[distributed.rank() :: distributed.world_size()]}
+        own = _some(own, distinct, backbone)
         for shard in _encode(backbone, tokenizer, own, pooling, layer, batch_tokens, max_tokens, shard_texts):
             _write_shard(store, shard)
         distributed.barrier()
         vectors = _read_shards(store)
         missing = {key: text for key, text in distinct.items() if key not in vectors}
+        if backbone.sharded and distributed.sum_over_ranks(len(missing), backbone.device):
+            missing = _some(missing, distinct, backbone)
     if missing:
         for shard in _encode(backbone, tokenizer, missing, pooling, layer, batch_tokens, max_tokens, shard_texts):
             _write_shard(store, shard)
@@ -102,6 +105,11 @@ def embed_texts(
     if not texts:
         return np.zeros((0, backbone.hidden_size), dtype=np.float32)
     return np.stack([vectors[_digest(text)] for text in texts])
+
+
+def _some(texts: dict[bytes, str], distinct: dict[bytes, str], backbone: Backbone) -> dict[bytes, str]:
+    """These texts; any one for a process without, where all take part in each pass of a sharded backbone."""
+    return dict(list(distinct.items())[:1]) if backbone.sharded and not texts else texts
 
 
 def _encode(
@@ -125,24 +133,29 @@ def _encode(
         raise InputError(f"Expected every text to have a token, got {empty[0]!r}")
     lengths = [min(-(-len(tokens) // LENGTH_STEP) * LENGTH_STEP, max_tokens) for tokens in token_ids]
     order = sorted(range(len(keys)), key=lambda index: (-lengths[index], keys[index]))
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        length = lengths[order[start]]
+        batch = order[start : start + max(1, batch_tokens // length)]
+        batches.append([index for index in batch if lengths[index] == length])
+        start += len(batches[-1])
+    if backbone.sharded:
+        batches = distributed.as_many(batches, backbone.device)
     shard: dict[bytes, np.ndarray] = {}
     with _frozen(backbone), _progress(len(keys)) as progress:
         task = progress.add_task("Encoding texts", total=len(keys))
-        start = 0
-        while start < len(order):
-            length = lengths[order[start]]
-            batch = order[start : start + max(1, batch_tokens // length)]
-            batch = [index for index in batch if lengths[index] == length]
-            rows = _pool(backbone, [token_ids[index] for index in batch], length, pooling, layer)
+        for number, batch in enumerate(batches, start=1):
+            tokens = [token_ids[index] for index in batch]
+            rows = _pool(backbone, tokens, lengths[batch[0]], pooling, layer)
             if not np.isfinite(rows).all():
                 name = backbone.identity["name"]
                 raise InputError(
                     f"Expected finite states of {name} in {backbone.dtype}, got NaN or infinity; try dtype float32"
                 )
             shard |= zip([keys[index] for index in batch], rows, strict=True)
-            start += len(batch)
             progress.advance(task, len(batch))
-            if len(shard) >= shard_texts or start == len(order):
+            if len(shard) >= shard_texts or number == len(batches):
                 yield shard
                 shard = {}
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
@@ -86,8 +87,10 @@ class LiveTextItems(nn.Module):
         rows = [np.append(text, self.suffix) for text in self.texts(item_ids)]
         sizes = np.array([len(row) for row in rows])
         order = np.argsort(sizes, kind="stable")
-        states = []
-        for part in self._passes(sizes[order]):
+        passes, states = list(self._passes(sizes[order])), []
+        if self.reader.backbone.sharded:
+            passes = distributed.as_many(passes, item_ids.device)  # repeats come last, and are not read below
+        for part in passes:
             token_ids, lengths = padded([rows[i] for i in order[part]], self.reader.end)
             pooled = lengths[:, None, None] - self.reader.count + torch.arange(self.reader.count)
             inputs = token_ids.to(item_ids.device), pooled.to(item_ids.device)

@@ -60,7 +60,7 @@ def _check(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
             f"Expected {name} to be causal, got a change of {found:.1%} in earlier states by a later token"
         )
 
-    copied = backbone.dtype != torch.float32 and backbone.parameters_total <= LARGEST_COPY
+    copied = backbone.dtype != torch.float32 and backbone.parameters_total <= LARGEST_COPY and not backbone.sharded
     if copied and not getattr(backbone.model, "is_quantized", False):
         precise = copy.deepcopy(backbone).float()
         precise.dtype = torch.float32

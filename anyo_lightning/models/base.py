@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.models import checkpoints
 from anyo_lightning.models.schedule import learning_rate_schedule
 
+T = TypeVar("T")
 BackboneCallable = Callable[[], Backbone]
 CATALOGUE_BLOCK = 1024  # items that one process encodes at a time
 
@@ -106,6 +107,8 @@ class RetrievalModule(LightningModule):
         self.data = data
         self.build(data)
         self.built = True
+        # What DDP need not send: frozen weights, and buffers, which are the same on all processes and may be large.
+        self._ddp_params_and_buffers_to_ignore = checkpoints.frozen_keys(self) | dict(self.named_buffers()).keys()
         self.build_seconds = time.perf_counter() - started
         if self.init_from is not None:
             checkpoints.start_from(self, self.init_from)
@@ -121,7 +124,7 @@ class RetrievalModule(LightningModule):
         Raises:
             InputError: When the LLM cannot be loaded or fails the self-check.
         """
-        backbone = make().to(self.build_device)
+        backbone = make().place(self.build_device)
         self_check(backbone, load_tokenizer(*backbone.source))
         if reads_text:
             _give_tokens(backbone, data)
@@ -161,6 +164,17 @@ class RetrievalModule(LightningModule):
         self.seen["tokens"] += batch.token_count
         states: Tensor = self(batch)
         return states.float()
+
+    def as_many_passes(self, parts: Sequence[T], *, spare: T | None = None) -> list[T]:
+        """What the LLM is to read, pass by pass; where it is sharded with repeats, for as many passes on all processes.
+
+        Args:
+            parts: One a pass.
+            spare: What is read by a process without any; the states of repeats and of this are to be left out.
+        """
+        if self.backbone is None or not self.backbone.sharded:
+            return list(parts)
+        return distributed.as_many(parts or [spare], self.device)  # type: ignore[list-item]
 
     def on_train_batch_start(self, batch: HistoryBatch, batch_idx: int) -> None:
         """Seed each step from seed, epoch, step and rank: a resumed run draws what an uninterrupted one draws.
@@ -212,13 +226,12 @@ class RetrievalModule(LightningModule):
         self.eval()
         ids = torch.arange(self.catalogue["items"], device=self.device)
         own = torch.split(ids, CATALOGUE_BLOCK)[distributed.rank() :: distributed.world_size()]
+        blocks = distributed.as_many(own or [ids[:1]], self.device)
         with torch.autocast(self.device.type, enabled=False):
-            parts = [self.item_encoder(block).float() for block in own]
-            if not parts:  # no rows, but of the others' width
-                parts = [self.item_encoder(ids[:1]).float()[:0]]
+            vectors = torch.cat([self.item_encoder(block).float() for block in blocks])[: sum(map(len, own))]
         self.train(training)
         found = distributed.gather_rows(torch.cat([ids[:0], *own]))
-        return distributed.gather_rows(torch.cat(parts))[found.argsort()]
+        return distributed.gather_rows(vectors)[found.argsort()]
 
     def global_mean(self, mean: Float[Tensor, ""], count: int) -> Float[Tensor, ""]:
         """This process's share of a mean over all processes, for gradients that DDP averages.

@@ -273,14 +273,14 @@ class CLLMRec(RetrievalModule):
     ) -> Float[Tensor, "histories dim"]:
         """The states of written views, and of the histories themselves where there is none."""
         texts = [view for view in views if view is not None]
-        encoded = []  # in two passes, since a summary is much shorter than a history
+        passes: list[tuple[list[np.ndarray], dict[str, Any]]] = []  # two: a summary is much shorter than a history
         if texts:
-            items = [view.items[: len(view.spans)] for view in texts]
             hidden = [np.ones(len(view.spans), dtype=bool) for view in texts]
-            encoded.append(self.encode_histories(items, hidden=hidden, spans=[view.spans for view in texts]))
+            options = {"hidden": hidden, "spans": [view.spans for view in texts]}
+            passes.append(([view.items[: len(view.spans)] for view in texts], options))
         if len(texts) < len(views):
-            others = [items for items, view in zip(histories, views, strict=True) if view is None]
-            encoded.append(self.encode_histories(others))
+            passes.append(([items for items, view in zip(histories, views, strict=True) if view is None], {}))
+        encoded = [self.encode_histories(items, **options) for items, options in self.as_many_passes(passes)]
         missing = torch.tensor([view is None for view in views], device=encoded[0].device)
         return torch.cat(encoded)[missing.long().argsort(stable=True).argsort()]
 

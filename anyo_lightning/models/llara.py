@@ -166,8 +166,9 @@ class LLaRA(RetrievalModule):
         if self.chunk_tokens is None or not self.training:
             return super().forward(batch)
         assert batch.token_ids is not None
-        parts = batch.split(max(self.chunk_tokens // batch.token_ids.shape[1], 1))
-        return torch.cat([recomputed(lambda _, part=part: self.history_encoder(part), part.item_ids) for part in parts])
+        parts = self.as_many_passes(batch.split(max(self.chunk_tokens // batch.token_ids.shape[1], 1)))
+        states = [recomputed(lambda _, part=part: self.history_encoder(part), part.item_ids) for part in parts]
+        return torch.cat(states)[: len(batch.targets)]
 
     def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
         """The loss of a random choice of boundaries."""
@@ -267,7 +268,8 @@ class LLaRA(RetrievalModule):
         users = users[distributed.rank() :: distributed.world_size()]
         lengths = np.array([len(histories[user]) for user in users])
         batches = TokenBudgetBatches(np.minimum(lengths, self.data.max_items), budget=1024, seed=None).batches()
-        states = torch.cat([self.encode_histories([histories[user][:-1] for user in users[rows]]) for rows in batches])
+        passes = self.as_many_passes([[histories[user][:-1] for user in users[rows]] for rows in batches])
+        states = torch.cat([self.encode_histories(items) for items in passes])[: len(users)]
         users = users[np.concatenate(batches)]
         index = ItemIndex(vectors[self.training_items].cpu().numpy())
         position = self.position_in_training.cpu().numpy()

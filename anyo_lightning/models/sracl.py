@@ -254,7 +254,7 @@ class SRACL(RetrievalModule):
                     "Expected semantics, the encoder of the semantic vectors, where ids are read, got none"
                 )
             return backbone
-        encoder = self.make_semantics().to(self.build_device)
+        encoder = self.make_semantics().place(self.build_device)
         self_check(encoder, load_tokenizer(*encoder.source))
         return encoder
 
@@ -277,15 +277,17 @@ class SRACL(RetrievalModule):
 
     def _states(self, users: Sequence[int] | np.ndarray, *, padded: int) -> Float[Tensor, "users dim"]:
         """The last states of users' own training histories, in batches of like length."""
-        if not len(users):  # a batch without a user's last window
-            return torch.zeros(0, self.dim, device=self.device)
         tokens = self.data.item_token_counts
         most = self.data.max_items if tokens is None else self.data.max_tokens
         histories = [self.histories[user] for user in users]
         lengths = [len(items) if tokens is None else int(tokens[items].sum()) for items in histories]
         batches = TokenBudgetBatches(np.minimum(lengths, most), budget=padded, seed=None).batches()
-        found = [self.encode_histories([histories[row] for row in rows]) for rows in batches]
-        return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate(batches))).to(self.device)]
+        one_item = [np.zeros(1, dtype=np.int64)]
+        passes = self.as_many_passes([[histories[row] for row in rows] for rows in batches], spare=one_item)
+        if not passes:  # a batch without a user's last window
+            return torch.zeros(0, self.dim, device=self.device)
+        places = np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *batches]))
+        return torch.cat([self.encode_histories(items) for items in passes])[torch.from_numpy(places).to(self.device)]
 
 
 class Synthesizer(nn.Module):
