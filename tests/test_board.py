@@ -55,6 +55,10 @@ def test_board_shows_curves_settings_texts_and_vectors(fit: RunFolder) -> None:
     assert all(event.value > 0 for event in events.Scalars("grad_norm/others"))
     assert events.Scalars("test/ndcg@10")[-1].value == pytest.approx(figures["metrics"]["test/ndcg@10"]["value"])
 
+    cost = {name: events.Scalars(f"cost/{name}")[-1].value for name in figures["cost"]}
+    assert cost == pytest.approx(figures["cost"])
+    assert cost["trainable_parameters"] > 0
+
     start = HParamsPluginData.FromString(
         events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     ).session_start_info.hparams

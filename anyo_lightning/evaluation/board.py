@@ -1,4 +1,4 @@
-"""What TensorBoard shows of an evaluation beside its curves: recommendations, slices, the items' vectors.
+"""What TensorBoard shows of an evaluation beside its curves: recommendations, slices, costs, the items' vectors.
 
 Other loggers get the figures alone.
 """
@@ -50,6 +50,13 @@ def log_slices(loggers: Iterable[Any], slices: dict[str, Any], *, tag: str, step
         lines.append(f"| {_as_text(group)} | {_as_text(name)} | {count} | {' | '.join(cells)} |")
     for writer in _writers(loggers):
         writer.add_text(tag, "\n".join(lines), step)
+
+
+def log_costs(loggers: Iterable[Any], cost: dict[str, float], *, step: int) -> None:
+    """Write the ledger (as in metrics.json), a figure a curve of one point, below `cost/`."""
+    for writer in _writers(loggers):
+        for name, value in cost.items():
+            writer.add_scalar(f"cost/{name}", value, step)
 
 
 def log_items(

@@ -207,6 +207,7 @@ class RetrievalMetrics(Callback):
         run.write_catalogue(pl.DataFrame({"item_id": split.item_ids.tolist(), "text": split.item_texts}))
         slices = evaluation.slices("test/", item_tokens)
         board.log_slices(trainer.loggers, slices, tag="test/slices", step=trainer.global_step)
+        board.log_costs(trainer.loggers, cost, step=trainer.global_step)
         run.write_metrics(
             {
                 "variant": self.variant or run.variant,
