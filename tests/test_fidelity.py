@@ -114,6 +114,15 @@ def test_a_run_is_restored_as_its_test_had_it(name: str, fit: Callable[[str], Pa
     assert len(restore(run.path, stage="validation").rows) == 40
 
 
+def test_a_floor_that_was_only_tested_is_restored(anyo: Anyo, tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    """Options of `anyo test` alone, such as --verbose, are not in the configuration that `anyo index` reads."""
+    run = RunFolder(tmp_path / "popularity")
+    options = [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--trainer.accelerator=cpu"]
+    anyo("test", f"--config={CONFIGS / 'popularity.yaml'}", "--data.template=null", *options, f"--run={run.path}")
+    assert "\nverbose" not in run.config_file.read_text()
+    assert "popularity: 40 test queries" in anyo("index", "--run", run.path, "--factories", "Flat")
+
+
 def test_the_command_prints_a_table_and_writes_a_page(anyo: Anyo, fit: Callable[[str], Path], tmp_path: Path) -> None:
     """Exact search has the NDCG of metrics.json; every form holds every index."""
     run = RunFolder(fit("sasrec"))
