@@ -96,6 +96,25 @@ def test_figures_are_those_of_plain_numpy(tiny_data: tuple[Path, Path]) -> None:
     assert found[1].size > found[0].size > vectors.nbytes
 
 
+def test_a_complete_search_loses_nothing_where_items_tie(tiny_data: tuple[Path, Path]) -> None:
+    """Four items of each vector, as of one text: another order among them is no loss of recall or NDCG."""
+    data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1])
+    data.setup("test")
+    random, queries = np.random.default_rng(0), data.queries("test")
+    vectors = np.tile(random.normal(size=(4, 6)), (4, 1)).astype(np.float32)
+    (found,) = measure(
+        ["HNSW8:efSearch=64"],
+        split=data.split,
+        queries=queries,
+        rows=np.arange(len(queries)),
+        query_vectors=random.normal(size=(len(queries), 6)).astype(np.float32),
+        vectors=vectors,
+        k=3,
+        mask_history=False,
+    )
+    assert (found.recall, found.ndcg_change) == (1, 0)
+
+
 @pytest.mark.parametrize("name", ["sasrec", "e4srec_hybrid", "popularity"])
 def test_a_run_is_restored_as_its_test_had_it(name: str, fit: Callable[[str], Path], tmp_path: Path) -> None:
     """The exact lists and scores are those in predictions.parquet, to the bit, and no file of the run is touched."""
