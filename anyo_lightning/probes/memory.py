@@ -104,7 +104,7 @@ def titles_from_memory(llm: BareLLM, titles: Sequence[str], *, sample: int, seed
         Figures with their controls; None where there are too few titles.
     """
     random = np.random.default_rng(seed)
-    distinct = [title for title in dict.fromkeys(titles) if title.strip()]
+    distinct = list(dict.fromkeys(titles))
     order = [distinct[place] for place in random.permutation(len(distinct))]
     shown, asked = order[:SHOWN_TITLES], [llm.tokens(title) for title in order[SHOWN_TITLES:]]
     asked = [tokens[:LONGEST_ANSWER] for tokens in asked if len(tokens) > 1][:sample]
@@ -148,7 +148,6 @@ def next_items_from_memory(
         Figures with their controls; None where there are too few users.
     """
     rows = np.unique(queries.user, return_index=True)[1]
-    rows = rows[[bool(titles[item].strip()) for item in queries.target[rows]]]  # without a title, nothing to name
     rows = np.random.default_rng(seed).permutation(rows)[:sample]
     if len(rows) < 2:
         return None
