@@ -340,6 +340,16 @@ def test_log_likelihood_is_the_models(tiny_llm: str) -> None:
     assert found[0] == pytest.approx(expected, abs=0.05)  # bfloat16
 
 
+def test_completion_is_greedy_whatever_the_model_recommends(learned_by_heart: str, titles: list[str]) -> None:
+    """A model's generation_config.json may ask for penalties, which would keep it from writing `(1995)` again."""
+    llm = BareLLM(LocalWriter(learned_by_heart))
+    prompts = [llm.lines(titles[:n]) for n in (3, 5, 7)]
+    expected = llm.complete(prompts, 20)
+    recommended = llm.writer.model.generation_config
+    recommended.repetition_penalty, recommended.no_repeat_ngram_size, recommended.num_beams = 5.0, 2, 3
+    assert llm.complete(prompts, 20) == expected
+
+
 def test_too_few_titles_and_other_words(tiny_llm: str, make_data: MakeData) -> None:
     """Where nothing can be asked there is no figure; a title is found as a title, not within a longer word."""
     llm = BareLLM(LocalWriter(tiny_llm))

@@ -60,9 +60,12 @@ class BareLLM:
     def complete(self, prompts: Sequence[Tokens], new_tokens: int) -> list[str]:
         """The rest of each prompt's last line, by greedy decoding."""
         model, found = self.writer.model, []
-        settings = GenerationConfig(
+        settings = GenerationConfig(  # all named: what is not, is as the model's own generation_config.json has it
             max_new_tokens=new_tokens,
             do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )
