@@ -6,7 +6,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from anyo_lightning.runs import RunFolder
+from anyo_lightning.runs import RunFolder, renamed_to
+
+OF_ONE_COMMAND = ("ckpt_path", "weights_only", "verbose")  # the next one on the same folder is not to be given them
 
 
 class ConfigWriter(SaveConfigCallback):
@@ -22,8 +24,8 @@ class ConfigWriter(SaveConfigCallback):
         """Write it: what the checkpoint goes on with is known to fit. Figures of before are no longer the run's."""
         if trainer.is_global_zero:
             run = RunFolder(trainer.default_root_dir)
-            run.metrics_file.unlink(missing_ok=True)
-            run.probes_file.unlink(missing_ok=True)
+            for file in (run.metrics_file, run.probes_file, run.index_page_file):
+                file.unlink(missing_ok=True)
         super().setup(trainer, pl_module, "fit")
         for logger in trainer.loggers:
             logger.log_hyperparams(self._settings())
@@ -47,8 +49,17 @@ class ConfigWriter(SaveConfigCallback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it where there is none: for a model that is counted, not trained."""
-        if not RunFolder(trainer.default_root_dir).config_file.is_file():
+        missing = not RunFolder(trainer.default_root_dir).config_file.is_file()
+        if trainer.strategy.broadcast(missing):  # the first process's word: it may have written when another looks
             super().setup(trainer, pl_module, "test")
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it to the run folder, whatever the logger: Lightning's own place is the first logger's folder."""
+        config = self.config.clone()
+        for name in OF_ONE_COMMAND:
+            config.pop(name, None)
+        with renamed_to(RunFolder(trainer.default_root_dir).config_file) as temporary:
+            self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=self.multifile)
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

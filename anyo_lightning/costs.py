@@ -45,14 +45,14 @@ class CostLedger(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        file = RunFolder(trainer.default_root_dir).curves_file
-        if trainer.ckpt_path is not None and file.is_file():
-            self.rows = pl.read_csv(file).filter(pl.col("step") <= trainer.global_step).to_dicts()
+        curves = RunFolder(trainer.default_root_dir).read_curves() if trainer.ckpt_path is not None else None
+        if curves is not None:
+            self.rows = curves.filter(pl.col("step") <= trainer.global_step).to_dicts()
         self._running_since = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count the FLOPs of each `every`-th step."""
-        if trainer.global_step % self.every == 0:
+        """Count the FLOPs of each `every`-th step, and of the first after a checkpoint that knows of none."""
+        if trainer.global_step % self.every == 0 or not self.counted["tokens"]:
             self._tokens_before = _module(pl_module).seen["tokens"]
             self._counter = flop_counter()
             self._counter.__enter__()  # type: ignore[no-untyped-call]

@@ -60,7 +60,7 @@ def run_lightning(arguments: list[str], *, cli: "Callable[..., AnyoCLI] | None" 
         seed_everything_default=0,
         auto_configure_optimizers=False,
         save_config_callback=ConfigWriter,
-        save_config_kwargs={"overwrite": True},
+        save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={
             "default_root_dir": "runs",
             "gradient_clip_val": 1.0,

@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=TERMS, default=list(TERMS))
     options = parser.parse_args()
+    options.folder = options.folder.resolve()  # runs start in the project's folder
     for name in options.only:
         _, config, common, rows = TERMS[name]
         for seed in options.seeds if name != "llara_pretrain" else [0]:

@@ -46,12 +46,15 @@ def main() -> None:
     study = optuna.create_study(
         storage=f"sqlite:///{options.folder / 'study.db'}",
         study_name=options.config.stem,
-        sampler=optuna.samplers.TPESampler(seed=0),
         direction="maximize",
         load_if_exists=True,
     )
-    done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    study.optimize(objective, n_trials=max(options.trials - len(done), 0))
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # with one seed it would begin anew each time
+    complete = [optuna.trial.TrialState.COMPLETE]
+    missing = max(options.trials - len(study.get_trials(states=complete)), 0)
+    study.optimize(objective, n_trials=missing, catch=(subprocess.CalledProcessError,))  # of settings that diverge
+    if not study.get_trials(states=complete):
+        sys.exit("sweep: every trial has failed")
     best = study.best_trial
     print(f"best of {len(study.trials)}: trial {best.number}, {MONITOR} {best.value:.4f}, {best.params}")
     anyo("test", f"--run={options.folder / f'trial_{best.number}'}")

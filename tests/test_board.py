@@ -105,3 +105,6 @@ def test_another_logger_by_yaml_alone(fit: RunFolder, monkeypatch: pytest.Monkey
     written = folder / "lightning_logs" / "version_0"
     assert "val/ndcg@10" in (written / "metrics.csv").read_text()
     assert "dim: 64" in (written / "hparams.yaml").read_text()
+    again = RunFolder(tmp_path / "again")
+    assert again.config_file.is_file()  # in the run folder, where `anyo test --run` reads it
+    assert not (written / "config.yaml").exists()

@@ -150,6 +150,20 @@ def test_fit_goes_on_exactly_from_the_last_epoch(anyo: Anyo, tiny: Callable[...,
     assert steps == [[1, 2, 3, 4], [1, 2, 3, 4]]
 
 
+def test_a_run_that_started_from_another_checkpoint_goes_on_from_its_own(
+    anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """--ckpt_path is for one command: the run's own configuration does not name another run's checkpoint."""
+    first, second = RunFolder(tmp_path / "first"), RunFolder(tmp_path / "second")
+    options = tiny(CONFIGS[0].parent / "sasrec.yaml")
+    anyo("fit", *options, f"--run={first.path}")
+    anyo("fit", *options, f"--run={second.path}", "--trainer.max_epochs=2", f"--ckpt_path={first.last_checkpoint}")
+    assert str(first.path) not in second.config_file.read_text()
+    figures = second.read_metrics()["metrics"]
+    anyo("test", f"--run={second.path}")
+    assert second.read_metrics()["metrics"] == figures
+
+
 def test_refused_fit_leaves_the_run_as_it_was(
     capsys: pytest.CaptureFixture[str], anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path
 ) -> None:

@@ -215,6 +215,14 @@ def test_runs_of_different_splits_are_refused_and_named(
     assert not (tmp_path / "table.json").exists()
 
 
+def test_folders_may_be_called_anything(tmp_path: Path, ranks: np.ndarray) -> None:
+    """What rich reads as markup, such as `[/x]`, does not end the program with a traceback."""
+    write_run(tmp_path / "c [bold]", "sasrec", ranks)
+    write_run(tmp_path / "d[", "x]", ranks, fingerprint="00000000000000bb")  # ".../d[/x]/version_0"
+    with pytest.raises(InputError, match="Expected runs of one split"):
+        compare([tmp_path / "c [bold]", tmp_path / "d["])
+
+
 def test_runs_of_different_protocols_are_refused(tmp_path: Path, ranks: np.ndarray) -> None:
     """History masked and not masked; all rows and some of them."""
     write_run(tmp_path / "a", "markov", ranks)

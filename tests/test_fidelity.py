@@ -96,6 +96,25 @@ def test_figures_are_those_of_plain_numpy(tiny_data: tuple[Path, Path]) -> None:
     assert found[1].size > found[0].size > vectors.nbytes
 
 
+def test_a_complete_search_loses_nothing_where_items_tie(tiny_data: tuple[Path, Path]) -> None:
+    """Four items of each vector, as of one text: another order among them is no loss of recall or NDCG."""
+    data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1])
+    data.setup("test")
+    random, queries = np.random.default_rng(0), data.queries("test")
+    vectors = np.tile(random.normal(size=(4, 6)), (4, 1)).astype(np.float32)
+    (found,) = measure(
+        ["HNSW8:efSearch=64"],
+        split=data.split,
+        queries=queries,
+        rows=np.arange(len(queries)),
+        query_vectors=random.normal(size=(len(queries), 6)).astype(np.float32),
+        vectors=vectors,
+        k=3,
+        mask_history=False,
+    )
+    assert (found.recall, found.ndcg_change) == (1, 0)
+
+
 @pytest.mark.parametrize("name", ["sasrec", "e4srec_hybrid", "popularity"])
 def test_a_run_is_restored_as_its_test_had_it(name: str, fit: Callable[[str], Path], tmp_path: Path) -> None:
     """The exact lists and scores are those in predictions.parquet, to the bit, and no file of the run is touched."""
@@ -112,6 +131,15 @@ def test_a_run_is_restored_as_its_test_had_it(name: str, fit: Callable[[str], Pa
             assert found.split.item_ids[items[row][: len(listed)]].tolist() == listed
     assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     assert len(restore(run.path, stage="validation").rows) == 40
+
+
+def test_a_floor_that_was_only_tested_is_restored(anyo: Anyo, tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    """Options of `anyo test` alone, such as --verbose, are not in the configuration that `anyo index` reads."""
+    run = RunFolder(tmp_path / "popularity")
+    options = [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--trainer.accelerator=cpu"]
+    anyo("test", f"--config={CONFIGS / 'popularity.yaml'}", "--data.template=null", *options, f"--run={run.path}")
+    assert "\nverbose" not in run.config_file.read_text()
+    assert "popularity: 40 test queries" in anyo("index", "--run", run.path, "--factories", "Flat")
 
 
 def test_the_command_prints_a_table_and_writes_a_page(anyo: Anyo, fit: Callable[[str], Path], tmp_path: Path) -> None:

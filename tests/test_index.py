@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation.index import ItemIndex, index_recall
+from anyo_lightning.evaluation.index import ItemIndex, as_found, index_recall
 
 
 @pytest.fixture
@@ -181,3 +181,25 @@ def test_index_recall_by_hand() -> None:
     exact = np.array([[1, 2, 3], [4, -1, -1]])
     found = np.array([[3, 9, 1], [-1, -1, 4]])
     assert index_recall(found, exact).tolist() == pytest.approx([2 / 3, 1])
+
+
+def test_items_that_tie_may_stand_for_each_other() -> None:
+    """By hand: the second place is tied by the found 7; 9 is worse; a list that ends early; scores below zero."""
+    exact = np.array([[1, 2, 3], [1, 2, 3], [4, 5, -1], [1, 2, 3]])
+    exact_scores = np.array([[5, 4, 4], [5, 4, 3], [2, 1, -np.inf], [-3, -4, -4]], dtype=np.float32)
+    found = np.array([[1, 7, 2], [1, 9, 3], [5, -1, -1], [7, 8, 1]])
+    scores = np.array([[5, 4, 4], [5, 2.9, 3], [1, 9, 9], [-4, -4, -3]], dtype=np.float32)
+    expected = [[1, 7, 2], [1, 2, 3], [4, 5, -1], [1, 7, 8]]
+    assert as_found(exact, exact_scores, found, scores).tolist() == expected
+
+
+def test_no_index_misses_one_of_two_equal_items(queries: np.ndarray) -> None:
+    """Every vector thrice: a search of all cells has found everything."""
+    half = np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32)
+    vectors = np.concatenate([half, half, half])
+    scores = queries @ vectors.T
+    exact, exact_scores = ItemIndex(vectors).search(queries, 5)
+    found, _ = ItemIndex(vectors, factory="IVF4,Flat:nprobe=4").search(queries, 5)
+    assert index_recall(found, exact).mean() < 1
+    exact = as_found(exact, exact_scores, found, np.take_along_axis(scores, found, axis=1))
+    assert index_recall(found, exact).mean() == 1

@@ -26,7 +26,7 @@ TITLES = [EVIL, 'Say "yes" & <b>no</b> (1999)', "It's <!-- here", *(f"Title {num
 NO_CHANGE = {"value": 0.0, "low": -0.1, "high": 0.1, "p_holm": 1.0}
 LOSS = {"value": -0.2, "low": -0.3, "high": -0.1, "p_holm": 0.01}
 PROBES: dict[str, Any] = {
-    "split": "0123456789abcdef",
+    "split": "00000000000000aa",
     "seed": 0,
     "users": 2,
     "reads_titles": True,
@@ -173,6 +173,19 @@ def test_probes_are_of_the_variants_that_have_been_probed(page_file: Path) -> No
     assert figures["rows"][1] == shuffled
     assert memory["rows"][0] == ["e4srec", "titles completed", "20", ".250", ".050", "+.000 ±.100 "]
     assert len(memory["rows"]) == 4
+
+
+def test_probes_are_those_of_the_split_and_of_any_seed(tmp_path: Path) -> None:
+    """The second seed is shown where it alone has been probed, but not what was probed on another split."""
+    ranks = np.arange(1, 31).astype(float)
+    first, second = (RunFolder(write_run(tmp_path, "sasrec", ranks, seed=seed, lists=True)) for seed in (0, 1))
+    second.write_probes(PROBES)
+    output = tmp_path / "report.html"
+    for split, tables in (("00000000000000bb", 2), ("00000000000000aa", 1)):  # the second table: the LLM was asked
+        first.write_probes(PROBES | {"split": split, "memory": "the run has none"})
+        compare([tmp_path], format="html", output=output)
+        content = json.loads(re.search(r'id="data">(.*?)</script>', output.read_text(), re.DOTALL)[1])  # type: ignore[index]
+        assert len(content["probes"]["tables"]) == tables
 
 
 @pytest.mark.browser

@@ -23,6 +23,7 @@ def test_a_sweep_goes_on_and_tests_the_best(tiny_data: tuple[Path, Path], tmp_pa
         subprocess.run([sys.executable, *words], cwd=PROJECT, check=True)
     study = optuna.load_study(study_name="sasrec", storage=f"sqlite:///{folder / 'study.db'}")
     assert len(study.trials) == 2
+    assert study.trials[0].params != study.trials[1].params  # the second command proposes something else
     for trial in study.trials:
         run = RunFolder(folder / f"trial_{trial.number}")
         curves = run.read_curves()

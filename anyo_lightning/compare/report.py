@@ -209,8 +209,11 @@ def _cases(comparison: Comparison) -> dict[str, Any]:
 
 def _probes(comparison: Comparison) -> dict[str, Any]:
     """Tables of what `anyo test --probe` found, of each variant's first seed that has been probed."""
-    found = [(variant.label, variant.runs[0].folder.read_probes()) for variant in comparison.variants]
-    probed = [(label, content) for label, content in found if content is not None]
+    probed = [
+        (variant.label, found[0])
+        for variant in comparison.variants
+        if (found := [content for run in variant.runs if (content := _own_probes(run)) is not None])
+    ]
     asked = [(label, content) for label, content in probed if not isinstance(content["memory"], str)]
     tables = []
     for caption, columns_of, runs in (
@@ -226,6 +229,12 @@ def _probes(comparison: Comparison) -> dict[str, Any]:
         if rows:
             tables.append({"note": caption, "headers": headers, "rows": rows})
     return {"tables": tables}
+
+
+def _own_probes(run: TestedRun) -> dict[str, Any] | None:
+    """A run's probes.json, unless it is of another split than its figures: a floor may have been tested anew."""
+    content = run.folder.read_probes()
+    return content if content is not None and content["split"] == run.content["split"]["fingerprint"] else None
 
 
 def _predictions(variant: Variant, keys: pl.DataFrame, columns: list[str]) -> pl.DataFrame:

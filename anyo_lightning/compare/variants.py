@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder, find_runs
@@ -214,7 +215,8 @@ def _print_side_by_side(what: str, left: dict[str, Any], right: dict[str, Any]) 
     table = Table("", what, "first", "second", box=None, padding=(0, 2, 0, 0))
     for name in {**left, **right}:
         one, other = (str(side.get(name, "-")) for side in (left, right))
-        table.add_row("≠" if one != other and name != "run" else "", name, one, other)
+        mark = "≠" if one != other and name != "run" else ""
+        table.add_row(*map(Text, (mark, name, one, other)))  # as they are: rich would read [brackets] as markup
     Console(file=sys.stderr, soft_wrap=True).print(table)
 
 

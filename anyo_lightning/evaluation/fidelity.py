@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 
 from anyo_lightning.data.splits import Queries, Split
-from anyo_lightning.evaluation.index import ItemIndex
+from anyo_lightning.evaluation.index import ItemIndex, as_found
 from anyo_lightning.evaluation.ranking import block_rows, excluded_items, rank
 from anyo_lightning.evaluation.results import Evaluation
 
@@ -24,7 +24,7 @@ class Fidelity:
 
     Attributes:
         factory: FAISS factory string, with search parameters.
-        recall: Share of the exact list of k that the index finds, in any order.
+        recall: Share of the exact list of k that the index finds, in any order; of items that tie any will do.
         ndcg: NDCG@k of the lists that the index gives.
         ndcg_change: The same minus that of the exact lists.
         build_seconds: Training and filling.
@@ -86,7 +86,9 @@ def measure(
             warnings.simplefilter("always")
             index = ItemIndex(vectors, factory=factory)
         items, scores = _search(index, query_vectors, k, excluded)
-        found = dataclasses.replace(exact, top_items=items, top_scores=scores)
+        of_found = np.stack([vectors[top] @ query for top, query in zip(items, query_vectors, strict=True)])
+        exact_items = as_found(exact.top_items, exact.top_scores, items, of_found)
+        found = dataclasses.replace(exact, top_items=items, top_scores=scores, exact_top_items=exact_items)
         means = Evaluation(split, queries, rows, found, [k], exact_index=False).means("")
         change = -means[f"index_ndcg_cost@{k}"]
         yield Fidelity(

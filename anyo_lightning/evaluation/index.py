@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from anyo_lightning.errors import InputError
 
 MISSING = -1
+ROUNDING = 1e-5  # of a row's largest score: scores that differ by less tie
 
 
 class ItemIndex:
@@ -166,7 +167,33 @@ def _faiss_warnings(kind: str) -> Iterator[None]:
 
 
 def index_recall(found: Int[np.ndarray, "rows k"], exact: Int[np.ndarray, "rows k"]) -> Float[np.ndarray, "rows"]:
-    """Share of each row's exact list that the index found, in any order; ids of -1 are left out."""
+    """Share of each row's exact list (see `as_found`) that the index found, in any order; ids of -1 are left out."""
     present = exact >= 0
     hits = (exact[:, :, None] == found[:, None, :]).any(axis=2) & present
     return np.asarray(hits.sum(axis=1) / np.maximum(present.sum(axis=1), 1))
+
+
+def as_found(
+    exact: Int[np.ndarray, "rows k"],
+    exact_scores: Float[np.ndarray, "rows k"],
+    found: Int[np.ndarray, "rows k"],
+    scores: Float[np.ndarray, "rows k"],
+) -> Int[np.ndarray, "rows k"]:
+    """The exact lists, in which of items that tie those come first that the index found, in its order.
+
+    Items of one text have one vector, and which of them a list of k shows is chance: no index misses anything there.
+
+    Args:
+        exact: Exact lists, ids of -1 behind their ends.
+        exact_scores: Of their items.
+        found: The index's lists.
+        scores: Of their items too, exact: not what a quantised index thinks they are; of ids of -1 any.
+    """
+    k = exact.shape[1]
+    room = ROUNDING * np.abs(exact_scores, where=exact >= 0, out=np.zeros(exact.shape)).max(axis=1, keepdims=True)
+    own = np.where(found >= 0, scores + room * (2 - np.arange(k) / k), -np.inf)
+    again = (exact[:, :, None] == found[:, None, :]).any(axis=2) | (exact < 0)
+    everything = np.concatenate([own, np.where(again, -np.inf, exact_scores)], axis=1)
+    order = np.argsort(-everything, axis=1, kind="stable")[:, :k]
+    items = np.take_along_axis(np.concatenate([found, exact], axis=1), order, axis=1)
+    return np.where(np.take_along_axis(everything, order, axis=1) == -np.inf, MISSING, items)

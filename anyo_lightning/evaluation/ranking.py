@@ -20,7 +20,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from anyo_lightning import distributed
-from anyo_lightning.evaluation.index import ItemIndex
+from anyo_lightning.evaluation.index import ItemIndex, as_found
 from anyo_lightning.evaluation.metrics import mid_ranks
 
 BLOCK_ROWS = 256
@@ -34,7 +34,7 @@ class Ranking:
     ranks: Float[np.ndarray, "rows"]
     top_items: Int[np.ndarray, "rows k"]  # from the index; -1 where a list ends early
     top_scores: Float[np.ndarray, "rows k"]
-    exact_top_items: Int[np.ndarray, "rows k"]  # the same as top_items where the index is exact
+    exact_top_items: Int[np.ndarray, "rows k"]  # of those that tie the found ones; top_items where the index is exact
 
 
 def block_rows(catalogue_size: int) -> int:
@@ -108,7 +108,7 @@ def rank(
             scores[torch.from_numpy(where).to(scores.device), torch.from_numpy(items).to(scores.device)] = -torch.inf
         ranks = mid_ranks(scores, torch.from_numpy(block_target).to(scores.device))
         top_items, top_scores = index.search(block.cpu().numpy(), k, excluded)
-        exact = top_items if index.exact else _top(scores, k)
+        exact = top_items if index.exact else _top(scores, top_items)
         parts.append(Ranking(ranks.cpu().numpy(), top_items, top_scores, exact))
     ranked = np.concatenate([np.arange(0), *(np.arange(span.start, span.stop) for span in own)])
     return Ranking(
@@ -174,7 +174,9 @@ def _scores(queries: Tensor, vectors: Tensor) -> Tensor:
         torch.set_float32_matmul_precision(precision)
 
 
-def _top(scores: Tensor, k: int) -> np.ndarray:
-    """The k best items of each row of scores; -1 for those that are excluded."""
-    values, items = scores.topk(k, dim=1)
-    return items.masked_fill(values == -torch.inf, -1).cpu().numpy()
+def _top(scores: Tensor, found: np.ndarray) -> np.ndarray:
+    """The best items of each row of scores, as many as were found; -1 for those that are excluded."""
+    values, items = scores.topk(found.shape[1], dim=1)
+    of_found = scores.gather(1, torch.from_numpy(found).clamp(min=0).to(scores.device))
+    exact = items.masked_fill(values == -torch.inf, -1)
+    return as_found(exact.cpu().numpy(), values.cpu().numpy(), found, of_found.cpu().numpy())

@@ -93,9 +93,9 @@ def show(content: dict[str, Any]) -> None:
         console.print("No title is read: to shuffle them would change nothing.", style="dim")
     memory = content["memory"]
     if isinstance(memory, str):
-        console.print(f"The bare LLM was not asked: {memory}.", style="dim")
+        console.print(f"The bare LLM was not asked: {memory}.", style="dim", markup=False)
         return
-    console.print(f"\nWhat {memory['llm']} knows without training", style="dim")
+    console.print(f"\nWhat {memory['llm']} knows without training", style="dim", markup=False)
     console.print(rich_table(memory_columns(content), console.width))
     console.print(MEMORY_NOTE, style="dim")
     if examples := memory["titles"]["examples"]:
