@@ -26,9 +26,9 @@ class Guards(Callback):
     - Running out of memory names the option to turn, with the tokens of the batch and the most that have fitted.
     - SIGTERM (a pre-empted node) saves `last.ckpt` after the step at hand, whichever process it reaches, and all exit.
       Lightning's own handler starts a collective wherever the signal finds a process: two that get it at different
-      places wait for each other forever. Ours takes a note, and after each step all ask whether anyone has one. An
-      epoch's last step and its validation are one: resumed in between, Lightning would leave the validation out, and
-      resumed within it, it would be one of fewer users.
+      places wait for each other forever. Ours takes a note, and after each step all ask whether anyone has one. A
+      step and the validation that follows it are one: resumed in between, Lightning would leave the validation out,
+      and resumed within it, it would be one of fewer users. So are the batches whose gradients one step adds up.
     - A run that early stopping has ended does not train another epoch when it is started again.
     """
 
@@ -57,8 +57,24 @@ class Guards(Callback):
             SIGTERMException: On all processes after the same step.
         """
         self.fitted = max(self.fitted, padded_tokens(batch))
-        if not trainer.is_last_batch and distributed.sum_over_ranks(self.terminated, pl_module.device):
+        if goes_on(trainer) and distributed.sum_over_ranks(self.terminated, pl_module.device):
             raise SIGTERMException
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the test out when SIGTERM has come with the last step or its validation: all is saved already.
+
+        Raises:
+            SystemExit: On all processes.
+        """
+        if distributed.sum_over_ranks(self.terminated, pl_module.device):
+            raise SystemExit
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let SIGTERM end the final test at once: Lightning's handler would wait for others, and there is no state.
+
+        `fit --run` on the folder tests again.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Refuse a loss that is not finite.
@@ -101,7 +117,7 @@ class Guards(Callback):
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Saves every n steps within an epoch, but not after its last one.
+    """Saves every n steps, but not before a validation.
 
     A run that is killed in the validation that follows would go on from there without it (Lightning takes it for
     done), and could miss its best epoch.
@@ -110,9 +126,19 @@ class StepCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save, where the epoch goes on."""
-        if not trainer.is_last_batch:
+        """Save, where training goes on."""
+        if goes_on(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+def goes_on(trainer: Trainer) -> bool:
+    """Whether, at the end of a batch, training just goes on: no validation follows, no gradient waits for its step.
+
+    A run that is saved elsewhere would be resumed without that validation or that gradient.
+    """
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return not (trainer.is_last_batch or loop._should_check_val_fx(fetcher) or loop._should_accumulate())
 
 
 def padded_tokens(batch: HistoryBatch) -> int:

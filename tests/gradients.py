@@ -31,7 +31,7 @@ ROWS = 11  # windows in the global batch: processes get unequal numbers of histo
 def variants(llm: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalModule]]:
     """All trained variants, without dropout and with nothing drawn at random."""
     lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-    backbone = partial(Backbone, llm, dtype="float32", layers=2, lora=lora, sharded=sharded)
+    backbone = partial(Backbone, llm, dtype="float32", layers=3, lora=lora, sharded=sharded)
     text = {"backbone": backbone, "dim": 16, "dropout": 0.0}
     still = {**text, "input_dropout": 0.0}
     swap = {"share": 1.0, "neighbours": 1, "semantics": backbone}  # each item has one possible substitute
@@ -62,6 +62,12 @@ def check_shares(backbone: Backbone, processes: int) -> None:
         assert isinstance(weight, DTensor) != weight.requires_grad, name
         if isinstance(weight, DTensor):
             assert len(weight.to_local()) <= -(-len(weight) // processes), name
+    *_, first, second = backbone.model.layers
+
+    def keeps_its_share(*_: object) -> None:
+        assert all(isinstance(weight, DTensor) for weight in first.parameters() if not weight.requires_grad)
+
+    second.register_forward_pre_hook(keeps_its_share)  # in the forward pass, and where it is computed again
 
 
 def gradients(

@@ -302,6 +302,58 @@ def test_no_validation_is_lost_to_a_checkpoint(run: Run, start: Start, loops: li
     assert len(curves.filter(pl.col("val/ndcg@10").is_not_null())) == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "batch"), [("accumulate_grad_batches=2", 4), ("val_check_interval=3", 2)], ids=["gradient", "validation"]
+)
+def test_sigterm_loses_no_gradient_and_no_validation(
+    run: Run, loops: list[str], tmp_path: Path, option: str, batch: int
+) -> None:
+    """It comes between two batches of one step, and before a validation within an epoch."""
+    options = [*sasrec(), *loops, "--trainer.max_epochs=1", f"--trainer.{option}", "--final_test=false"]
+    whole, parts = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
+    run("fit", *options, f"--run={whole.path}")
+    told = (
+        "import os; from anyo_lightning.guards import Guards; Guards.on_before_backward = lambda _, trainer, *__: "
+        f"trainer.fit_loop.epoch_loop.batch_idx == {batch} and os.kill(os.getpid(), 15)"
+    )
+    run("fit", *options, f"--run={parts.path}", limit=told)
+    assert torch.load(parts.last_checkpoint, weights_only=True)["loops"]["fit_loop"]["epoch_progress"]["current"] == {
+        "ready": 1,
+        "started": 1,
+        "processed": 0,
+        "completed": 0,
+    }
+    run("fit", *options, f"--run={parts.path}")
+    assert same(weights(parts.path), weights(whole.path))
+    curves = [folder.read_curves() for folder in (whole, parts)]
+    validated = [[] if c is None else c["val/ndcg@10"].drop_nulls().to_list() for c in curves]
+    assert validated[0]
+    assert validated[1] == validated[0]
+
+
+@pytest.mark.parametrize("moment", ["validation", "test"])
+def test_sigterm_after_the_last_step_leaves_the_checkpoint(
+    run: Run, loops: list[str], tmp_path: Path, moment: str
+) -> None:
+    """In the last validation or the final test: the run ends, last.ckpt is that of training, and it is tested later."""
+    options = [*sasrec(), *loops, "--trainer.max_epochs=2", "--checkpoint.mode=min"]  # the best is not the last
+    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    run("fit", *options, "--final_test=false", f"--run={whole.path}")
+    hook = {"validation": "on_validation_start", "test": "on_test_batch_end"}[moment]
+    told = (
+        f"import os; from anyo_lightning.guards import Guards; Guards.{hook} = lambda _, trainer, *__: "
+        "trainer.current_epoch >= 1 and os.kill(os.getpid(), 15)"
+    )
+    run("fit", *options, f"--run={folder.path}", limit=told, code={"validation": 0, "test": -15}[moment])
+    assert not folder.metrics_file.exists()
+    assert same(weights(folder.path), weights(whole.path))
+    best = torch.load(folder.best_checkpoint, weights_only=True)["state_dict"]
+    assert not same(best, weights(whole.path))
+    run("fit", *options, f"--run={folder.path}")
+    assert folder.metrics_file.exists()
+    assert same(weights(folder.path), weights(whole.path))
+
+
 def test_two_runs_never_write_one_folder(run: Run, start: Start, loops: list[str], tmp_path: Path) -> None:
     """The second is refused in one sentence while the first is at work."""
     folder = RunFolder(tmp_path / "run")

@@ -21,8 +21,9 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders import live
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.live import LiveTextItems, PromptedHistory
-from anyo_lightning.encoders.pooled import Standardised
+from anyo_lightning.encoders.pooled import Whitened
 from anyo_lightning.encoders.pretext import PretextRows, output_embeddings
+from anyo_lightning.encoders.projector import Projector, whiten
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.losses import bag_of_tokens
@@ -105,7 +106,7 @@ def fit(model: RetrievalModule, data: RecDataModule, folder: Path, epochs: int =
 
 def test_items_are_pooled_at_their_own_eos_whatever_the_batch(built: Make, tiny_llm: str) -> None:
     """Text, prompt, EOS, read alone: the last state of the LLM; beside 15 others: the same."""
-    model = built(dim=None, standardise=False, self_prompt=" itself")
+    model = built(dim=None, whiten=False, self_prompt=" itself")
     tokenizer = load_tokenizer(tiny_llm)
     together = model.item_encoder(torch.arange(16))
     prompt, end = tokenizer(" itself")["input_ids"], tokenizer.eos_token_id
@@ -130,7 +131,7 @@ def test_text_is_cut_before_prompt_and_eos(built: Make) -> None:
 
 def test_added_tokens_are_pooled_by_their_mean_and_trained(built: Make) -> None:
     """Their rows get gradients, the LLM's own table has none, and the vector is the mean over their states."""
-    model = built(dim=None, standardise=False, pooled_tokens=3)
+    model = built(dim=None, whiten=False, pooled_tokens=3)
     reader, items = model.item_encoder.reader, model.item_encoder
     (text,) = items.texts(torch.tensor([2]))
     before = torch.tensor([[*text, *items.suffix[:-3]]])
@@ -145,7 +146,7 @@ def test_added_tokens_are_pooled_by_their_mean_and_trained(built: Make) -> None:
 @pytest.mark.parametrize("pooled_tokens", [0, 2])
 def test_last_supervision_ends_histories_in_the_next_prompt(built: Make, pooled_tokens: int) -> None:
     """The prompt stands where the last separator was; a padded row has the state that it has alone."""
-    settings = {"dim": None, "standardise": False, "next_prompt": " next", "pooled_tokens": pooled_tokens}
+    settings = {"dim": None, "whiten": False, "next_prompt": " next", "pooled_tokens": pooled_tokens}
     model = built(data={"supervision": "last"}, **settings)
     assert isinstance(model.history_encoder, PromptedHistory)
     data, reader = model.data, model.item_encoder.reader
@@ -169,21 +170,35 @@ def test_states_and_items_are_unit_vectors(built: Make) -> None:
 
 
 @pytest.mark.parametrize("supervision", ["all", "last"])
-def test_both_sides_are_standardised_before_training(make: Make, make_data: MakeData, supervision: str) -> None:
-    """What reaches the projector has mean 0 and deviation 1 in each dimension, on the items and on the histories."""
+def test_both_sides_are_whitened_before_training(make: Make, make_data: MakeData, supervision: str) -> None:
+    """Items reach the projector as `whiten` makes them of their own states; histories are measured, too."""
     data = make_data(supervision=supervision)
     data.setup("fit")
     model = make(dim=None)
     model.prepare(data)
-    for encoder in (model.item_encoder, model.history_encoder):
-        (standardised,) = [module for module in encoder.modules() if isinstance(module, Standardised)]
-        assert float((standardised.std - 1).abs().max()) > 0.01
-    unit = model.item_encoder.head[-1]
-    seen: list[torch.Tensor] = []
-    unit.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    items, histories = (
+        next(module for module in encoder.modules() if isinstance(module, Whitened))
+        for encoder in (model.item_encoder, model.history_encoder)
+    )
+    assert items is not histories
+    for side in (items, histories):
+        assert float((side.rotation - torch.eye(32)).abs().max()) > 0.1
+        assert float(side.mean.abs().max()) > 0.01
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    items.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
     model.encode_catalogue()
-    torch.testing.assert_close(seen[0].mean(0), torch.zeros(32), atol=1e-4, rtol=0)
-    torch.testing.assert_close(seen[0].std(0), torch.ones(32), atol=1e-3, rtol=0)
+    ((states, whitened),) = seen
+    torch.testing.assert_close(whitened, whiten(states), rtol=1e-3, atol=1e-3)
+
+
+def test_items_have_a_perceptron_of_their_own_where_asked(built: Make) -> None:
+    """`hidden` gives items other weights than histories have; without it both share one map."""
+    for hidden, shared in ((None, True), (24, False)):
+        model = built(hidden=hidden)
+        sides = (model.history_encoder, model.item_encoder)
+        of_histories, of_items = (next(m for m in side.modules() if isinstance(m, Projector)) for side in sides)
+        assert (of_histories is of_items) == shared
+        assert of_items.map[0].out_features == (hidden or model.dim)
 
 
 def test_a_bidirectional_backbone_is_refused(tiny_bert: str, make_data: MakeData) -> None:
@@ -473,7 +488,9 @@ def test_pretraining_lowers_both_losses(make: Make, make_data: MakeData, tmp_pat
     assert any(key.endswith("reader.added") for key in saved)
     for key, value in saved.items():
         assert torch.equal(state[key], value), key
-    assert float(state["item_encoder.head.0.std"].sub(1).abs().max()) > 0  # of the weights that it starts from
+    assert (
+        float((state["item_encoder.head.0.rotation"] - torch.eye(32)).abs().max()) > 0.1
+    )  # of the weights that it starts from
     assert float(state["log_temperature"]) == 0
     fresh = make(LLaRAPretrain, pooled_tokens=2, init_from=tmp_path / "llara")
     fit(make(pooled_tokens=2), make_data(), tmp_path / "llara", epochs=1)

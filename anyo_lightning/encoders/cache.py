@@ -140,6 +140,7 @@ def _encode(
         batch = order[start : start + max(1, batch_tokens // length)]
         batches.append([index for index in batch if lengths[index] == length])
         start += len(batches[-1])
+    own = len(batches)
     if backbone.sharded:
         batches = distributed.as_many(batches, backbone.device)
     shard: dict[bytes, np.ndarray] = {}
@@ -148,6 +149,8 @@ def _encode(
         for number, batch in enumerate(batches, start=1):
             tokens = [token_ids[index] for index in batch]
             rows = _pool(backbone, tokens, lengths[batch[0]], pooling, layer)
+            if number > own:  # a repeat, stored already
+                continue
             if not np.isfinite(rows).all():
                 name = backbone.identity["name"]
                 raise InputError(
@@ -155,7 +158,7 @@ def _encode(
                 )
             shard |= zip([keys[index] for index in batch], rows, strict=True)
             progress.advance(task, len(batch))
-            if len(shard) >= shard_texts or number == len(batches):
+            if len(shard) >= shard_texts or number == own:
                 yield shard
                 shard = {}
 

@@ -21,7 +21,7 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.history import TextHistory
-from anyo_lightning.encoders.pooled import PooledReader, Standardised, UnitLength, padded
+from anyo_lightning.encoders.pooled import PooledReader, UnitLength, Whitened, padded
 from anyo_lightning.fetch import cache_folder
 
 SELF = " This one."
@@ -144,11 +144,12 @@ def live_encoders(
     self_prompt: str,
     next_prompt: str,
     pooled_tokens: int,
-    standardise: bool = False,
+    whiten: bool = False,
     projector: nn.Module | None = None,
+    item_projector: nn.Module | None = None,
     chunk_tokens: int | None = None,
 ) -> tuple[TextHistory | PromptedHistory, LiveTextItems]:
-    """The history encoder and the item encoder, of one LLM, one pooling and one projector, ending in unit length.
+    """The history encoder and the item encoder, of one LLM and one pooling, ending in unit length.
 
     With `supervision: all` the state of each boundary is that of the item's separator, which is EOS: no prompt. With
     `last` histories end in the NEXT prompt.
@@ -159,8 +160,9 @@ def live_encoders(
         self_prompt: Text behind an item's text.
         next_prompt: Text behind a history, with `supervision: last`.
         pooled_tokens: How many tokens to add and pool; 0 pools EOS.
-        standardise: Begin each side's head with `Standardised`, yet to be measured.
-        projector: Maps pooled states to the space of inner products; None leaves them there.
+        whiten: Begin each side's head with `Whitened`, yet to be measured.
+        projector: Maps pooled states of histories to the space of inner products; None leaves them there.
+        item_projector: The same for items; it may be the same one.
         chunk_tokens: Items are read in passes of at most so many tokens, whose activations are not kept.
     """
     assert data.tokens is not None
@@ -171,8 +173,8 @@ def live_encoders(
 
     reader = PooledReader(backbone, end=data.tokens.separator, added_tokens=pooled_tokens)
 
-    def head() -> nn.Module:
-        first = [Standardised(backbone.hidden_size)] if standardise else []
+    def head(projector: nn.Module | None) -> nn.Module:
+        first = [Whitened(backbone.hidden_size)] if whiten else []
         return nn.Sequential(*first, *([] if projector is None else [projector]), UnitLength())
 
     items = LiveTextItems(
@@ -186,13 +188,13 @@ def live_encoders(
             identity=f"{backbone.identity['name']} {backbone.identity['revision']}",
         ),
         prompt=prompt_tokens(backbone, self_prompt),
-        head=head(),
+        head=head(item_projector),
         batch_tokens=chunk_tokens or ITEM_TOKENS,
         recompute=chunk_tokens is not None,
     )
     if data.supervision == "last":
-        return PromptedHistory(reader, prompt=prompt_tokens(backbone, next_prompt), head=head()), items
-    return TextHistory(backbone, projector=head(), supervision="all"), items
+        return PromptedHistory(reader, prompt=prompt_tokens(backbone, next_prompt), head=head(projector)), items
+    return TextHistory(backbone, projector=head(projector), supervision="all"), items
 
 
 def prompt_tokens(backbone: Backbone, prompt: str) -> list[int]:

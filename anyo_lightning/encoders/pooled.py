@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.encoders.projector import whitening
 from anyo_lightning.errors import InputError
 
 
@@ -66,24 +67,24 @@ class PooledReader(nn.Module):
         return states[rows, pooled].float().mean(2)
 
 
-class Standardised(nn.Module):
-    """`(x - mean) / std`, dimension by dimension, with statistics measured once, before training.
+class Whitened(nn.Module):
+    """`(x - mean) · W`, so that the states have covariance 1; mean and W are measured once, before training.
 
     The raw EOS states of all texts point in nearly one direction (SmolLM2's first 3 layers: mean cosine .997), so
     that their cosines say nothing until training has removed what they share.
     """
 
     mean: Tensor
-    std: Tensor
+    rotation: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
+        self.register_buffer("rotation", torch.eye(width))
 
     def forward(self, states: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-        """Standardise the last dimension."""
-        return (states - self.mean) / self.std
+        """Whiten the last dimension."""
+        return (states - self.mean) @ self.rotation
 
     @torch.no_grad()
     def measure(self, encode: Callable[[], Tensor]) -> None:
@@ -91,9 +92,9 @@ class Standardised(nn.Module):
         seen: list[Tensor] = []
         with self.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
             encode()
-        states = torch.cat(seen)
-        self.mean.copy_(states.mean(0))
-        self.std.copy_(states.std(0).clamp(min=1e-6))
+        mean, rotation = whitening(torch.cat(seen))
+        self.mean.copy_(mean)
+        self.rotation.copy_(rotation)
 
 
 class UnitLength(nn.Module):

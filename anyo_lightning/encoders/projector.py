@@ -52,7 +52,15 @@ class Projector(nn.Module):
 
 
 def whiten(vectors: Float[Tensor, "items width"], *, shrinkage: float = 1e-3) -> Float[Tensor, "items width"]:
-    """Centre vectors and rotate and scale them so that their covariance is the identity (ZCA).
+    """Centre vectors and rotate and scale them so that their covariance is the identity: `whitening`, applied."""
+    mean, rotation = whitening(vectors, shrinkage=shrinkage)
+    return ((vectors.double() - mean) @ rotation).to(vectors.dtype)
+
+
+def whitening(
+    vectors: Float[Tensor, "items width"], *, shrinkage: float = 1e-3
+) -> tuple[Float[Tensor, " width"], Float[Tensor, "width width"]]:
+    """The mean and the symmetric matrix (ZCA) that give vectors the identity as their covariance.
 
     Computes `(x - mean) · U diag(1 / sqrt(λ + shrinkage·λ_max)) Uᵀ` with covariance `U diag(λ) Uᵀ`: directions far
     below the largest, such as those that fewer items than dimensions leave empty, are not blown up.
@@ -62,11 +70,12 @@ def whiten(vectors: Float[Tensor, "items width"], *, shrinkage: float = 1e-3) ->
         shrinkage: Added to each eigenvalue, as a share of the largest.
 
     Returns:
-        In the dtype of the input; computed in float64.
+        In float64.
 
     Reference: Su et al., Whitening Sentence Representations (arXiv 2103.15316), eq. 4; Kessy et al. 2018 (ZCA).
     """
-    centred = vectors.double() - vectors.double().mean(0)
+    mean = vectors.double().mean(0)
+    centred = vectors.double() - mean
     values, directions = torch.linalg.eigh(centred.T @ centred / len(vectors))
     scales = (values.clamp(min=0) + shrinkage * values.max()).clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
-    return (centred @ (directions * scales) @ directions.T).to(vectors.dtype)
+    return mean, (directions * scales) @ directions.T

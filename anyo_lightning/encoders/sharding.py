@@ -11,17 +11,21 @@ Lightning's own sharding strategies serves LoRA better:
 
 With LoRA the frozen weights are what does not fit. Trained weights, their gradients and the optimizer's state stay
 whole on every GPU: clipping, checkpoints, resuming (also on another number of processes) and the index are those of
-DDP, and so are the numbers, to the last bit, since a gathered weight is the weight.
+DDP, and so are the numbers, to the last bit, since a gathered weight is the weight. (But for dropout after a pass that
+`as_many` has repeated: it has drawn from the process's random state.)
 
 All processes must call such an LLM equally often, training or not: `distributed.as_many`.
 
 Reference: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from anyo_lightning import distributed
@@ -49,5 +53,18 @@ def shard_layers(model: nn.Module, device: torch.device) -> None:
     for layer in layers:
         frozen = {parameter for parameter in layer.parameters() if not parameter.requires_grad}
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=set(layer.parameters()) - frozen)
+        layer.register_forward_hook(_give_back)
         whole -= frozen
     fully_shard(model, mesh=mesh, ignored_params=whole)  # the root: it lets a layer be gathered while another computes
+
+
+def _give_back(layer: nn.Module, *_: Any) -> None:
+    """Keep a share alone after a pass that is computed again as a whole (gradient caching: `live.recomputed`).
+
+    In the backward pass FSDP2 takes each forward for the one just before the layer's own backward (gradient
+    checkpointing), and leaves the weights gathered: those of all layers at once, where whole passes are recomputed.
+    """
+    assert isinstance(layer, FSDPModule)
+    for group in layer._get_fsdp_state()._fsdp_param_groups:  # (the state itself says so until the backward pass ends)
+        if group._training_state != TrainingState.PRE_BACKWARD:
+            group.reshard()

@@ -14,7 +14,7 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, live_encoders, recomputed
-from anyo_lightning.encoders.pooled import Standardised
+from anyo_lightning.encoders.pooled import Whitened
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import MISSING, ItemIndex
@@ -22,7 +22,7 @@ from anyo_lightning.losses import info_nce
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
 
 LOWEST_TEMPERATURE = 0.01  # where a learned temperature stops, as CLIP's does
-MEASURED = 64  # histories whose states are standardised
+MEASURED = 64  # histories whose states are whitened
 
 
 class LLaRA(RetrievalModule):
@@ -38,8 +38,10 @@ class LLaRA(RetrievalModule):
     - There a query is a text with the NEXT prompt and one positive: that is `data.supervision: last`. With `all`, the
       default, one pass over a history gives the state at each item's EOS, without a prompt, and `targets_per_history`
       of them, drawn anew in each step, are supervised, since each costs an encoded item.
-    - They compare raw states. Here each side is standardised and one linear projector is shared by both, since the raw
-      EOS states of all texts point in nearly one direction (`dim: null` and `standardise: false` are the paper's).
+    - They compare raw states. Here each side is whitened, since the raw EOS states of all texts point in nearly one
+      direction, and then projected: by one linear map for both, or with `hidden` items by a perceptron of their own,
+      which may put an item where its users are rather than where its words are (`dim: null` and `whiten: false` are
+      the paper's).
     - Their temperature is 0.01. From states that say little yet, so low a one is soonest reduced by making all vectors
       equal, and training stays there long; 0.1 is the default here.
     - The paper pools EOS, its code the mean of 8 added tokens: `pooled_tokens: 8`.
@@ -49,7 +51,8 @@ class LLaRA(RetrievalModule):
     Args:
         backbone: Loads the LLM.
         dim: Width of the projector; None for none, as in the paper.
-        standardise: Subtract from each side's states their mean before training and divide by their deviation.
+        hidden: Width of the items' own perceptron; None shares the linear projector.
+        whiten: Give each side's states mean 0 and covariance 1, as they are before training.
         dropout: On the states before the projector.
         self_prompt: Text behind an item's text.
         next_prompt: Text behind a history, with `supervision: last`.
@@ -77,7 +80,8 @@ class LLaRA(RetrievalModule):
         *,
         backbone: BackboneCallable = Backbone,
         dim: int | None = 128,
-        standardise: bool = True,
+        hidden: int | None = None,
+        whiten: bool = True,
         dropout: float = 0.1,
         self_prompt: str = SELF,
         next_prompt: str = NEXT,
@@ -109,7 +113,8 @@ class LLaRA(RetrievalModule):
             raise InputError(
                 f"Expected hard_negatives within mined_negatives ({mined_negatives}), got {hard_negatives}"
             )
-        self.make_backbone, self.dim, self.standardise, self.dropout = backbone, dim, standardise, dropout
+        self.make_backbone, self.dim, self.hidden = backbone, dim, hidden
+        self.whiten, self.dropout = whiten, dropout
         self.self_prompt, self.next_prompt, self.pooled_tokens = self_prompt, next_prompt, pooled_tokens
         self.targets_per_history = targets_per_history
         self.temperature, self.learn_temperature = temperature, learn_temperature
@@ -121,7 +126,7 @@ class LLaRA(RetrievalModule):
     def prepare(self, data: RecDataModule) -> None:
         """Build, and measure both sides' states, of the weights that training starts from."""
         super().prepare(data)
-        if not self.standardise:
+        if not self.whiten:
             return
         training = self.training
         self.eval().to(self.build_device)
@@ -133,21 +138,29 @@ class LLaRA(RetrievalModule):
             self.history_encoder: lambda: [self(replace(b, target_mask=b.item_mask)) for b in batches],
         }
         for encoder, encode in sides.items():
-            next(module for module in encoder.modules() if isinstance(module, Standardised)).measure(encode)
+            next(module for module in encoder.modules() if isinstance(module, Whitened)).measure(encode)
         self.train(training)
 
     def build(self, data: RecDataModule) -> None:
         """One LLM, one pooling, one projector for both sides; an empty list of mined negatives a user."""
         backbone = self.load_backbone(self.make_backbone, data, reads_text=True)
-        projector = None if self.dim is None else Projector(backbone.hidden_size, self.dim, dropout=self.dropout)
+        projector = item_projector = None
+        if self.dim is not None:
+            width = backbone.hidden_size
+            projector = item_projector = Projector(width, self.dim, dropout=self.dropout, norm=not self.whiten)
+            if self.hidden is not None:
+                item_projector = Projector(
+                    width, self.dim, hidden=self.hidden, dropout=self.dropout, norm=not self.whiten
+                )
         self.history_encoder, self.item_encoder = live_encoders(
             backbone,
             data,
             self_prompt=self.self_prompt,
             next_prompt=self.next_prompt,
             pooled_tokens=self.pooled_tokens,
-            standardise=self.standardise,
+            whiten=self.whiten,
             projector=projector,
+            item_projector=item_projector,
             chunk_tokens=self.chunk_tokens,
         )
         if not any(parameter.requires_grad for parameter in self.parameters()):
