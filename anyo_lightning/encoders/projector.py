@@ -77,5 +77,7 @@ def whitening(
     mean = vectors.double().mean(0)
     centred = vectors.double() - mean
     values, directions = torch.linalg.eigh(centred.T @ centred / len(vectors))
-    scales = (values.clamp(min=0) + shrinkage * values.max()).clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+    # Where all vectors are equal but for rounding, that is not blown up, and the matrix is finite in float32 too.
+    least = max(1e-10 * float(vectors.double().square().mean()), torch.finfo(torch.float32).tiny)
+    scales = (values.clamp(min=0) + shrinkage * values.max()).clamp(min=least).rsqrt()
     return mean, (directions * scales) @ directions.T
