@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
@@ -43,6 +43,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("real"):
                 item.add_marker(skip)
+
+
+@pytest.fixture
+def anyo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run the command line in this process; returns what it printed."""
+    from anyo_lightning.cli import main
+
+    def run(*arguments: object) -> str:
+        words = [str(argument) for argument in arguments]
+        monkeypatch.setattr("sys.argv", ["anyo", *words])
+        main(words)
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,6 @@
 """TensorBoard, as its own reader reads it: curves, settings with figures, texts, the items' vectors."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from anyo_lightning.cli import main
 from anyo_lightning.runs import RunFolder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.fixture
-def fit(tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+def fit(anyo: Callable[..., str], tiny_data: tuple[Path, Path], tmp_path: Path) -> RunFolder:
     """Two epochs of SASRec on the tiny data, all of whose titles are a mean one."""
     items = tmp_path / "items.csv"
     lines = tiny_data[1].read_text().splitlines()
@@ -23,7 +23,7 @@ def fit(tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.Monkey
     position = header.split(",").index("title")
     rows = [",".join(("<script>|*x*" if i == position else c) for i, c in enumerate(r.split(","))) for r in rows]
     items.write_text("\n".join([header, *rows]))
-    words = [
+    anyo(
         "fit",
         f"--config={CONFIGS / 'sasrec.yaml'}",
         f"--data.interactions={tiny_data[0]}",
@@ -34,9 +34,7 @@ def fit(tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.Monkey
         "--trainer.log_every_n_steps=1",
         "--trainer.enable_progress_bar=false",
         f"--run={tmp_path / 'run'}",
-    ]
-    monkeypatch.setattr("sys.argv", ["anyo", *words])
-    main(words)
+    )
     return RunFolder(tmp_path / "run")
 
 
@@ -89,7 +87,7 @@ def test_board_shows_curves_settings_texts_and_vectors(fit: RunFolder) -> None:
     assert len(metadata) == len(vectors) + 1
 
 
-def test_another_logger_by_yaml_alone(fit: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_another_logger_by_yaml_alone(anyo: Callable[..., str], fit: RunFolder, tmp_path: Path) -> None:
     """Lightning's CSV logger gets figures and settings, and no event file is written."""
     folder = tmp_path / "other"
     logger = tmp_path / "logger.yaml"
@@ -98,9 +96,7 @@ def test_another_logger_by_yaml_alone(fit: RunFolder, monkeypatch: pytest.Monkey
         + str(folder)
         + "}}}"
     )
-    words = ["fit", f"--config={fit.config_file}", f"--config={logger}", f"--run={tmp_path / 'again'}"]
-    monkeypatch.setattr("sys.argv", ["anyo", *words])
-    main(words)
+    anyo("fit", f"--config={fit.config_file}", f"--config={logger}", f"--run={tmp_path / 'again'}")
     assert not list((tmp_path / "again").glob("events*"))
     written = folder / "lightning_logs" / "version_0"
     assert "val/ndcg@10" in (written / "metrics.csv").read_text()

@@ -10,25 +10,11 @@ import pytest
 import torch
 import yaml
 
-from anyo_lightning.cli import main
 from anyo_lightning.runs import RunFolder
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/*.yaml"))
 NO_FILES = ("--data.interactions=null", "--data.items=null")
 Anyo = Callable[..., str]
-
-
-@pytest.fixture
-def anyo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Anyo:
-    """Run the command line in this process; returns what it printed."""
-
-    def run(*arguments: object) -> str:
-        words = [str(argument) for argument in arguments]
-        monkeypatch.setattr("sys.argv", ["anyo", *words])
-        main(words)
-        return capsys.readouterr().out
-
-    return run
 
 
 def refused(capsys: pytest.CaptureFixture[str], anyo: Anyo, *arguments: object) -> str:

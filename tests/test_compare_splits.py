@@ -1,13 +1,13 @@
 """`anyo compare --across_splits true`: what moves when ties are drawn anew."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_runs import write_run
 
-from anyo_lightning.cli import main
 from anyo_lightning.compare.splits import spreads
 from anyo_lightning.compare.table import compare
 from anyo_lightning.errors import InputError
@@ -73,17 +73,12 @@ def test_mistakes_are_refused(drawn: Path) -> None:
 
 
 def test_floors_on_ties_drawn_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_data: tuple[Path, Path]
+    anyo: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_data: tuple[Path, Path]
 ) -> None:
     """The README's loop: each draw has a split, a fingerprint and a folder of its own, and a line sums them up."""
     rows = [line.rsplit(",", 1) for line in tiny_data[0].read_text().splitlines()[1:]]
     tied = tmp_path / "tied.csv"
     tied.write_text("user_id,item_id,timestamp\n" + "".join(f"{row},{int(time) // 4}\n" for row, time in rows))
-
-    def anyo(*words: object) -> str:
-        monkeypatch.setattr("sys.argv", ["anyo", *map(str, words)])
-        main([str(word) for word in words])
-        return capsys.readouterr().out
 
     def draw(seed: int) -> list[str]:
         return [

@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from anyo_lightning.cli import main
 from anyo_lightning.compare.fidelity import FidelityTable, as_page, as_text
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.evaluation import fidelity
@@ -28,19 +27,6 @@ def search_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speed is nothing that a test looks at."""
     monkeypatch.setattr(fidelity, "LEAST_SEARCHES", 1)
     monkeypatch.setattr(fidelity, "LEAST_SECONDS", 0.0)
-
-
-@pytest.fixture
-def anyo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Anyo:
-    """Run the command line in this process; returns what it printed."""
-
-    def run(*arguments: object) -> str:
-        words = [str(argument) for argument in arguments]
-        monkeypatch.setattr("sys.argv", ["anyo", *words])
-        main(words)
-        return capsys.readouterr().out
-
-    return run
 
 
 @pytest.fixture

@@ -363,20 +363,6 @@ def test_too_few_titles_and_other_words(tiny_llm: str, make_data: MakeData) -> N
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def anyo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run the command line in this process; returns what it printed."""
-    from anyo_lightning.cli import main
-
-    def run(*arguments: object) -> str:
-        words = [str(argument) for argument in arguments]
-        monkeypatch.setattr("sys.argv", ["anyo", *words])
-        main(words)
-        return capsys.readouterr().out
-
-    return run
-
-
 def test_the_command_probes_a_run_and_leaves_its_results(
     anyo: Callable[..., str], tiny_data: tuple[Path, Path], tiny_llm: str, tmp_path: Path
 ) -> None:
