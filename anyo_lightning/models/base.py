@@ -226,7 +226,7 @@ class RetrievalModule(LightningModule):
         self.eval()
         ids = torch.arange(self.catalogue["items"], device=self.device)
         own = torch.split(ids, CATALOGUE_BLOCK)[distributed.rank() :: distributed.world_size()]
-        blocks = distributed.as_many(own or [ids[:1]], self.device)
+        blocks = self.as_many_passes(own or (ids[:1],))  # without a block of its own: no rows, but of the others' width
         with torch.autocast(self.device.type, enabled=False):
             vectors = torch.cat([self.item_encoder(block).float() for block in blocks])[: sum(map(len, own))]
         self.train(training)

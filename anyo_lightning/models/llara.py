@@ -1,6 +1,7 @@
 """LLaRA: the dual encoder. One LLM reads histories and items, and both are trained to meet."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -142,16 +143,13 @@ class LLaRA(RetrievalModule):
         self.train(training)
 
     def build(self, data: RecDataModule) -> None:
-        """One LLM, one pooling, one projector for both sides; an empty list of mined negatives a user."""
+        """One LLM and one pooling for both sides, one projector or two; an empty list of mined negatives a user."""
         backbone = self.load_backbone(self.make_backbone, data, reads_text=True)
         projector = item_projector = None
         if self.dim is not None:
-            width = backbone.hidden_size
-            projector = item_projector = Projector(width, self.dim, dropout=self.dropout, norm=not self.whiten)
-            if self.hidden is not None:
-                item_projector = Projector(
-                    width, self.dim, hidden=self.hidden, dropout=self.dropout, norm=not self.whiten
-                )
+            make = partial(Projector, backbone.hidden_size, self.dim, dropout=self.dropout, norm=not self.whiten)
+            projector = make()
+            item_projector = projector if self.hidden is None else make(hidden=self.hidden)
         self.history_encoder, self.item_encoder = live_encoders(
             backbone,
             data,

@@ -6,7 +6,7 @@ what the model uses. And what the bare LLM knows of the data set: `memory.py`.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -111,8 +111,8 @@ def _probes(model: RetrievalModule, data: RecDataModule, seed: int) -> Iterator[
     if in_histories and of_items:
         yield "titles shuffled in histories", _shuffled_titles(model, data, text_of, histories=True, items=False)
         yield "titles shuffled in item vectors", _shuffled_titles(model, data, text_of, histories=False, items=True)
-    yield "order shuffled", _entered(data.view(change=partial(shuffled_order, seed=seed)))
-    yield "last item only", _entered(data.view(change=last_item_only))
+    yield "order shuffled", nullcontext(data.view(change=partial(shuffled_order, seed=seed)))
+    yield "last item only", nullcontext(data.view(change=last_item_only))
 
 
 def _sides(model: RetrievalModule) -> tuple[bool, bool]:
@@ -130,11 +130,6 @@ def _shuffled_titles(
         if items:
             stack.enter_context(other_titles(model.item_encoder, text_of))
         yield data.view(text_of=text_of) if histories else data
-
-
-@contextmanager
-def _entered(view: RecDataModule) -> Iterator[RecDataModule]:
-    yield view
 
 
 def _figures(passes: Sequence[dict[str, np.ndarray]], names: Sequence[str]) -> dict[str, Any]:
