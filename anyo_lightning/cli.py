@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from anyo_lightning.compare.fidelity import FidelityTable, Format, as_page, as_rich, as_text
+from anyo_lightning.compare.render import write_out
 from anyo_lightning.compare.table import compare
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Stage
@@ -22,7 +23,7 @@ from anyo_lightning.errors import InputError, argument_sentence
 from anyo_lightning.evaluation.fidelity import measure
 from anyo_lightning.lightning_cli import STAGES, run_lightning
 from anyo_lightning.restore import restore
-from anyo_lightning.runs import RunFolder, renamed_to
+from anyo_lightning.runs import RunFolder
 from anyo_lightning.views.write import augment
 
 FACTORIES = ["Flat", "SQ8", "HNSW32", "IVF64,Flat:nprobe=1", "IVF64,Flat:nprobe=4", "IVF64,Flat:nprobe=16"]
@@ -93,16 +94,12 @@ def index(
         indexes=tuple(bar),
     )
     plot = RunFolder(run).index_page_file if plot is None else plot
-    with renamed_to(plot) as temporary:
-        temporary.write_text(as_page(table), encoding="utf-8")
-    if output is not None:
-        with renamed_to(output) as temporary:
-            temporary.write_text(as_text(table, format), encoding="utf-8")
-    elif format == "rich" and sys.stdout.isatty():
+    write_out(as_page(table), plot)
+    if output is None and format == "rich" and sys.stdout.isatty():
         console = Console()
         console.print(as_rich(table, width=console.width))
     else:
-        sys.stdout.write(as_text(table, format))
+        write_out(as_text(table, format), output)
     print(f"Plot: {plot}", file=sys.stderr)
 
 

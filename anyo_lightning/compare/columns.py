@@ -99,6 +99,13 @@ def half_of_interval(low: float | None, high: float | None, decimals: int) -> st
     return "" if low is None or high is None else f" ±{number((high - low) / 2, decimals)}"
 
 
+def as_change(value: float, low: float, high: float, decimals: int, *, clear: bool) -> str:
+    """`-.063 ±.012*`: a star where it is significant."""
+    text = number(value, decimals)
+    sign = "" if text.startswith("-") else "+"
+    return f"{sign}{text}{half_of_interval(low, high, decimals)}{'*' if clear else ' '}"
+
+
 def title(metric: str) -> str:
     """`HR@10` for `test/hr@10`."""
     name, at, cutoff = metric.removeprefix("test/").removeprefix("val/").partition("@")
@@ -145,10 +152,7 @@ def _differences(cells: list[Cell], is_baseline: list[bool]) -> list[Column]:
             tests.append("")
             styles.append("faint")
             continue
-        value = number(difference.value, decimals)
-        sign = "" if value.startswith("-") else "+"
-        half = half_of_interval(difference.low, difference.high, decimals)
-        texts.append(f"{sign}{value}{half}{'*' if difference.clear else ' '}")
+        texts.append(as_change(difference.value, difference.low, difference.high, decimals, clear=difference.clear))
         tests.append(f"{as_p(difference.p_holm)} ({number(difference.effect_size, 2)})")
         styles.append(("higher" if difference.value > 0 else "lower") if difference.clear else "plain")
     return [Column("vs base ", texts, styles), Column("p (d)", tests, ["plain"] * len(cells), optional=True)]

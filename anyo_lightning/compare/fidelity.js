@@ -25,19 +25,9 @@ function drawPlot() {
 }
 
 function drawTable() {
-  const table = byId("results");
-  const head = table.createTHead().insertRow();
-  data.columns.forEach((column) => {
-    const cell = element("th", column.header);
-    cell.scope = "col";
-    head.append(cell);
-  });
-  const body = table.createTBody();
-  data.indexes.forEach((_, row) => {
-    const line = body.insertRow();
-    data.columns.forEach((column, position) => line.append(element(position ? "td" : "th", column.texts[row])));
-    line.cells[0].scope = "row";
-  });
+  const cell = (column, position, row) => position ? element("td", column.texts[row]) : Object.assign(element("th", column.texts[row]), { scope: "row" });
+  const rows = data.indexes.map((_, row) => data.columns.map((column, position) => cell(column, position, row)));
+  fillTable(byId("results"), data.columns.map((column) => column.header), rows);
 }
 
 byId("about").textContent = data.about;

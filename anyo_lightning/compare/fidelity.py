@@ -1,7 +1,6 @@
 """Index fidelity as a table (terminal, Markdown, LaTeX, CSV, JSON) and as one page with a plot."""
 
 import dataclasses
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +8,16 @@ from typing import Literal
 
 import faiss
 import polars as pl
-from rich.console import Console, Group
+from rich.console import Group
 from rich.text import Text
 
 from anyo_lightning.compare.columns import Column, Style, number
 from anyo_lightning.compare.costs import as_figures
-from anyo_lightning.compare.render import latex_table, markdown_table, rich_table
+from anyo_lightning.compare.render import WIDTH_OF_A_FILE, as_plain, latex_table, markdown_table, rich_table
 from anyo_lightning.compare.report import fill_page
 from anyo_lightning.evaluation.fidelity import Fidelity
 
 Format = Literal["rich", "markdown", "latex", "csv", "json"]
-WIDTH_OF_A_FILE = 200
 SCRIPTS = ("report_shared.js", "fidelity.js")
 
 
@@ -68,7 +66,7 @@ class FidelityTable:
         ]
 
 
-def as_text(table: FidelityTable, format: Format, *, width: int = WIDTH_OF_A_FILE) -> str:  # noqa: A002
+def as_text(table: FidelityTable, format: Format) -> str:  # noqa: A002
     """The table in one of its forms."""
     if format == "json":
         content = dataclasses.asdict(table) | {"threads": faiss.omp_get_max_threads()}
@@ -81,10 +79,7 @@ def as_text(table: FidelityTable, format: Format, *, width: int = WIDTH_OF_A_FIL
         return "\n".join([table.about, "", *markdown_table(columns), "", " ".join(table.notes)]) + "\n"
     if format == "latex":
         return "\n".join([f"% {table.about}", r"% \usepackage{booktabs}", *latex_table(columns)]) + "\n"
-    console = Console(file=io.StringIO(), width=width)
-    with console.capture() as capture:
-        console.print(as_rich(table, width=width))
-    return "".join(line.rstrip() + "\n" for line in capture.get().splitlines())
+    return as_plain(as_rich(table, width=WIDTH_OF_A_FILE))
 
 
 def as_rich(table: FidelityTable, *, width: int) -> Group:
@@ -106,7 +101,7 @@ def as_page(table: FidelityTable) -> str:
             for index in table.indexes
         ],
     }
-    return fill_page("fidelity.html", SCRIPTS, content)
+    return fill_page("anyo index", "fidelity.html", SCRIPTS, content)
 
 
 def fidelity_columns(table: FidelityTable) -> list[Column]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from anyo_lightning.compare.columns import Column, Style, half_of_interval, number, title
+from anyo_lightning.compare.columns import Column, Style, as_change, half_of_interval, number, title
 
 MEMORY = {
     ("titles", "completed"): "titles completed",
@@ -58,7 +58,5 @@ def memory_columns(content: dict[str, Any]) -> list[Column]:
 
 
 def _change(difference: dict[str, float]) -> str:
-    """`-.063 ±.012*`: a star where it is significant."""
-    value = number(difference["value"], 3)
-    half = half_of_interval(difference["low"], difference["high"], 3)
-    return f"{'' if value.startswith('-') else '+'}{value}{half}{'*' if difference['p_holm'] < 0.05 else ' '}"
+    value, low, high = (difference[name] for name in ("value", "low", "high"))
+    return as_change(value, low, high, 3, clear=difference["p_holm"] < 0.05)

@@ -1,20 +1,24 @@
 """A table's forms for people: for a terminal (rich), for a README (Markdown), for a paper (LaTeX with booktabs)."""
 
 import dataclasses
+import io
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from anyo_lightning.compare.columns import Column, Style, about, notes, slice_columns, table_columns
 from anyo_lightning.compare.results import Results
+from anyo_lightning.runs import renamed_to
 
 RICH_STYLES: dict[Style, str] = {"plain": "", "best": "bold", "higher": "green", "lower": "red", "faint": "dim"}
 LEFT = ("variant", "slice", "probe", "question", "factory")  # headers of columns of names
+WIDTH_OF_A_FILE = 200
 SIGN = re.compile(r"(?<![\w.)-])([+-])(?=\.?\d)")
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -57,6 +61,23 @@ def as_latex(results: Results) -> str:
     if results.slices:
         parts += ["", r"\bigskip", *latex_table(slice_columns(results))]
     return "\n".join([*parts, "", r"\par\smallskip{\footnotesize " + _latex(" ".join(notes(results))) + "}"]) + "\n"
+
+
+def as_plain(renderable: RenderableType) -> str:
+    """What the terminal would show, as wide as it needs to be."""
+    console = Console(file=io.StringIO(), width=WIDTH_OF_A_FILE)
+    with console.capture() as capture:
+        console.print(renderable)
+    return "".join(line.rstrip() + "\n" for line in capture.get().splitlines())
+
+
+def write_out(text: str, output: Path | None) -> None:
+    """Write to a file, or to the terminal where none is named."""
+    if output is None:
+        sys.stdout.write(text)
+        return
+    with renamed_to(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def rich_table(columns: Sequence[Column], width: int = sys.maxsize) -> Table:

@@ -34,14 +34,16 @@ CURVE_AXES = ("step", "tokens", "seconds")
 
 def as_html(comparison: Comparison) -> str:
     """The whole page as one text."""
-    return fill_page("report.html", SCRIPTS, _content(comparison))
+    return fill_page("anyo compare", "report.html", SCRIPTS, _content(comparison))
 
 
-def fill_page(name: str, scripts: Sequence[str], content: dict[str, Any]) -> str:
-    """A page of this folder with style, scripts, plotly.js and its data inside."""
+def fill_page(name: str, body: str, scripts: Sequence[str], content: dict[str, Any]) -> str:
+    """A page that stands alone: `page.html` with a body and scripts of this folder, style, plotly.js and its data."""
     folder = files("anyo_lightning.compare")
-    page = folder.joinpath(name).read_text(encoding="utf-8")
+    page = folder.joinpath("page.html").read_text(encoding="utf-8")
     parts = {
+        "/* title */": name,
+        "/* body */\n": folder.joinpath(body).read_text(encoding="utf-8"),
         "/* style */": folder.joinpath("report.css").read_text(encoding="utf-8"),
         "/* data */": _inside_script(content),
         "/* scripts */": "\n".join(folder.joinpath(script).read_text(encoding="utf-8") for script in scripts),

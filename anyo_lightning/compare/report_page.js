@@ -104,18 +104,8 @@ function drawTable() {
 
 // All of the ledger that was measured, the same rows in the same order.
 function drawLedger() {
-  const table = byId("ledger");
-  const head = table.createTHead().insertRow();
-  ["Variant", ...data.costs.map((cost) => cost.name)].forEach((header) => {
-    const cell = element("th", header);
-    cell.scope = "col";
-    head.append(cell);
-  });
-  const body = table.createTBody();
-  data.variants.forEach((variant) => {
-    const row = body.insertRow();
-    row.append(variantCell(variant), ...data.costs.map(({ name }) => element("td", variant.shown[name])));
-  });
+  const costs = data.costs.map((cost) => cost.name);
+  fillTable(byId("ledger"), ["Variant", ...costs], data.variants.map((variant) => [variantCell(variant), ...costs.map((name) => element("td", variant.shown[name]))]));
   byId("ledger-note").textContent = data.costNotes;
 }
 
@@ -136,10 +126,7 @@ function drawProbes() {
   }
   tables.forEach(({ note, headers, rows }) => {
     const table = element("table");
-    const head = table.createTHead().insertRow();
-    const body = table.createTBody();
-    headers.forEach((header) => head.append(Object.assign(element("th", header), { scope: "col" })));
-    rows.forEach((cells) => body.insertRow().append(...cells.map((cell) => element("td", cell))));
+    fillTable(table, headers, rows.map((cells) => cells.map((cell) => element("td", cell))));
     const scroll = element("div", undefined, "scroll");
     scroll.tabIndex = 0;
     scroll.append(table);

@@ -14,6 +14,13 @@ function element(name, text, className) {
   return made;
 }
 
+// A table of headers and of rows of cells.
+function fillTable(table, headers, rows) {
+  table.createTHead().insertRow().append(...headers.map((header) => Object.assign(element("th", header), { scope: "col" })));
+  const body = table.createTBody();
+  rows.forEach((cells) => body.insertRow().append(...cells));
+}
+
 function fill(select, options, chosen = 0) {
   options.forEach(([value, text]) => {
     const option = element("option", text);

@@ -1,23 +1,20 @@
 """`anyo compare`: tested runs side by side, each figure with its interval and its paired difference to a baseline."""
 
-import io
 import sys
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from anyo_lightning.compare.costs import choose_costs
 from anyo_lightning.compare.exports import as_csv, as_json
-from anyo_lightning.compare.render import as_latex, as_markdown, as_rich
+from anyo_lightning.compare.render import WIDTH_OF_A_FILE, as_latex, as_markdown, as_plain, as_rich, write_out
 from anyo_lightning.compare.report import as_html
 from anyo_lightning.compare.results import Comparison, load_results
 from anyo_lightning.compare.splits import spread_as_markdown, spread_as_rich, spreads
 from anyo_lightning.errors import InputError
-from anyo_lightning.runs import renamed_to
 
 Format = Literal["rich", "markdown", "latex", "csv", "json", "html"]
-WIDTH_OF_A_FILE = 200
 ALWAYS_SLICED = ("csv", "json", "html")
 
 
@@ -65,7 +62,7 @@ def compare(
                 f"got baseline {baseline}, slices {slices}, format {format}"
             )
         rows = spreads(runs, metrics)
-        _write(spread_as_markdown(rows) if format == "markdown" else _plain(spread_as_rich(rows)), output)
+        write_out(spread_as_markdown(rows) if format == "markdown" else as_plain(spread_as_rich(rows)), output)
         return
     comparison = load_results(
         runs,
@@ -80,15 +77,7 @@ def compare(
         console = Console()
         console.print(as_rich(comparison.results, width=console.width))
     else:
-        _write(_as_text(comparison, format), output)
-
-
-def _write(text: str, output: Path | None) -> None:
-    if output is None:
-        sys.stdout.write(text)
-        return
-    with renamed_to(output) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        write_out(_as_text(comparison, format), output)
 
 
 def _as_text(comparison: Comparison, format: Format) -> str:  # noqa: A002
@@ -99,12 +88,4 @@ def _as_text(comparison: Comparison, format: Format) -> str:  # noqa: A002
         return as_html(comparison)
     if format in texts:
         return texts[format](results)
-    return _plain(as_rich(results, width=WIDTH_OF_A_FILE))
-
-
-def _plain(renderable: RenderableType) -> str:
-    """What the terminal would show, as wide as it needs to be."""
-    console = Console(file=io.StringIO(), width=WIDTH_OF_A_FILE)
-    with console.capture() as capture:
-        console.print(renderable)
-    return "".join(line.rstrip() + "\n" for line in capture.get().splitlines())
+    return as_plain(as_rich(results, width=WIDTH_OF_A_FILE))

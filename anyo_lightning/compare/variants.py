@@ -6,7 +6,7 @@ apart. Runs of different splits or protocols are refused: their figures do not m
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,7 @@ def read_variants(paths: Sequence[Path]) -> tuple[list[Variant], list[Path]]:
         tested, others = find_runs(path)
         found |= {run.path.resolve(): run for run in tested}
         passed_over |= {run.path.resolve(): run for run in others}
-    if not found:
-        where = ", ".join(str(path) for path in paths) or "nothing"
-        raise InputError(f"Expected runs to name at least one tested run (a folder with metrics.json), got {where}")
-    runs = [TestedRun(folder, folder.read_metrics()) for folder in found.values()]
+    runs = _tested(found, paths)
     _check_one(runs, "split", lambda run: run.content["split"], _split_name)
     _check_one(runs, "protocol", lambda run: _decisive(run.content["protocol"]), _protocol_name)
     return _grouped(runs), [run.path for run in passed_over.values()]
@@ -109,11 +106,7 @@ def read_splits(paths: Sequence[Path]) -> list[Variant]:
         InputError: A folder does not exist or holds no tested run, or runs differ in more than ties and seeds.
     """
     found = {run.path.resolve(): run for path in paths for run in find_runs(path, every_split=True)[0]}
-    if not found:
-        raise InputError(
-            f"Expected runs to name at least one tested run, got {', '.join(map(str, paths)) or 'nothing'}"
-        )
-    runs = [TestedRun(folder, folder.read_metrics()) for folder in found.values()]
+    runs = _tested(found, paths)
     _check_one(runs, "kind of split", lambda run: run.content["split"], _split_kind)
     _check_one(runs, "protocol", lambda run: _decisive(run.content["protocol"]), _protocol_name)
     return _grouped(runs, may_differ=("seed", "ties_seed"))
@@ -133,6 +126,18 @@ def find_variant(variants: Sequence[Variant], name: str) -> Variant:
             f"Expected baseline to name one of the rows, got {name!r}, which names {len(named)}; {hint} {there}"
         )
     return named[0]
+
+
+def _tested(found: Mapping[Path, RunFolder], paths: Sequence[Path]) -> list[TestedRun]:
+    """The runs that paths stand for, with what they say.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not found:
+        where = ", ".join(str(path) for path in paths) or "nothing"
+        raise InputError(f"Expected runs to name at least one tested run (a folder with metrics.json), got {where}")
+    return [TestedRun(folder, folder.read_metrics()) for folder in found.values()]
 
 
 def _grouped(runs: Sequence[TestedRun], *, may_differ: tuple[str, ...] = ("seed",)) -> list[Variant]:
