@@ -20,6 +20,9 @@ from anyo_lightning.runs import RunFolder
 PROJECT = Path(__file__).parents[1]
 ONE_LAYER = ["--model.init_args.backbone.init_args.layers=1"]
 PRETRAINED = "llara_pretrain/llara_pretrain/version_0"  # below the folder of all runs
+SOURCE = (
+    "Made by `python benchmarks/ablations.py`. Intervals and tests are over users, given these seeds; sd is over seeds."
+)
 PROMPT = ["--model.init_args.self_prompt= This one."]
 # Term: what it is, its configuration, what its runs have in common, and each run's own options; the first is "without".
 TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
@@ -43,13 +46,13 @@ TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
     "llara_pretrain": (
         "LLaRA's pre-training, from which the next rows start",
         "llara_pretrain",
-        ONE_LAYER,
+        [*ONE_LAYER, "--data.max_items=1"],
         {"llara_pretrain": []},
     ),
     "llara": (
-        "LLaRA: negatives mined from the index, and the pre-trained start, one layer, one epoch, 20 items",
+        "LLaRA: negatives mined from the index, and the pre-trained start, one layer, two epochs, 20 items",
         "llara",
-        [*ONE_LAYER, *PROMPT, "--trainer.max_epochs=1"],
+        [*ONE_LAYER, *PROMPT, "--trainer.max_epochs=2"],  # mining begins after the first
         {
             "cold start, no mined negatives": ["--model.init_args.hard_negatives=0"],
             "cold start, mined negatives": [],
@@ -94,7 +97,7 @@ def train(folder: Path, *words: str) -> None:
 
 def write(folder: Path) -> None:
     """The table of each term whose runs are there."""
-    parts = ["# What each contrastive term is worth", "Made by `python benchmarks/ablations.py`."]
+    parts = ["# What each contrastive term is worth", SOURCE]
     for name, (what, *_, rows) in TERMS.items():
         if len(rows) > 1 and (folder / name).is_dir():
             with redirect_stdout(io.StringIO()) as table:
