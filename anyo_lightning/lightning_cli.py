@@ -189,7 +189,7 @@ class AnyoCLI(LightningCLI):
         start = ckpt_path or (str(last) if last.is_file() else None)
         if model.trained:
             if start is not None:
-                checkpoints.load(Path(start))
+                model.restored = checkpoints.load(Path(start))["state_dict"]
             self.trainer.fit(model, ckpt_path=start, **kwargs)
         elif self.trainer.world_size > 1:
             raise InputError(f"Expected one process to fit {type(model).__name__}, got {self.trainer.world_size}")
@@ -246,7 +246,7 @@ class AnyoCLI(LightningCLI):
                 raise InputError(f"Expected --run with a trained run folder or --ckpt_path, got no {best}")
             kwargs["ckpt_path"] = str(best)
         if kwargs.get("ckpt_path"):
-            checkpoints.load(Path(kwargs["ckpt_path"]))
+            self.model.restored = checkpoints.load(Path(kwargs["ckpt_path"]))["state_dict"]
         return kwargs
 
 

@@ -191,6 +191,36 @@ def test_both_sides_are_whitened_before_training(make: Make, make_data: MakeData
     torch.testing.assert_close(whitened, whiten(states), rtol=1e-3, atol=1e-3)
 
 
+def test_init_from_a_run_keeps_its_whitening(make: Make, make_data: MakeData, tmp_path: Path) -> None:
+    """Measured anew on trained states it would be another basis than the one the projectors have learned."""
+    fit(make(), make_data(), tmp_path, epochs=1)
+    saved = torch.load(RunFolder(tmp_path).best_checkpoint, weights_only=True)["state_dict"]
+    data = make_data()
+    data.setup("fit")
+    again = make(init_from=tmp_path)
+    again.prepare(data)
+    for key, value in saved.items():
+        assert torch.equal(again.state_dict()[key], value), key
+
+
+def test_nothing_is_drawn_before_the_first_mining(built: Make) -> None:
+    """So that the first epoch is that of a run without mined negatives, dropout and all."""
+    model = built(hard_negatives=2, mined_negatives=4)
+    before = torch.get_rng_state()
+    assert len(model.sample_mined(torch.arange(3))) == 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_whitening_meets_no_other_default_device(make: Make, make_data: MakeData) -> None:
+    """Lightning builds models with a GPU as the default device."""
+    data = make_data()
+    data.setup("fit")
+    model = make()
+    with torch.device("meta"):
+        model.prepare(data)
+    assert {p.device.type for p in [*model.parameters(), *model.buffers()]} == {"cpu"}
+
+
 def test_items_have_a_perceptron_of_their_own_where_asked(built: Make) -> None:
     """`hidden` gives items other weights than histories have; without it both share one map."""
     for hidden, shared in ((None, True), (24, False)):
@@ -492,6 +522,11 @@ def test_pretraining_lowers_both_losses(make: Make, make_data: MakeData, tmp_pat
         float((state["item_encoder.head.0.rotation"] - torch.eye(32)).abs().max()) > 0.1
     )  # of the weights that it starts from
     assert float(state["log_temperature"]) == 0
+    prompted = make_data(supervision="last")  # a history encoder of another kind, of the same LLM
+    prompted.setup("fit")
+    queries = make(pooled_tokens=2, init_from=tmp_path / "pre")
+    queries.prepare(prompted)
+    assert torch.equal(queries.state_dict()["item_encoder.reader.added"], saved["item_encoder.reader.added"])
     fresh = make(LLaRAPretrain, pooled_tokens=2, init_from=tmp_path / "llara")
     fit(make(pooled_tokens=2), make_data(), tmp_path / "llara", epochs=1)
     with pytest.raises(InputError, match="checkpoint of model LLaRAPretrain, got LLaRA"):

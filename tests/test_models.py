@@ -153,6 +153,11 @@ def test_item_vectors_and_init_come_from_runs(
     best = torch.load(RunFolder(tmp_path / "paper").best_checkpoint, weights_only=True)["state_dict"]
     for key, value in best.items():
         torch.testing.assert_close(again.state_dict()[key], value, msg=key)
+    gone = tmp_path / "gone"  # a finished run needs its own checkpoint, not the folders that it started from
+    alone = E4SRec(backbone=backbone(tiny_llm), dim=16, item_vectors_from=gone, init_from=gone)
+    alone.restored = best
+    alone.prepare(data)
+    torch.testing.assert_close(alone.history_encoder.injection.item_vectors, standardised)
     with pytest.raises(InputError, match="item embeddings"):
         checkpoints.item_vectors(_run_without_ids(tiny_llm, make_data, tmp_path), data.split)
 

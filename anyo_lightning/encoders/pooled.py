@@ -86,6 +86,11 @@ class Whitened(nn.Module):
         """Whiten the last dimension."""
         return (states - self.mean) @ self.rotation
 
+    @property
+    def measured(self) -> bool:
+        """Whether the statistics have been taken, here or in a checkpoint."""
+        return not torch.equal(self.rotation, torch.eye(len(self.rotation), device=self.rotation.device))
+
     @torch.no_grad()
     def measure(self, encode: Callable[[], Tensor]) -> None:
         """Take the statistics of the states that reach this module while `encode` runs."""

@@ -64,6 +64,7 @@ class RetrievalModule(LightningModule):
         self.warmup, self.decay = warmup, decay
         self.init_from = init_from
         self.built = False
+        self.restored: dict[str, Tensor] | None = None  # weights of the checkpoint that is about to be loaded
         self.reads_text = False
         self.seen = {"tokens": 0, "targets": 0}  # in training, on this process
         self.shared_random = torch.Generator()
@@ -106,10 +107,15 @@ class RetrievalModule(LightningModule):
         self.catalogue = checkpoints.describe_catalogue(data.split)
         self.data = data
         self.build(data)
+        if self.restored is None:
+            self.initialise()
         self.built = True
         # What DDP need not send: frozen weights, and buffers, which are the same on all processes and may be large.
         self._ddp_params_and_buffers_to_ignore = checkpoints.frozen_keys(self) | dict(self.named_buffers()).keys()
         self.build_seconds = time.perf_counter() - started
+
+    def initialise(self) -> None:
+        """Make the weights that training starts from; left out where a checkpoint will take their place."""
         if self.init_from is not None:
             checkpoints.start_from(self, self.init_from)
 

@@ -149,7 +149,8 @@ def load(path: Path) -> dict[str, Any]:
 def start_from(module: "RetrievalModule", folder: Path) -> None:
     """Load the best weights of another run into a module, where both are of one backbone, catalogue and split.
 
-    A run of one of the classes that the module `starts_from` may lack weights, which stay as they are.
+    A run of one of the classes that the module `starts_from` gives its item encoder, and with it the LLM: what it lacks
+    stays as it is.
 
     Raises:
         InputError: When the run does not fit.
@@ -159,7 +160,9 @@ def start_from(module: "RetrievalModule", folder: Path) -> None:
     weights = checkpoint["state_dict"]
     if checkpoint[METADATA]["model"] in module.starts_from:
         frozen = frozen_keys(module)
-        weights = {**{key: value for key, value in module.state_dict().items() if key not in frozen}, **weights}
+        given = {key: value for key, value in weights.items() if not key.startswith("history_encoder.")}
+        # Values of the module's own are views of its weights: that copying changes none of those given.
+        weights = {**{key: value for key, value in module.state_dict().items() if key not in frozen}, **given}
     module.load_state_dict(weights)
 
 

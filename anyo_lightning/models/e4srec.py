@@ -88,14 +88,17 @@ class E4SRec(RetrievalModule):
                 input_dropout=self.input_dropout,
             )
             return
-        read = checkpoints.item_vectors(self.item_vectors_from, data.split)
+        injected = (self.restored or {}).get("history_encoder.injection.item_vectors")
+        if injected is None:
+            read = checkpoints.item_vectors(self.item_vectors_from, data.split)
+            injected = (read - read.mean(0)) / read.std()
         head = nn.Embedding(data.split.catalogue_size, self.dim)
         nn.init.normal_(head.weight, std=0.1)
         self.item_encoder = IdItems(head)
         self.history_encoder = llm_history(
             backbone,
             reads="vectors",
-            item_vectors=(read - read.mean(0)) / read.std(),
+            item_vectors=injected,
             of_texts=False,
             dim=self.dim,
             prompt=self.prompt,

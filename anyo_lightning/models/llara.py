@@ -23,7 +23,7 @@ from anyo_lightning.losses import info_nce
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
 
 LOWEST_TEMPERATURE = 0.01  # where a learned temperature stops, as CLIP's does
-MEASURED = 64  # histories whose states are whitened
+MEASURED = 4  # whitening is measured on so many states of histories a dimension, where there are as many
 
 
 class LLaRA(RetrievalModule):
@@ -53,11 +53,12 @@ class LLaRA(RetrievalModule):
         backbone: Loads the LLM.
         dim: Width of the projector; None for none, as in the paper.
         hidden: Width of the items' own perceptron; None shares the linear projector.
-        whiten: Give each side's states mean 0 and covariance 1, as they are before training.
+        whiten: Whiten each side's states, as they are before training.
         dropout: On the states before the projector.
         self_prompt: Text behind an item's text.
         next_prompt: Text behind a history, with `supervision: last`.
-        pooled_tokens: Added tokens whose last states are pooled by their mean; 0 pools EOS.
+        pooled_tokens: Added tokens whose last states are pooled by their mean; 0 pools EOS, as histories do in any case
+            with `supervision: all`.
         targets_per_history: Boundaries of a history that a step supervises.
         temperature: τ, at the start where it is learned.
         learn_temperature: Whether τ is trained; it stays above 0.01.
@@ -124,23 +125,34 @@ class LLaRA(RetrievalModule):
         self.refresh_epochs, self.chunk_tokens = refresh_epochs, chunk_tokens
         self._validated: Tensor | None = None
 
-    def prepare(self, data: RecDataModule) -> None:
-        """Build, and measure both sides' states, of the weights that training starts from."""
-        super().prepare(data)
+    def initialise(self) -> None:
+        """Measure both sides' states, of the weights that training starts from, unless those are a run's of LLaRA."""
+        super().initialise()
         if not self.whiten:
             return
         training = self.training
         self.eval().to(self.build_device)
-        histories = [data.split.training_history(user) for user in range(data.split.users)]
-        some = [items[:-1] for items in histories if len(items) > 1][:MEASURED]
-        batches = [data.collate(some[start : start + 8]).to(self.device) for start in range(0, len(some), 8)]
         sides = {
             self.item_encoder: lambda: self.item_encoder(self.training_items),
-            self.history_encoder: lambda: [self(replace(b, target_mask=b.item_mask)) for b in batches],
+            self.history_encoder: self.encode_some_histories,
         }
         for encoder, encode in sides.items():
-            next(module for module in encoder.modules() if isinstance(module, Whitened)).measure(encode)
+            whitened = next(module for module in encoder.modules() if isinstance(module, Whitened))
+            if not whitened.measured:
+                whitened.measure(encode)
         self.train(training)
+
+    def encode_some_histories(self) -> None:
+        """Read training histories, without their targets, until there are `MEASURED` states a dimension."""
+        assert self.backbone is not None
+        everyone = map(self.data.split.training_history, range(self.data.split.users))
+        histories = [items[:-1] for items in everyone if len(items) > 1]
+        states = 0
+        for start in range(0, len(histories), 8):
+            batch = self.data.collate(histories[start : start + 8]).to(self.device)
+            states += len(self.history_encoder(replace(batch, target_mask=batch.item_mask)))
+            if states >= MEASURED * self.backbone.hidden_size:
+                break
 
     def build(self, data: RecDataModule) -> None:
         """One LLM and one pooling for both sides, one projector or two; an empty list of mined negatives a user."""
@@ -260,6 +272,8 @@ class LLaRA(RetrievalModule):
         if not self.hard_negatives:
             return user.new_empty(0)
         lists = self.get_buffer("mined")[user]
+        if bool((lists == MISSING).all()):  # before the first mining nothing is drawn
+            return user.new_empty(0)
         chosen = lists.gather(1, torch.rand(lists.shape, device=lists.device).topk(self.hard_negatives).indices)
         return chosen[chosen != MISSING]
 
