@@ -212,6 +212,24 @@ def test_evaluation_batches_ask_for_the_last_state(tiny_data: tuple[Path, Path])
     assert sorted(rows) == list(range(len(queries)))
 
 
+def test_batches_of_mixed_lengths_hold_equally_many_random_rows(tiny_data: tuple[Path, Path]) -> None:
+    """Without `group_by_length` each batch but one has as many rows, every target comes, lengths are mixed."""
+    interactions, items = tiny_data
+    data = RecDataModule(
+        interactions=interactions, items=items, k_core=1, max_items=12, batch_tokens=120, group_by_length=False
+    )
+    data.setup("fit")
+    loader = data.train_dataloader()
+    batches = list(loader)
+    sizes = sorted(len(batch.user) for batch in batches)
+    assert set(sizes[1:]) == {int(120 / 1.03) // 12}
+    largest = max(batches, key=lambda batch: len(batch.user))
+    assert len(largest.item_mask.sum(1).unique()) > 1
+    grouped = RecDataModule(interactions=interactions, items=items, k_core=1, max_items=12, batch_tokens=120)
+    grouped.setup("fit")
+    assert sum(len(b.targets) for b in batches) == sum(len(b.targets) for b in grouped.train_dataloader())
+
+
 def test_small_budget_is_refused() -> None:
     """A window must hold two items at least."""
     with pytest.raises(InputError, match=r"data\.max_tokens"):

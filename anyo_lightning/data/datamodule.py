@@ -56,6 +56,8 @@ class RecDataModule(LightningDataModule):
         random_cuts: Cut the windows of long histories elsewhere in each epoch: an augmentation.
         max_tokens: Most tokens of a history that are read, where items are read as text.
         max_item_tokens: Most tokens of one item's text, its separator included.
+        group_by_length: Train on batches of rows of like length, which pads little; else on random rows, as many a
+            batch as would fit if all were as long as the longest: the literature's batches of one size.
         batch_tokens: Most padded tokens a training batch (items, where no text is read).
         evaluation_batch_tokens: The same for validation, test and prediction.
         seed: Seed of batches, shuffled ties and cuts; None takes that of `seed_everything`.
@@ -86,6 +88,7 @@ class RecDataModule(LightningDataModule):
         shuffle_ties: bool = False,
         max_tokens: int = 1536,
         max_item_tokens: int = 48,
+        group_by_length: bool = True,
         batch_tokens: int = 8192,
         evaluation_batch_tokens: int = 16384,
         seed: int | None = None,
@@ -123,6 +126,7 @@ class RecDataModule(LightningDataModule):
         self.supervision: Supervision = supervision
         self.max_items, self.max_tokens, self.max_item_tokens = max_items, max_tokens, max_item_tokens
         self.overlap, self.random_cuts, self.shuffle_ties = overlap, random_cuts, shuffle_ties
+        self.group_by_length = group_by_length
         self.batch_tokens, self.evaluation_batch_tokens = batch_tokens, evaluation_batch_tokens
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.num_workers = num_workers
@@ -229,8 +233,9 @@ class RecDataModule(LightningDataModule):
         )
         if not len(windows):
             raise InputError("Expected a user with at least 2 training interactions, got none")
+        lengths = windows.length if self.group_by_length else np.full_like(windows.length, windows.length.max())
         batches = TokenBudgetBatches(
-            windows.length, budget=self.batch_tokens, seed=self.seed, epoch=epoch, **self._processes()
+            lengths, budget=self.batch_tokens, seed=self.seed, epoch=epoch, **self._processes()
         )
         return ResumableLoader(
             HistoryDataset.training(split, windows, self.tokens),
