@@ -43,6 +43,12 @@ TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
             "with both": [],
         },
     ),
+    "sracl_bank": (
+        "SRA-CL on text: neighbours' states from a bank or encoded anew in each step, one layer, 3 epochs, 20 items",
+        "sracl",
+        ONE_LAYER,
+        {"bank": [], "encoded anew": ["--model.init_args.bank=false"]},
+    ),
     "llara_pretrain": (
         "LLaRA's pre-training, from which the next rows start",
         "llara_pretrain",
