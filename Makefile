@@ -55,8 +55,9 @@ BEAUTY_OPTIONS_e4srec_paper := --model.init_args.item_vectors_from runs/beauty/s
 
 # Another data set, the literature's protocol: ids only, history not masked; about an hour and a half of one core.
 beauty: $(BEAUTY_TABLE:%=runs/beauty/%/metrics.json)
-	$(BIN)/anyo compare runs/beauty --baseline sasrec --metrics "[test/hr@10, test/ndcg@10, test/hr@20, test/ndcg@20]" \
-		--format markdown --output benchmarks/beauty.md
+	printf '# Amazon Beauty, ids only\n\nMade by `make beauty`, a core a run.\n\n' > benchmarks/beauty.md
+	$(BIN)/anyo compare runs/beauty --baseline sasrec --format markdown \
+		--metrics "[test/hr@10, test/ndcg@10, test/hr@20, test/ndcg@20]" >> benchmarks/beauty.md
 	cat benchmarks/beauty.md
 
 runs/beauty/%/metrics.json: | .venv/installed
