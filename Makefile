@@ -15,7 +15,6 @@ JOBS ?= 2
 OPTIONS_e4srec_paper := --model.init_args.item_vectors_from runs/table/sasrec --data.supervision all \
 	--data.shuffle_ties true --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
 BEAUTY_TABLE := sasrec sracl_paper e4srec_paper
-OPTIONS_llara := --model.init_args.init_from runs/pretrain/llara --model.init_args.self_prompt " This one."
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo table rows beauty test test-distributed check format clean
@@ -37,10 +36,6 @@ runs/table/%/metrics.json: | .venv/installed
 
 runs/table/e4srec_paper/metrics.json: runs/table/sasrec/metrics.json
 runs/table/cllmrec/metrics.json: runs/views.done
-runs/table/llara/metrics.json: runs/pretrain/llara/metrics.json
-
-runs/pretrain/llara/metrics.json: | .venv/installed
-	$(BIN)/anyo fit --config configs/llara_pretrain.yaml --run runs/pretrain/llara
 
 runs/views.done: | .venv/installed
 	$(BIN)/anyo augment --kind summarise
