@@ -56,7 +56,7 @@ TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
         {"llara_pretrain": []},
     ),
     "llara": (
-        "LLaRA: negatives mined from the index, and the pre-trained start, one layer, two epochs, 20 items",
+        "LLaRA: mined negatives, and the pre-trained start (why it fails: tried.md), one layer, two epochs, 20 items",
         "llara",
         [*ONE_LAYER, *PROMPT, "--trainer.max_epochs=2"],  # mining begins after the first
         {
