@@ -306,6 +306,18 @@ def test_both_sides_train_lora_and_nothing_frozen(built: Make) -> None:
     assert float(parts["temperature"]) == pytest.approx(0.1)
 
 
+def test_a_learned_temperature_keeps_its_gradient_at_the_floor(built: Make) -> None:
+    """A step beyond the floor is taken back, so that a later one can raise it."""
+    model = built(learn_temperature=True, temperature=0.02)
+    nn.init.constant_(model.log_temperature, -3.0)
+    batch = batch_of(model)
+    model.on_train_batch_end(None, batch, 0)
+    loss, parts = model.loss(model(batch), batch)
+    loss.backward()
+    assert float(parts["temperature"]) == pytest.approx(0.01)
+    assert float(model.log_temperature.grad) != 0
+
+
 def test_mined_negatives_are_the_best_items_that_a_user_does_not_have(built: Make) -> None:
     """By the state before the last training item; other validation and test items change nothing."""
     model = built(hard_negatives=2, mined_negatives=4)
@@ -527,12 +539,33 @@ def test_pretraining_lowers_both_losses(make: Make, make_data: MakeData, tmp_pat
     queries = make(pooled_tokens=2, init_from=tmp_path / "pre")
     queries.prepare(prompted)
     assert torch.equal(queries.state_dict()["item_encoder.reader.added"], saved["item_encoder.reader.added"])
+    names = [name for name, parameter in queries.named_parameters() if parameter.requires_grad and "lora" in name]
+    assert all(name.startswith("history_encoder.backbone.") for name in names)  # as with supervision of all
     fresh = make(LLaRAPretrain, pooled_tokens=2, init_from=tmp_path / "llara")
     fit(make(pooled_tokens=2), make_data(), tmp_path / "llara", epochs=1)
     with pytest.raises(InputError, match="checkpoint of model LLaRAPretrain, got LLaRA"):
         fresh.prepare(data)
     with pytest.raises(InputError, match="unknown"):  # the pre-training's added tokens have no place here
         make(init_from=tmp_path / "pre").prepare(data)
+
+
+@pytest.mark.parametrize(("first", "then"), [(0, 2), (2, 0), (2, 2)])
+def test_a_run_starts_from_one_with_other_negatives(
+    make: Make, make_data: MakeData, tmp_path: Path, first: int, then: int
+) -> None:
+    """In-batch negatives first, mined ones then, or the reverse: the weights are taken over, the lists are not."""
+    fit(make(hard_negatives=first, mined_negatives=4), make_data(), tmp_path, epochs=1)
+    data = make_data()
+    data.setup("fit")
+    model = make(hard_negatives=then, mined_negatives=4, init_from=tmp_path)
+    model.prepare(data)
+    saved = torch.load(RunFolder(tmp_path).best_checkpoint, weights_only=True)["state_dict"]
+    state = model.state_dict()
+    assert any("lora_B" in key and bool(value.any()) for key, value in saved.items())
+    for key, value in saved.items():
+        assert key == "mined" or torch.equal(state[key], value), key
+    assert ("mined" in state) == (then > 0)
+    assert not then or bool((model.mined == llara.MISSING).all())
 
 
 def test_checkpoint_restores_exactly(make: Make, make_data: MakeData, tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ class PromptedHistory(nn.Module):
 
     def __init__(self, reader: PooledReader, *, prompt: Sequence[int], head: nn.Module) -> None:
         super().__init__()
+        self.backbone = reader.backbone  # first: its weights are named as in other history encoders
         self.reader, self.head = reader, head
         suffix = torch.tensor([*prompt, *[reader.end] * reader.count])
         self.register_buffer("suffix", suffix, persistent=False)

@@ -48,6 +48,7 @@ class RetrievalModule(LightningModule):
     item_encoder: nn.Module
     trained = True  # False: counted when the data are known, with nothing to fit and no checkpoint
     starts_from: tuple[str, ...] = ()  # other classes whose runs `init_from` may name; what those lack starts afresh
+    starts_afresh: tuple[str, ...] = ()  # state that `init_from` does not take over, whether the run has it or not
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class RetrievalModule(LightningModule):
         self.build(data)
         if self.restored is None:
             self.initialise()
+        self.restored = None  # Lightning loads the checkpoint itself
         self.built = True
         # What DDP need not send: frozen weights, and buffers, which are the same on all processes and may be large.
         self._ddp_params_and_buffers_to_ignore = checkpoints.frozen_keys(self) | dict(self.named_buffers()).keys()

@@ -157,13 +157,13 @@ def start_from(module: "RetrievalModule", folder: Path) -> None:
     """
     checkpoint = read(folder)
     check(module, checkpoint, also=module.starts_from)
-    weights = checkpoint["state_dict"]
+    weights = {key: value for key, value in checkpoint["state_dict"].items() if key not in module.starts_afresh}
+    own = module.state_dict()  # views of its weights: copying these to where they are changes none of those given
     if checkpoint[METADATA]["model"] in module.starts_from:
         frozen = frozen_keys(module)
         given = {key: value for key, value in weights.items() if not key.startswith("history_encoder.")}
-        # Values of the module's own are views of its weights: that copying changes none of those given.
-        weights = {**{key: value for key, value in module.state_dict().items() if key not in frozen}, **given}
-    module.load_state_dict(weights)
+        weights = {**{key: value for key, value in own.items() if key not in frozen}, **given}
+    module.load_state_dict({**{key: own[key] for key in module.starts_afresh if key in own}, **weights})
 
 
 def item_vectors(folder: Path, split: Split) -> Tensor:

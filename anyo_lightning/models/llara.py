@@ -1,5 +1,6 @@
 """LLaRA: the dual encoder. One LLM reads histories and items, and both are trained to meet."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -76,6 +77,7 @@ class LLaRA(RetrievalModule):
 
     item_encoder: LiveTextItems
     starts_from = ("LLaRAPretrain",)
+    starts_afresh = ("mined",)
 
     def __init__(
         self,
@@ -232,6 +234,12 @@ class LLaRA(RetrievalModule):
         self._validated = None
         super().on_train_batch_start(batch, batch_idx)
 
+    def on_train_batch_end(self, outputs: Any, batch: HistoryBatch, batch_idx: int) -> None:
+        """Put a learned temperature that has gone below its floor back onto it, where it still has a gradient."""
+        if self.learn_temperature:
+            with torch.no_grad():
+                self.log_temperature.clamp_(min=math.log(LOWEST_TEMPERATURE / self.temperature))
+
     def on_train_epoch_end(self) -> None:
         """Mine hard negatives, before checkpoints are written."""
         if self.hard_negatives and (self.current_epoch + 1) % self.refresh_epochs == 0:
@@ -245,9 +253,7 @@ class LLaRA(RetrievalModule):
     def current_temperature(self) -> Float[Tensor, ""]:
         """τ."""
         start = torch.tensor(self.temperature, device=self.device)
-        if not self.learn_temperature:
-            return start
-        return (start * self.log_temperature.exp()).clamp(min=LOWEST_TEMPERATURE)
+        return start * self.log_temperature.exp() if self.learn_temperature else start
 
     def owned(self, user: Int[Tensor, " batch"], items: Int[Tensor, " items"]) -> Bool[Tensor, "batch items"]:
         """Whether each user has each of these items in training."""
