@@ -146,7 +146,7 @@ def test_views_leave_out_the_last_training_item(
 ) -> None:
     """Each view's items are the latest training items before the last one; no target of any stage beside them."""
     data = make_data()
-    augment(data, llm=tiny_llm, max_items=6)
+    augment(data, llm=tiny_llm, max_items=6, parts=1)
     split = data.split
     table = views_of(tmp_path / "cache")
     assert table["user_id"].to_list() == split.user_ids.tolist()
@@ -177,6 +177,10 @@ def test_parts_of_long_histories_have_views_of_their_own(
         data.split.item_ids[history[-4:]].tolist(),
         data.split.item_ids[history[-8:-4]].tolist(),
     ]
+    augment(data, llm=tiny_llm, max_items=4)
+    found = views_of(tmp_path / "cache").filter(pl.col("user_id") == str(data.split.user_ids[user]))
+    backwards = [item for items in found["item_ids"].to_list() for item in reversed(items)]
+    assert backwards == data.split.item_ids[history[::-1]].tolist()
 
 
 def test_only_what_is_new_is_asked(
@@ -187,10 +191,10 @@ def test_only_what_is_new_is_asked(
     asked: list[str],
 ) -> None:
     """A second run asks nothing and writes the same; a changed history is asked for, another prompt asks for all."""
-    augment(make_data(), llm=tiny_llm)
+    augment(make_data(), llm=tiny_llm, parts=1)
     before = views_of(tmp_path / "cache")
     assert len(asked) == 40
-    augment(make_data(), llm=tiny_llm)
+    augment(make_data(), llm=tiny_llm, parts=1)
     assert len(asked) == 40
     assert views_of(tmp_path / "cache").equals(before)
     lines = tiny_data[0].read_text().splitlines()
@@ -198,11 +202,11 @@ def test_only_what_is_new_is_asked(
     swapped[1:3] = [swapped[2].rsplit(",", 1)[0] + ",0", swapped[1].rsplit(",", 1)[0] + ",1"]
     (tmp_path / "changed.csv").write_text("\n".join([*swapped, *lines[3:]]) + "\n")
     changed = RecDataModule(interactions=tmp_path / "changed.csv", items=tiny_data[1])
-    augment(changed, llm=tiny_llm)
+    augment(changed, llm=tiny_llm, parts=1)
     assert len(asked) == 41
     with pytest.raises(InputError, match="views of split"):
         read_views(next((tmp_path / "cache" / "views").glob("*.parquet")), kind="summarise", split=_other(changed))
-    augment(make_data(), llm=tiny_llm, prompt="{history}\nWho?")
+    augment(make_data(), llm=tiny_llm, prompt="{history}\nWho?", parts=1)
     assert len(asked) == 81
 
 
@@ -223,7 +227,7 @@ def test_what_views_cost_does_not_depend_on_what_was_cached(
     clock = iter(range(10**6))
     monkeypatch.setattr("anyo_lightning.views.write.time.perf_counter", lambda: float(next(clock)))
     data = make_data()
-    augment(data, llm=tiny_llm, batch=8)
+    augment(data, llm=tiny_llm, batch=8, parts=1)
     file = store.views_file("summarise", data.split)
     cost = read_views_cost(file)
     assert cost["seconds"] == pytest.approx(5)  # 40 prompts in 5 batches, each of a second by this clock
@@ -237,16 +241,16 @@ def test_what_views_cost_does_not_depend_on_what_was_cached(
     assert read + 40 <= cost["tokens"] <= read + 40 * limit
     assert cost["tokens"] == sum(known[answers.key(text)].tokens or 0 for text in asked)
     before = file.read_bytes()
-    augment(make_data(), llm=tiny_llm, batch=8)
+    augment(make_data(), llm=tiny_llm, batch=8, parts=1)
     assert file.read_bytes() == before
     first, *others = sorted(folder.glob("*.parquet"))
     for shard in others:
         shard.unlink()
-    augment(make_data(), llm=tiny_llm, batch=8)
+    augment(make_data(), llm=tiny_llm, batch=8, parts=1)
     assert read_views_cost(file) == cost
     old = pl.read_parquet(first).drop("seconds", "tokens")  # as an earlier version wrote it
     old.write_parquet(first)
-    augment(make_data(), llm=tiny_llm, batch=8)
+    augment(make_data(), llm=tiny_llm, batch=8, parts=1)
     assert read_views_cost(file) == {}
 
 
@@ -270,7 +274,7 @@ def slow(self, prompts, *, max_new_tokens):
     return write(self, prompts, max_new_tokens=max_new_tokens)
 LocalWriter.write = slow
 interactions, items, llm = sys.argv[1:]
-augment(RecDataModule(interactions=Path(interactions), items=Path(items)), llm=llm, batch=4)
+augment(RecDataModule(interactions=Path(interactions), items=Path(items)), llm=llm, batch=4, parts=1)
 """
 
 
@@ -296,11 +300,11 @@ def test_a_killed_run_goes_on_where_it_stopped(
     kept = 4 * len(list(views.glob("answers/*/*.parquet")))
     assert not list(views.glob("*.parquet"))
     assert 12 <= kept < 40
-    augment(make_data(), llm=tiny_llm, batch=4)
+    augment(make_data(), llm=tiny_llm, batch=4, parts=1)
     assert len(asked) == 40 - kept
     resumed = views_of(tmp_path / "cache")
     monkeypatch.setenv("ANYO_CACHE", str(tmp_path / "whole"))
-    augment(make_data(), llm=tiny_llm, batch=4)
+    augment(make_data(), llm=tiny_llm, batch=4, parts=1)
     assert views_of(tmp_path / "whole").equals(resumed)
 
 
@@ -313,7 +317,7 @@ def test_rewrites_have_one_text_an_item(
         return [Answer("1. First\n3. Third", "stop") for _ in prompts]
 
     monkeypatch.setattr(LocalWriter, "write", answer)
-    augment(make_data(), llm=tiny_llm, kind="rewrite", output=tmp_path / "out" / "views.parquet")
+    augment(make_data(), llm=tiny_llm, kind="rewrite", output=tmp_path / "out" / "views.parquet", parts=1)
     table = pl.read_parquet(tmp_path / "out" / "views.parquet")
     for items, texts in zip(table["item_ids"].to_list(), table["texts"].to_list(), strict=True):
         assert texts == ["First", None, "Third", *[None] * len(items)][: len(items)]
@@ -413,7 +417,7 @@ def test_endpoint_answers_are_data(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """An error is retried; refusals and nothing fall back and are counted; a long answer is cut and stripped."""
-    augment(make_data(), backend="endpoint")
+    augment(make_data(), backend="endpoint", parts=1)
     assert len(endpoint.requests) == 41
     assert {request["path"] for request in endpoint.requests} == {"/v1/chat/completions"}
     assert {request["key"] for request in endpoint.requests} == {"Bearer secret-of-the-test"}
@@ -425,7 +429,7 @@ def test_endpoint_answers_are_data(
     long = max(texts, key=len)
     assert len(long) <= prompts.LONGEST_SUMMARY
     assert long.isprintable()
-    augment(make_data(), backend="endpoint")
+    augment(make_data(), backend="endpoint", parts=1)
     assert len(endpoint.requests) == 41
     kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not any(b"secret-of-the-test" in path.read_bytes() for path in kept)
@@ -436,11 +440,11 @@ def test_endpoint_mistakes_are_one_sentence(
 ) -> None:
     """A refused request ends the run and says how to go on; a missing variable is named; no key is printed."""
     with pytest.raises(InputError, match=r"NotFoundError.*no such model.*goes on") as error:
-        augment(make_data(), backend="endpoint", llm="missing", batch=1)
+        augment(make_data(), backend="endpoint", llm="missing", batch=1, parts=1)
     assert "secret" not in str(error.value)
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(InputError, match="OPENAI_API_KEY in the environment"):
-        augment(make_data(), backend="endpoint")
+        augment(make_data(), backend="endpoint", parts=1)
 
 
 @pytest.mark.parametrize("backend", ["local", "endpoint"])
@@ -457,7 +461,7 @@ def test_dry_run_asks_nothing(
     """It prints prompts and how many tokens they have, by the command line."""
     monkeypatch.setenv("ANYO_CACHE", str(tmp_path / "cache"))
     files = [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}"]
-    main(["augment", *files, f"--backend={backend}", f"--llm={tiny_llm}", "--dry-run", "--max_items=3"])
+    main(["augment", *files, f"--backend={backend}", f"--llm={tiny_llm}", "--dry-run", "--max_items=3", "--parts=1"])
     printed = capsys.readouterr().out
     assert "Describe in one sentence" in printed
     assert "40 views, 29 of them to write" in printed  # 11 are of histories that another user has, too

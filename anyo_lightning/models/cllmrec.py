@@ -43,11 +43,11 @@ class CLLMRec(RetrievalModule):
     training: `anyo augment`), `importance` (the history without its least important items), `crop`, `mask`, `reorder`
     and `substitute`. `original` is the state that the next-item loss has read already: no second pass.
 
-    A written view is used for a state only when the state's target is not among the items that it was written from. For
-    a window early in a long history these may be later training items of the same user. Where a user has several views,
-    the one that shares the most items with the history is taken, and where none may be used, the history is read as it
-    is, once more, with another dropout (as SimCSE does); `train/fallback` is the share of these. A written text is read
-    like an item's, ending in the separator, and no item vector is injected.
+    A written view is used for a state only when it was written from items of the state's history and the state's target
+    is not among them. Of several the one that shares the most items with the history is taken, and where none may be
+    used, the history is read as it is, once more, with another dropout (as SimCSE does); `train/fallback_summarise` and
+    `train/fallback_rewrite` are the shares of these. A written text is read like an item's, ending in the separator,
+    and no item vector is injected.
 
     `importance`: an item's score is the cosine of its text vector (the frozen LLM's hidden states, pooled and whitened)
     with the sum of those of the history's other items. Whitening removes what all items share, so that this sum is
@@ -183,7 +183,7 @@ class CLLMRec(RetrievalModule):
         for position, view in enumerate(self.views):
             if view in get_args(Kind):
                 found = self._find_written(cast(Kind, view), histories, batch)
-                parts["fallback"] = states.new_tensor(found.count(None) / len(histories))
+                parts[f"fallback_{view}"] = states.new_tensor(found.count(None) / len(histories))
                 identities.append(same_text(found, batch.user))
                 encoded = self._encode_written(found, histories)
             elif view == "original" and "original" not in self.views[:position]:

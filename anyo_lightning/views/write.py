@@ -39,7 +39,7 @@ def augment(
     llm: str | None = None,
     prompt: str | None = None,
     max_items: int = 20,
-    parts: int = 1,
+    parts: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
     batch: int = 32,
@@ -60,7 +60,8 @@ def augment(
             default OPENAI_MODEL.
         prompt: What to ask, with `{history}` in it.
         max_items: Most items that a view is written from.
-        parts: A history is cut from its end into parts of `max_items`; each of the latest so many gets a view.
+        parts: A history is cut from its end into parts of `max_items`; each of the latest so many gets a view, with
+            None each. A window of training that shares no item with a view has none: fewer parts cost less to write.
         temperature: Of sampling; 0 takes the likeliest token.
         seed: Seed of the sampling.
         batch: Prompts answered at once; a killed run loses no more than that.
@@ -73,7 +74,7 @@ def augment(
     template = PROMPTS[kind] if prompt is None else prompt
     check_prompt(template)
     for name, value in {"max_items": max_items, "parts": parts, "batch": batch}.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise InputError(f"Expected --{name} to be positive, got {value}")
     data.setup("fit")
     split = data.split
@@ -115,11 +116,11 @@ def augment(
     _print_result(views, written=len(missing), file=file)
 
 
-def _sources(split: Split, *, max_items: int, parts: int) -> Iterator[tuple[int, np.ndarray]]:
+def _sources(split: Split, *, max_items: int, parts: int | None) -> Iterator[tuple[int, np.ndarray]]:
     """Users and the items that each of their views is written from, never with a user's last training item."""
     for user in range(split.users):
         items = split.training_history(user)[:-1]
-        for end in range(len(items), max(len(items) - parts * max_items, 0), -max_items):
+        for end in list(range(len(items), 0, -max_items))[:parts]:
             yield user, items[max(end - max_items, 0) : end]
 
 

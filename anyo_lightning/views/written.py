@@ -82,15 +82,14 @@ class WrittenViews:
     def find(self, user: int, items: np.ndarray, target: int) -> TokenisedView | None:
         """Of the user's views that were not written from the target, the one written from the most items of a history.
 
-        So no view has seen what the state is trained to predict. For a window early in a long history it may be
-        written from later training items of the same user: a profile of the user, not of the window.
+        So no view has seen what the state is trained to predict; None where no view shares an item with the history.
 
         Args:
             user: The user.
             items: The history read.
             target: The item that follows it.
         """
-        best, most = None, -1
+        best, most = None, 0
         for view in self.views.get(user, ()):
             shared = int(np.isin(view.items, items).sum())
             if shared > most and target not in view.items:
