@@ -23,7 +23,7 @@ from anyo_lightning.data.splits import Split
 from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.encoders.cache import Pooling, frozen_vectors
 
-UserSemantics = Literal["mean", "titles"]
+UserSemantics = Literal["mean", "texts"]
 MISSING = -1
 PROFILE_TOKENS = 256  # MiniLM's training length; texts are newest first, so that a cut drops the oldest items
 
@@ -88,7 +88,7 @@ def user_text_vectors(
 
     Args:
         backbone: The encoder.
-        texts: What stands for each user: the titles of a history (`profile_texts`), or a summary of it.
+        texts: What stands for each user: the item texts of a history (`profile_texts`), or a summary of it.
         pooling: How a text's states become one vector.
     """
     there = torch.tensor([bool(text) for text in texts])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
@@ -21,6 +22,7 @@ from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.models.sracl import SRACL, Synthesizer
 from anyo_lightning.runs import RunFolder
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 SIZES = {"ids": {"batch_tokens": 150}, "text": {"batch_tokens": 2000}}
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 MakeData = Callable[..., RecDataModule]
@@ -188,7 +190,7 @@ def test_bank_holds_the_states_of_the_epochs_start(tiny_bert: str, make_data: Ma
     assert not torch.allclose(model.states_of_users, before, atol=1e-2)
 
 
-@pytest.mark.parametrize("user_semantics", ["mean", "titles"])
+@pytest.mark.parametrize("user_semantics", ["mean", "texts"])
 def test_nothing_outside_training_is_seen(tiny_bert: str, make_data: MakeData, user_semantics: str) -> None:
     """Other validation and test items or other last training items: the same vectors and neighbours."""
     found = []
@@ -243,8 +245,32 @@ def test_a_term_of_weight_zero_costs_nothing(tiny_bert: str, make_data: MakeData
     batch = first_batch(data)
     before = model.seen["tokens"]
     _, parts = model.loss(model(batch), batch)
-    assert set(parts) == {"next_item", "inter_user" if inter else "intra_user"}
+    assert set(parts) == {"next_item", *(("inter_user", "inter_user_histories") if inter else ("intra_user",))}
+    if inter:
+        assert float(parts["inter_user_histories"]) == int(batch.final.sum()) > 0
     assert (model.seen["tokens"] == before) == inter  # the bank reads nothing in a step, views do
+
+
+@pytest.mark.parametrize("name", ["sracl", "sracl_paper"])
+def test_every_step_has_last_windows_to_contrast(name: str, tmp_path: Path) -> None:
+    """With each configuration's batches of windows; by their length, last windows come in steps of their own."""
+    random = np.random.default_rng(0)
+    rows = [
+        f"u{u},m{i},{t}" for u in range(80) for t, i in enumerate(random.integers(50, size=random.integers(9, 300)))
+    ]
+    (tmp_path / "i.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    (tmp_path / "c.csv").write_text("item_id,title\n" + "\n".join(f"m{i},Movie {i}" for i in range(50)) + "\n")
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]
+
+    def alone(**changes: Any) -> float:
+        options = settings | changes
+        data = RecDataModule(interactions=tmp_path / "i.csv", items=tmp_path / "c.csv", **options)
+        data.setup("fit")
+        counts = [int(batch.final.sum()) for batch in data.train_dataloader()]
+        return float(np.mean([count < 2 for count in counts]))
+
+    assert alone() < 0.15
+    assert alone(group_by_length=True) > 0.4
 
 
 def test_mistakes_are_refused(tiny_bert: str, make_data: MakeData) -> None:

@@ -46,10 +46,13 @@ class SRACL(RetrievalModule):
 
     One class for two backbones: an LLM that reads text (`sracl.yaml`), and without `backbone` SASRec, as in the
     paper (`sracl_paper.yaml`). What differs: (1) every boundary is supervised by the next item, and the contrasts use
-    one state a history, its last supervised one; in the paper and its code each prefix is a sample of both. (2) A
-    user's vector and neighbours come from the training history without the last target; in the code a prefix finds
-    the user's other prefixes, which contain its target. (3) Semantic vectors are those of titles by the configured
-    encoder; the paper embeds an LLM's summaries by SimCSE. (4) The inter-user term is the paper's, states against
+    one state a history, its last supervised one; in the paper and its code each prefix is a sample of both. Of a user
+    whose history is cut into windows only the last one takes part in the inter-user term, since the neighbours are
+    those of the whole: mix windows in a step by `data.group_by_length: false`, or most steps have none. (2) A user's
+    vector and neighbours come from the training history without the last target; in the code a prefix finds the
+    user's other prefixes, which contain its target. (3) Semantic vectors are those of the items' texts by the
+    configured encoder, a user's by default the mean over the history; the paper embeds an LLM's summaries of items and
+    of histories by SimCSE. (4) The inter-user term is the paper's, states against
     mixtures; the code's is symmetric over both. (5) `bank` reads the neighbours' states from a table that is filled
     at the start of each epoch, without gradient; the paper encodes them anew (`bank: false`). (6) False negatives,
     histories with the same target or of the same user, can be masked.
@@ -73,7 +76,7 @@ class SRACL(RetrievalModule):
         share: Share of a view's items that are replaced, rounded down, but at least one item.
         temperature: Of both terms.
         user_semantics: A user's vector is the `mean` of the item vectors of the history, or the vector of its
-            `titles` as one text.
+            `texts` as one text.
         bank: Take neighbours' states from a table refreshed at the start of each epoch; else encode them anew, each
             once a step, with gradient.
         mask_false_negatives: Leave out negatives with the same target or of the same user.
@@ -147,6 +150,7 @@ class SRACL(RetrievalModule):
         loss = self.global_mean(loss, len(states))
         parts = {"next_item": loss}
         if self.alpha:
+            parts["inter_user_histories"] = states.new_tensor(len(self.taking_part(batch)))
             parts["inter_user"] = self.inter_user(states[batch.last_states], batch)
             loss = loss + self.alpha * parts["inter_user"]
         if self.beta:
@@ -159,10 +163,9 @@ class SRACL(RetrievalModule):
 
         Args:
             last: The state at each history's last supervised boundary.
-            batch: Its histories; those that end in their user's last boundary take part, if the user has neighbours.
+            batch: Its histories.
         """
-        assert batch.final is not None
-        rows = (batch.final & (self.user_neighbours[batch.user, 0] >= 0)).nonzero()[:, 0]
+        rows = self.taking_part(batch)
         users = batch.user[rows]
         neighbours = self.user_neighbours[users]
         there = neighbours >= 0
@@ -181,6 +184,11 @@ class SRACL(RetrievalModule):
             excluded=excluded,
         )
         return self.global_mean(loss, len(rows))
+
+    def taking_part(self, batch: HistoryBatch) -> Int[Tensor, " rows"]:
+        """The histories that end in their user's last boundary, of users who have neighbours."""
+        assert batch.final is not None
+        return (batch.final & (self.user_neighbours[batch.user, 0] >= 0)).nonzero()[:, 0]
 
     def intra_user(self, batch: HistoryBatch) -> Float[Tensor, ""]:
         """InfoNCE over the 2N views of N histories: each against all but itself, its positive the other of the two."""
@@ -261,7 +269,7 @@ class SRACL(RetrievalModule):
     def _find_users(self, data: RecDataModule, encoder: Backbone, items: Float[Tensor, "catalogue width"]) -> None:
         """Semantic vectors and neighbours of users, and what is made of them."""
         semantic = semantic_histories(data.split, shuffled_ties=data.shuffle_ties)
-        if self.user_semantics == "titles":
+        if self.user_semantics == "texts":
             vectors = user_text_vectors(encoder, profile_texts(semantic, data.split.item_texts), pooling=self.pooling)
         else:
             vectors = mean_vectors(semantic, items)
