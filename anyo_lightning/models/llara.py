@@ -113,6 +113,8 @@ class LLaRA(RetrievalModule):
                 raise InputError(f"Expected {name} to be positive, got {value}")
         if learn_temperature and temperature < LOWEST_TEMPERATURE:
             raise InputError(f"Expected a learned temperature of at least {LOWEST_TEMPERATURE}, got {temperature}")
+        if hidden is not None and dim is None:
+            raise InputError(f"Expected a projector's dim with hidden, got hidden {hidden} and no dim")
         if not 0 <= hard_negatives <= mined_negatives:
             raise InputError(
                 f"Expected hard_negatives within mined_negatives ({mined_negatives}), got {hard_negatives}"
@@ -170,6 +172,7 @@ class LLaRA(RetrievalModule):
             self_prompt=self.self_prompt,
             next_prompt=self.next_prompt,
             pooled_tokens=self.pooled_tokens,
+            prompted=data.supervision == "last",
             whiten=self.whiten,
             projector=projector,
             item_projector=item_projector,

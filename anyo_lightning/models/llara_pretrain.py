@@ -15,7 +15,7 @@ from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, live_encoder
 from anyo_lightning.encoders.pretext import PretextRows, output_embeddings
 from anyo_lightning.errors import InputError
 from anyo_lightning.losses import bag_of_tokens
-from anyo_lightning.models.base import BackboneCallable, RetrievalModule
+from anyo_lightning.models.base import CATALOGUE_BLOCK, BackboneCallable, RetrievalModule
 
 
 class LLaRAPretrain(RetrievalModule):
@@ -27,9 +27,9 @@ class LLaRAPretrain(RetrievalModule):
     Losses: EBAE is the mean over distinct items, EBAR the mean over pairs, and they are added (the paper; its code
     pools by mean over 8 tokens, takes a maximum over them in the loss, adds the autoregressive loss and divides by 10).
 
-    It is validated by EBAR: items are ranked by how well the query predicts the tokens of their texts. Its run starts
-    `LLaRA` with `--model.init_from`; give both the same prompts: with `supervision: all`, histories there have no
-    prompt, and `next_prompt` is empty here.
+    It is validated by EBAR: items are ranked by how well the NEXT state predicts the tokens of their texts. Its run
+    starts `LLaRA` with `--model.init_from`; let both read the same: the same prompts (with `supervision: all` histories
+    there have no prompt, and `next_prompt` is empty here), and histories of the items' whole texts.
 
     Args:
         backbone: Loads the LLM.
@@ -59,9 +59,16 @@ class LLaRAPretrain(RetrievalModule):
     def build(self, data: RecDataModule) -> None:
         """The dual encoder without a projector, and the LLM's output embeddings."""
         backbone = self.load_backbone(self.make_backbone, data, reads_text=True)
+        if data.titles_only:
+            raise InputError("Expected data.titles_only to be false: pre-training reads one text of an item, got true")
         prompts = (self.self_prompt, self.next_prompt)
         self.history_encoder, self.item_encoder = live_encoders(
-            backbone, data, self_prompt=prompts[0], next_prompt=prompts[1], pooled_tokens=self.pooled_tokens
+            backbone,
+            data,
+            self_prompt=prompts[0],
+            next_prompt=prompts[1],
+            pooled_tokens=self.pooled_tokens,
+            prompted=True,
         )
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError("Expected backbone.lora or pooled_tokens to give something to train, got neither")
@@ -108,10 +115,12 @@ class LLaRAPretrain(RetrievalModule):
 
         With a query e its inner product is `1/|T| Σ_t (W e)_t`: minus EBAR's loss, but for a term that all items share.
         """
-        items = torch.arange(self.catalogue["items"], device=self.device)
-        pairs, weights = self.bags(items, items, 1.0)
-        vectors = torch.zeros(len(items), self.item_encoder.reader.backbone.hidden_size, device=self.device)
-        return vectors.index_add_(0, pairs[:, 0], weights[:, None] * self.get_buffer("head")[pairs[:, 1]].float())
+        head = self.get_buffer("head")
+        vectors = torch.zeros(self.catalogue["items"], head.shape[1], device=self.device)
+        for items in torch.split(torch.arange(len(vectors), device=self.device), CATALOGUE_BLOCK):
+            pairs, weights = self.bags(items, items, 1.0)
+            vectors.index_add_(0, pairs[:, 0], weights[:, None] * head[pairs[:, 1]].float())
+        return vectors
 
     def bags(
         self, item_ids: Int[Tensor, " pairs"], states: Int[Tensor, " pairs"], shares: Float[Tensor, " pairs"] | float
