@@ -14,7 +14,7 @@ JOBS ?= 2
 # The paper trains one prefix a sample: hours here. All boundaries in one pass instead, and the row says so.
 OPTIONS_e4srec_paper := --model.init_args.item_vectors_from runs/table/sasrec --data.supervision all \
 	--data.shuffle_ties true --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
-BEAUTY_TABLE := sasrec sracl_paper e4srec_paper
+BEAUTY_TABLE := sasrec sracl_paper sracl_without e4srec_paper
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo table rows beauty test test-distributed check format clean
@@ -43,7 +43,9 @@ runs/views.done: | .venv/installed
 
 BEAUTY_OPTIONS_sasrec := --model.init_args.dropout 0.5 --model.init_args.optimizer.init_args.weight_decay 0 \
 	--trainer.max_epochs 30
-BEAUTY_OPTIONS_sracl_paper := --model.init_args.bank true --trainer.max_epochs 70
+BEAUTY_OPTIONS_sracl_paper := --model.init_args.bank true --trainer.max_epochs 70 --metrics.variant "sracl_paper, bank"
+BEAUTY_OPTIONS_sracl_without := --model.init_args.alpha 0 --model.init_args.beta 0 --trainer.max_epochs 70 \
+	--metrics.variant "sracl_paper without contrasts"
 BEAUTY_OPTIONS_e4srec_paper := --model.init_args.item_vectors_from runs/beauty/sasrec --model.init_args.dropout 0.5 \
 	--model.init_args.optimizer.init_args.lr 1e-3 --data.supervision all --data.group_by_length true \
 	--data.batch_tokens 640 --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
@@ -56,7 +58,7 @@ beauty: $(BEAUTY_TABLE:%=runs/beauty/%/metrics.json)
 	cat benchmarks/beauty.md
 
 runs/beauty/%/metrics.json: | .venv/installed
-	$(BIN)/anyo fit --config configs/$*.yaml --config configs/overlays/beauty.yaml \
+	$(BIN)/anyo fit --config configs/$(if $(filter sracl%,$*),sracl_paper,$*).yaml --config configs/overlays/beauty.yaml \
 		--data.interactions $(BEAUTY)/interactions.csv.gz --data.items $(BEAUTY)/items.csv.gz \
 		--run runs/beauty/$* $(BEAUTY_OPTIONS_$*)
 

@@ -33,7 +33,9 @@ class LLaRA(RetrievalModule):
     Negatives are all items of the step: the targets of all its histories and mined hard negatives, each distinct item
     encoded once. Items that a user has in training are none of his negatives. Hard negatives are the top of the
     catalogue for the user's last training state, without his training items, mined anew each `refresh_epochs` epochs;
-    the first epochs know in-batch negatives only.
+    the first epochs know in-batch negatives only. Where a step's targets hold a large part of the catalogue, as on
+    MovieLens-100K, most hard negatives are among them anyway. With logQ an in-batch item counts in expectation once,
+    as in the full softmax, and an item that was mined alone once where it is drawn, which is at most twice in all.
 
     What differs from the paper and its code:
 
