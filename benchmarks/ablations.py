@@ -23,7 +23,8 @@ PRETRAINED = "llara_pretrain/llara_pretrain/version_0"  # below the folder of al
 SOURCE = (
     "Made by `python benchmarks/ablations.py`. Intervals and tests are over users, given these seeds; sd is over seeds."
 )
-PROMPT = ["--model.init_args.self_prompt= This one."]
+# What LLaRA and its pre-training both read: titles, and a prompt behind an item's.
+SAME_TEXTS = ["--data.template={movie_title}", "--model.init_args.self_prompt= This one."]
 # Term: what it is, its configuration, what its runs have in common, and each run's own options; the first is "without".
 TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
     "cllmrec": (
@@ -52,13 +53,13 @@ TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
     "llara_pretrain": (
         "LLaRA's pre-training, from which the next rows start",
         "llara_pretrain",
-        [*ONE_LAYER, "--data.max_items=1"],
+        [*ONE_LAYER, *SAME_TEXTS, "--data.max_items=1"],
         {"llara_pretrain": []},
     ),
     "llara": (
         "LLaRA: mined negatives, and the pre-trained start (why it fails: tried.md), one layer, two epochs, 20 items",
         "llara",
-        [*ONE_LAYER, *PROMPT, "--trainer.max_epochs=2"],  # mining begins after the first
+        [*ONE_LAYER, *SAME_TEXTS, "--trainer.max_epochs=2"],  # mining begins after the first
         {
             "cold start, no mined negatives": ["--model.init_args.hard_negatives=0"],
             "cold start, mined negatives": [],
