@@ -150,22 +150,25 @@ class SRACL(RetrievalModule):
         loss = self.global_mean(loss, len(states))
         parts = {"next_item": loss}
         if self.alpha:
-            parts["inter_user_histories"] = states.new_tensor(len(self.taking_part(batch)))
-            parts["inter_user"] = self.inter_user(states[batch.last_states], batch)
+            rows = self.taking_part(batch)
+            parts["inter_user_histories"] = states.new_tensor(len(rows))
+            parts["inter_user"] = self.inter_user(states[batch.last_states], batch, rows)
             loss = loss + self.alpha * parts["inter_user"]
         if self.beta:
             parts["intra_user"] = self.intra_user(batch)
             loss = loss + self.beta * parts["intra_user"]
         return loss, parts
 
-    def inter_user(self, last: Float[Tensor, "batch dim"], batch: HistoryBatch) -> Float[Tensor, ""]:
+    def inter_user(
+        self, last: Float[Tensor, "batch dim"], batch: HistoryBatch, rows: Int[Tensor, " rows"]
+    ) -> Float[Tensor, ""]:
         """`-1/N Σ_u log( exp(h_u·h⁺_u/τ) / Σ_v exp(h_u·h⁺_v/τ) )`, `h⁺_u = Σ_j p_uj h_j` over u's k neighbours.
 
         Args:
             last: The state at each history's last supervised boundary.
             batch: Its histories.
+            rows: Those that take part.
         """
-        rows = self.taking_part(batch)
         users = batch.user[rows]
         neighbours = self.user_neighbours[users]
         there = neighbours >= 0
