@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from anyo_lightning.encoders.attention import causal_attention
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.modes import evaluating
 from anyo_lightning.encoders.selfcheck import self_check
 from anyo_lightning.errors import InputError
 
@@ -109,6 +111,19 @@ def test_lora_can_be_disabled(tiny_llm: str, ids: torch.Tensor) -> None:
     torch.testing.assert_close(backbone(ids), adapted)
     assert not torch.allclose(adapted, frozen(ids))
     assert all(parameter.requires_grad == ("lora_" in name) for name, parameter in backbone.named_parameters())
+
+
+def test_evaluating_gives_each_part_its_mode_back(tiny_bert: str, ids: torch.Tensor) -> None:
+    """A loaded model trains, dropout and all; inside the context nothing does, and an error does not change that."""
+    backbone = Backbone(tiny_bert, lora=LORA)
+    assert all(part.training for part in backbone.modules())
+    still = next(part for part in backbone.modules() if isinstance(part, nn.Dropout)).eval()
+    with suppress(ZeroDivisionError), evaluating(backbone):
+        assert not any(part.training for part in backbone.modules())
+        assert not backbone(ids).requires_grad
+        _ = 1 / 0
+    assert [part for part in backbone.modules() if not part.training] == [still]
+    assert backbone(ids).requires_grad
 
 
 def test_gradient_checkpointing_changes_no_gradient(tiny_llm: str, ids: torch.Tensor) -> None:

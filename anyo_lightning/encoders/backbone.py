@@ -82,7 +82,7 @@ class Backbone(nn.Module):
         _keep_layers(config, layers)
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.model = _load(location, config, self.dtype, attention, quantization_config)
-        self.model.requires_grad_(False)
+        self.model.requires_grad_(False).train()  # transformers loads into evaluation mode, and Lightning leaves it
         self.hidden_size = int(config.hidden_size)
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self.causal = _is_causal(self.model)

@@ -12,7 +12,6 @@ import os
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from anyo_lightning import distributed
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.modes import evaluating
 from anyo_lightning.errors import InputError
 from anyo_lightning.fetch import cache_folder, set_aside
 
@@ -144,7 +144,7 @@ def _encode(
     if backbone.sharded:
         batches = distributed.as_many(batches, backbone.device)
     shard: dict[bytes, np.ndarray] = {}
-    with _frozen(backbone), _progress(len(keys)) as progress:
+    with evaluating(backbone), backbone.with_lora_disabled(), _progress(len(keys)) as progress:
         task = progress.add_task("Encoding texts", total=len(keys))
         for number, batch in enumerate(batches, start=1):
             tokens = [token_ids[index] for index in batch]
@@ -209,17 +209,6 @@ def _write(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
-
-
-@contextmanager
-def _frozen(backbone: Backbone) -> Iterator[None]:
-    training = backbone.training
-    backbone.eval()
-    try:
-        with torch.no_grad(), backbone.with_lora_disabled():
-            yield
-    finally:
-        backbone.train(training)
 
 
 def _progress(texts: int) -> Progress:

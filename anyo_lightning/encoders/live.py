@@ -21,6 +21,7 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.history import TextHistory
+from anyo_lightning.encoders.modes import evaluating
 from anyo_lightning.encoders.pooled import PooledReader, UnitLength, Whitened, padded
 from anyo_lightning.fetch import cache_folder
 
@@ -66,12 +67,9 @@ class LiveTextItems(nn.Module):
         if not self.frozen:
             return self.head(self._encode(item_ids))
         if self._kept is None or self._kept[0] is not self.tokens:
-            training = self.reader.training
-            self.reader.eval()  # these are kept: without the LLM's own dropout
-            with torch.no_grad():
+            with evaluating(self.reader):  # these are kept: without the LLM's own dropout
                 everything = torch.arange(len(self.tokens.lengths), device=item_ids.device)
                 self._kept = self.tokens, self._encode(everything)
-            self.reader.train(training)
         return self.head(self._kept[1].to(item_ids.device)[item_ids])
 
     def token_count(self, item_ids: Int[Tensor, " items"]) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.encoders.modes import evaluating
 from anyo_lightning.errors import InputError
 
 TEXTS = ("Toy Story (1995), Animation, Children's, Comedy", "Heat (1995), Action, Crime, Thriller. A second sentence.")
@@ -28,13 +29,8 @@ def self_check(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         InputError: Naming the first property that does not hold.
     """
-    training = backbone.training
-    backbone.eval()
-    try:
-        with torch.no_grad(), torch.autocast(backbone.device.type, enabled=False):
-            _check(backbone, tokenizer)
-    finally:
-        backbone.train(training)
+    with evaluating(backbone), torch.autocast(backbone.device.type, enabled=False):
+        _check(backbone, tokenizer)
 
 
 def _check(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -18,6 +18,7 @@ from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.modes import evaluating
 from anyo_lightning.encoders.selfcheck import self_check
 from anyo_lightning.environment import peak_memory_gib
 from anyo_lightning.errors import InputError
@@ -223,23 +224,24 @@ class RetrievalModule(LightningModule):
         """The queries of a batch."""
         return self.validation_step(batch, batch_idx)
 
-    @torch.no_grad()
     def encode_catalogue(self) -> Float[Tensor, "catalogue dim"]:
         """The vectors of all items, in evaluation mode, float32.
 
         The catalogue is cut into blocks that do not depend on the number of processes; each block is encoded by one
         process, and all get the same vectors.
         """
-        training = self.training
-        self.eval()
         ids = torch.arange(self.catalogue["items"], device=self.device)
         own = torch.split(ids, CATALOGUE_BLOCK)[distributed.rank() :: distributed.world_size()]
         blocks = self.as_many_passes(own or (ids[:1],))  # without a block of its own: no rows, but of the others' width
-        with torch.autocast(self.device.type, enabled=False):
-            vectors = torch.cat([self.item_encoder(block).float() for block in blocks])[: sum(map(len, own))]
-        self.train(training)
+        with evaluating(self), torch.autocast(self.device.type, enabled=False):
+            vectors = torch.cat([self.encode_items(block) for block in blocks])[: sum(map(len, own))]
         found = distributed.gather_rows(torch.cat([ids[:0], *own]))
         return distributed.gather_rows(vectors)[found.argsort()]
+
+    def encode_items(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
+        """The vectors by which these items are ranked, float32."""
+        vectors: Tensor = self.item_encoder(item_ids)
+        return vectors.float()
 
     def global_mean(self, mean: Float[Tensor, ""], count: int) -> Float[Tensor, ""]:
         """This process's share of a mean over all processes, for gradients that DDP averages.

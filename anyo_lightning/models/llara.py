@@ -16,6 +16,7 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, live_encoders, recomputed
+from anyo_lightning.encoders.modes import evaluating
 from anyo_lightning.encoders.pooled import Whitened
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.errors import InputError
@@ -136,17 +137,16 @@ class LLaRA(RetrievalModule):
         super().initialise()
         if not self.whiten:
             return
-        training = self.training
-        self.eval().to(self.build_device)
-        sides = {
-            self.item_encoder: lambda: self.item_encoder(self.training_items),
-            self.history_encoder: self.encode_some_histories,
-        }
-        for encoder, encode in sides.items():
-            whitened = next(module for module in encoder.modules() if isinstance(module, Whitened))
-            if not whitened.measured:
-                whitened.measure(encode)
-        self.train(training)
+        self.to(self.build_device)
+        with evaluating(self):
+            sides = {
+                self.item_encoder: lambda: self.item_encoder(self.training_items),
+                self.history_encoder: self.encode_some_histories,
+            }
+            for encoder, encode in sides.items():
+                whitened = next(module for module in encoder.modules() if isinstance(module, Whitened))
+                if not whitened.measured:
+                    whitened.measure(encode)
 
     def encode_some_histories(self) -> None:
         """Read training histories, without their targets, until there are `MEASURED` states a dimension."""
@@ -288,16 +288,12 @@ class LLaRA(RetrievalModule):
         chosen = lists.gather(1, torch.rand(lists.shape, device=lists.device).topk(self.hard_negatives).indices)
         return chosen[chosen != MISSING]
 
-    @torch.no_grad()
     def mine(self) -> None:
         """Fill each user's list with the best items that he does not have, by his last training state.
 
         The state has read the training history without its last item, the target. Validation and test items are not
         known here, and may be mined.
         """
-        training = self.training
-        self.eval()
-        vectors = self.encode_catalogue() if self._validated is None else self._validated
         split = self.data.split
         histories = [split.training_history(user) for user in range(split.users)]
         users = np.array([user for user, items in enumerate(histories) if len(items) > 1])
@@ -305,7 +301,9 @@ class LLaRA(RetrievalModule):
         lengths = np.array([len(histories[user]) for user in users])
         batches = TokenBudgetBatches(np.minimum(lengths, self.data.max_items), budget=1024, seed=None).batches()
         passes = self.as_many_passes([[histories[user][:-1] for user in users[rows]] for rows in batches])
-        states = torch.cat([self.encode_histories(items) for items in passes])[: len(users)]
+        with evaluating(self):
+            vectors = self.encode_catalogue() if self._validated is None else self._validated
+            states = torch.cat([self.encode_histories(items) for items in passes])[: len(users)]
         users = users[np.concatenate(batches)]
         index = ItemIndex(vectors[self.training_items].cpu().numpy())
         position = self.position_in_training.cpu().numpy()
@@ -315,7 +313,6 @@ class LLaRA(RetrievalModule):
         lists = items.masked_fill(torch.from_numpy(found == MISSING).to(self.device), MISSING)
         everyone = distributed.gather_rows(torch.from_numpy(users).to(self.device))
         self.get_buffer("mined")[everyone] = distributed.gather_rows(lists)
-        self.train(training)
 
 
 def sample_targets(batch: HistoryBatch, count: int) -> HistoryBatch:

@@ -15,7 +15,7 @@ from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, live_encoder
 from anyo_lightning.encoders.pretext import PretextRows, output_embeddings
 from anyo_lightning.errors import InputError
 from anyo_lightning.losses import bag_of_tokens
-from anyo_lightning.models.base import CATALOGUE_BLOCK, BackboneCallable, RetrievalModule
+from anyo_lightning.models.base import BackboneCallable, RetrievalModule
 
 
 class LLaRAPretrain(RetrievalModule):
@@ -109,18 +109,15 @@ class LLaRAPretrain(RetrievalModule):
         self.log_dict(logged, batch_size=len(targets), prog_bar=True)
         return ebae + ebar
 
-    @torch.no_grad()
-    def encode_catalogue(self) -> Float[Tensor, "catalogue dim"]:
+    def encode_items(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items hidden"]:
         """The mean output embedding of each item's distinct tokens.
 
         With a query e its inner product is `1/|T| Σ_t (W e)_t`: minus EBAR's loss, but for a term that all items share.
         """
         head = self.get_buffer("head")
-        vectors = torch.zeros(self.catalogue["items"], head.shape[1], device=self.device)
-        for items in torch.split(torch.arange(len(vectors), device=self.device), CATALOGUE_BLOCK):
-            pairs, weights = self.bags(items, items, 1.0)
-            vectors.index_add_(0, pairs[:, 0], weights[:, None] * head[pairs[:, 1]].float())
-        return vectors
+        pairs, weights = self.bags(item_ids, torch.arange(len(item_ids), device=self.device), 1.0)
+        vectors = torch.zeros(len(item_ids), head.shape[1], device=self.device)
+        return vectors.index_add_(0, pairs[:, 0], weights[:, None] * head[pairs[:, 1]].float())
 
     def bags(
         self, item_ids: Int[Tensor, " pairs"], states: Int[Tensor, " pairs"], shares: Float[Tensor, " pairs"] | float

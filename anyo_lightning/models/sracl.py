@@ -19,6 +19,7 @@ from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.cache import Pooling
 from anyo_lightning.encoders.history import IdHistory
 from anyo_lightning.encoders.items import IdItems
+from anyo_lightning.encoders.modes import evaluating
 from anyo_lightning.encoders.selfcheck import self_check
 from anyo_lightning.encoders.text import Reads, text_encoders
 from anyo_lightning.errors import InputError
@@ -222,16 +223,13 @@ class SRACL(RetrievalModule):
             self.refresh_bank()
             self.log("train/bank_seconds", time.perf_counter() - started)
 
-    @torch.no_grad()
     def refresh_bank(self) -> None:
         """The last states of all users who take part, in evaluation mode."""
-        training = self.training
-        self.eval()
         users = (self.user_neighbours[:, 0] >= 0).nonzero()[:, 0]
         own = users[distributed.rank() :: distributed.world_size()]
-        states = self._states(own.cpu().numpy(), padded=self.data.evaluation_batch_tokens)
+        with evaluating(self):
+            states = self._states(own.cpu().numpy(), padded=self.data.evaluation_batch_tokens)
         self.states_of_users[distributed.gather_rows(own)] = distributed.gather_rows(states)
-        self.train(training)
 
     def _build_encoders(self, data: RecDataModule) -> Backbone | None:
         if self.make_backbone is None:
