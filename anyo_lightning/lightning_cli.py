@@ -21,6 +21,7 @@ from anyo_lightning import distributed
 from anyo_lightning.config_writer import ConfigWriter
 from anyo_lightning.costs import CostLedger
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.environment import fast_dtype
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.guards import Guards, StepCheckpoint
@@ -137,6 +138,9 @@ class AnyoCLI(LightningCLI):
         self.probing, config.probe = config.probe, False  # of this command: no setting of the run
         if self.probing and self.subcommand != "test":
             raise InputError(f"Expected --probe with test, got it with {self.subcommand}")
+        for name, value in list(config.model.items()):  # nested ones by their path
+            if name.endswith(".dtype") and value == "auto":
+                config.model[name] = fast_dtype()  # for config.yaml: a run goes on in it on any machine
         self._choose_folder(config)
         config.trainer.default_root_dir = str(self.run_folder.path)
         config.checkpoint.dirpath = str(self.run_folder.checkpoints)

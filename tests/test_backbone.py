@@ -19,6 +19,7 @@ from anyo_lightning.encoders.attention import causal_attention
 from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.modes import evaluating
 from anyo_lightning.encoders.selfcheck import self_check
+from anyo_lightning.environment import fast_dtype
 from anyo_lightning.errors import InputError
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -61,7 +62,7 @@ def test_first_layers_give_the_state_after_that_layer(tiny_llm: str, ids: torch.
 
 def test_lora_weights_alone_are_trained(tiny_llm: str, ids: torch.Tensor) -> None:
     """LoRA weights are float32 and get gradients; nothing else does; frozen keys are exactly the rest."""
-    backbone = Backbone(tiny_llm, lora=LORA)
+    backbone = Backbone(tiny_llm, dtype="bfloat16", lora=LORA)
     nn.init.normal_(backbone.model.layers[0].mlp.up_proj.lora_B["default"].weight)
     backbone(ids).float().square().mean().backward()
     trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
@@ -74,9 +75,28 @@ def test_lora_weights_alone_are_trained(tiny_llm: str, ids: torch.Tensor) -> Non
     assert not set(backbone.frozen_state_keys()) & trained
 
 
+def test_auto_is_what_the_hardware_has(tiny_llm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 only where the CPU or the GPU multiplies in it; the identity names which it is."""
+    for capabilities, dtype in (
+        ({"avx2": True, "avx512_bf16": False}, "float32"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"neon": True, "bf16": True}, "bfloat16"),
+        ({"neon": True}, "float32"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        backbone = Backbone(tiny_llm)
+        assert backbone.identity["dtype"] == dtype
+        assert backbone.dtype == next(backbone.parameters()).dtype == getattr(torch, dtype)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert fast_dtype() == ("bfloat16" if native else "float32")
+
+
 def test_every_product_runs_in_bfloat16(tiny_llm: str, ids: torch.Tensor) -> None:
     """Inputs and outputs of all base and LoRA layers are bfloat16, with no autocast around and inside one."""
-    backbone = Backbone(tiny_llm, lora={**LORA, "lora_dropout": 0.1})
+    backbone = Backbone(tiny_llm, dtype="bfloat16", lora={**LORA, "lora_dropout": 0.1})
     seen: set[torch.dtype] = set()
     for module in backbone.modules():
         if isinstance(module, nn.Linear):
@@ -89,7 +109,7 @@ def test_every_product_runs_in_bfloat16(tiny_llm: str, ids: torch.Tensor) -> Non
 
 def test_gradients_after_a_frozen_pass_in_one_autocast(tiny_llm: str, ids: torch.Tensor) -> None:
     """A pass under no_grad must not leave cast weights without gradients to the next pass."""
-    backbone = Backbone(tiny_llm, lora=LORA)
+    backbone = Backbone(tiny_llm, dtype="bfloat16", lora=LORA)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with torch.no_grad():
             backbone(ids)
@@ -145,7 +165,7 @@ def test_identity_is_the_content_and_the_settings(tiny_llm: str, tmp_path: Path)
     assert Backbone(copied).identity == identity
     assert all("/" not in value for value in identity.values())
     assert Backbone(tiny_llm, layers=1).identity != identity
-    assert Backbone(tiny_llm, dtype="float32").identity != identity
+    assert Backbone(tiny_llm, dtype="float16").identity != identity
     weights = load_file(f"{copied}/model.safetensors")
     weights["norm.weight"] = weights["norm.weight"] + 1
     save_file(weights, f"{copied}/model.safetensors", metadata={"format": "pt"})

@@ -187,6 +187,21 @@ def test_run_folder_holds_what_it_should(anyo: Anyo, tiny: Callable[..., list[st
     assert not any("base_layer" in key or "embed_tokens" in key for key in keys)
 
 
+def test_a_run_keeps_its_precision_on_another_machine(
+    anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `auto` was is in config.yaml: tested where bfloat16 is slow, a bfloat16 run has the same figures."""
+    run = RunFolder(tmp_path / "run")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    anyo("fit", *tiny(CONFIGS[0].parent / "e4srec.yaml"), f"--run={run.path}")
+    backbone = yaml.safe_load(run.config_file.read_text())["model"]["init_args"]["backbone"]
+    assert backbone["init_args"]["dtype"] == "bfloat16"
+    figures = run.read_metrics()["metrics"]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    anyo("test", f"--run={run.path}")
+    assert run.read_metrics()["metrics"] == figures
+
+
 def test_compare_reads_runs(anyo: Anyo, tiny: Callable[..., list[str]], tmp_path: Path) -> None:
     """Two floors in one markdown table with paired differences; another split is refused."""
     for name in ("popularity", "markov"):

@@ -439,10 +439,11 @@ def test_pretext_in_bfloat16_falls_to_sdpa(tiny_llm: str) -> None:
     """The blocked kernel knows no mask of pairs: `auto` gives the states of `sdpa`."""
     rows = pretext_rows([5, 6])
     options = {"attention_mask": rows.attention_mask, "position_ids": rows.position_ids}
-    auto, sdpa = (Backbone(tiny_llm, attention=kind)(rows.token_ids, **options) for kind in ("auto", "sdpa"))
+    make = partial(Backbone, tiny_llm, dtype="bfloat16")
+    auto, sdpa = (make(attention=kind)(rows.token_ids, **options) for kind in ("auto", "sdpa"))
     assert torch.equal(auto, sdpa)
     with pytest.raises(InputError, match="attention auto or sdpa"):
-        Backbone(tiny_llm, attention="eager")(rows.token_ids, **options)
+        make(attention="eager")(rows.token_ids, **options)
 
 
 def test_bag_of_tokens_by_hand() -> None:

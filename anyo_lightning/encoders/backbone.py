@@ -2,7 +2,8 @@
 
 The frozen base is held in `dtype`, LoRA weights in float32. The forward pass opens its own autocast of `dtype`, and
 peft's cast of each LoRA input to float32 is switched off, so that every matrix product runs in `dtype` whatever
-precision surrounds it (on a CPU with AVX512-BF16 a bfloat16 product takes about a quarter of the time).
+precision surrounds it (on a CPU with AVX512-BF16 a bfloat16 product takes about a quarter of the time; on one without,
+45 times as long, and `dtype` is float32 there).
 """
 
 import json
@@ -22,11 +23,12 @@ import anyo_lightning.encoders.attention  # noqa: F401  (registers the attention
 from anyo_lightning import distributed
 from anyo_lightning.encoders.aliases import Location, load_config, load_tokenizer, loading, locate
 from anyo_lightning.encoders.sharding import shard_layers
+from anyo_lightning.environment import fast_dtype
 from anyo_lightning.errors import InputError
 
 __all__ = ["Backbone", "DType", "load_tokenizer"]
 
-DType = Literal["float32", "bfloat16", "float16"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Backbone(nn.Module):
@@ -35,7 +37,8 @@ class Backbone(nn.Module):
     Args:
         name: Alias (`smollm2-135m-instruct`, `all-minilm-l6-v2`), local folder, or Hugging Face hub id.
         revision: Branch, tag or commit of a hub id.
-        dtype: Precision of the frozen weights and of every matrix product.
+        dtype: Precision of the frozen weights and of every matrix product; `auto` is bfloat16 where the hardware has
+            it, else float32. The command line writes which it was to config.yaml: a run keeps it on any machine.
         attention: `auto` (what transformers chooses, with a faster `sdpa` on a CPU), or one that transformers knows
             (`sdpa`, `eager`, `flash_attention_2`, ...).
         layers: Keep the first layers only (the final norm stays); None keeps all.
@@ -62,7 +65,7 @@ class Backbone(nn.Module):
         name: str = "smollm2-135m-instruct",
         *,
         revision: str | None = None,
-        dtype: DType = "bfloat16",
+        dtype: DType = "auto",
         attention: str = "auto",
         layers: int | None = None,
         lora: Mapping[str, Any] | LoraConfig | None = None,
@@ -80,6 +83,7 @@ class Backbone(nn.Module):
         location = locate(name, revision)
         config = load_config(location)
         _keep_layers(config, layers)
+        dtype = fast_dtype() if dtype == "auto" else dtype
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.model = _load(location, config, self.dtype, attention, quantization_config)
         self.model.requires_grad_(False).train()  # transformers loads into evaluation mode, and Lightning leaves it

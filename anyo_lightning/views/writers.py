@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from anyo_lightning.encoders.aliases import load_config, load_tokenizer, loading, locate
+from anyo_lightning.environment import fast_dtype
 from anyo_lightning.errors import InputError
 from anyo_lightning.views.prompts import clean
 from anyo_lightning.views.store import Answer
@@ -37,7 +38,7 @@ class Writer(Protocol):
 
 
 class LocalWriter:
-    """A causal LLM on this machine, in bfloat16, whose chat template is used where it has one.
+    """A causal LLM on this machine, in `fast_dtype`, whose chat template is used where it has one.
 
     Args:
         name: Alias, local folder or hub id.
@@ -68,7 +69,7 @@ class LocalWriter:
             "writer": "local",
             "name": self.location.name,
             "revision": self.location.content or str(self.location.revision),
-            "dtype": "bfloat16",
+            "dtype": fast_dtype(),
             "no_repeat": str(no_repeat),
         }
         self._model: Any = None
@@ -86,7 +87,7 @@ class LocalWriter:
                     self.location.source,
                     config=load_config(self.location),
                     revision=self.location.revision,
-                    dtype=torch.bfloat16,
+                    dtype=getattr(torch, self.identity["dtype"]),
                     trust_remote_code=False,
                     output_loading_info=True,
                 )
