@@ -103,15 +103,19 @@ def train(folder: Path, *words: str) -> None:
 
 
 def write(folder: Path) -> None:
-    """The table of each term whose runs are there."""
+    """The table of each term whose runs are there; the page keeps the tables of the others."""
+    page = PROJECT / "benchmarks" / "ablations.md"
+    tables = dict(part.split("\n\n", 1) for part in page.read_text().split("\n## ")[1:]) if page.is_file() else {}
     parts = ["# What each contrastive term is worth", SOURCE]
     for name, (what, *_, rows) in TERMS.items():
         if len(rows) > 1 and (folder / name).is_dir():
             with redirect_stdout(io.StringIO()) as table:
                 compare([folder / name], baseline=next(iter(rows)), format="markdown")
-            parts += [f"## {what}", table.getvalue().strip()]
+            tables[what] = table.getvalue()
+        if what in tables:
+            parts += [f"## {what}", tables[what].strip()]
     text = "\n\n".join(parts) + "\n"
-    (PROJECT / "benchmarks" / "ablations.md").write_text(text)
+    page.write_text(text)
     print(text)
 
 
