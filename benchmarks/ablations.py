@@ -1,6 +1,6 @@
 """What each contrastive term is worth: the same run with it and without it, three seeds each, on ML-100K.
 
-    python benchmarks/ablations.py [--folder runs/ablations] [--seeds 0 1 2] [--only sracl ...]
+    python benchmarks/ablations.py [--folder runs/ablations] [--seeds 0 1 2] [--only sracl ...] [--jobs 2]
 
 A finished run is not repeated, an interrupted one goes on. Rows of a table differ in the named options alone. Prints,
 and writes to benchmarks/ablations.md, each row's paired difference to the run without the term, whatever its sign.
@@ -11,6 +11,7 @@ import argparse
 import io
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -76,14 +77,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=TERMS, default=list(TERMS))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; give each its threads: OMP_NUM_THREADS=1")
     options = parser.parse_args()
     options.folder = options.folder.resolve()  # runs start in the project's folder
-    for name in options.only:
+    start = f"--model.init_args.init_from={options.folder / PRETRAINED}"
+    for name in options.only:  # one after another: LLaRA's runs start from its pre-training
         _, config, common, rows = TERMS[name]
-        for seed in options.seeds if name != "llara_pretrain" else [0]:
-            for row, own in rows.items():
-                start = f"--model.init_args.init_from={options.folder / PRETRAINED}"
-                train(
+        with ThreadPoolExecutor(options.jobs) as pool:
+            runs = [
+                pool.submit(
+                    train,
                     options.folder / name / row / f"version_{seed}",
                     f"--config=configs/{config}.yaml",
                     "--config=configs/overlays/ablation.yaml",
@@ -92,6 +95,11 @@ def main() -> None:
                     f"--metrics.variant={row}",
                     f"--seed_everything={seed}",
                 )
+                for seed in (options.seeds if name != "llara_pretrain" else [0])
+                for row, own in rows.items()
+            ]
+        for run in runs:
+            run.result()
     write(options.folder)
 
 
