@@ -247,7 +247,7 @@ def test_importance_is_the_cosine_with_the_others(tiny_llm: str, make_data: Call
 
 
 def test_a_view_that_was_written_from_the_target_is_never_used() -> None:
-    """Of the others the one that shares most with the history is taken."""
+    """Of the others the one that shares most with the history is taken, if half of it was read."""
     views = WrittenViews(
         {5: [TokenisedView(np.array(items), [np.array([name])]) for name, items in enumerate(([7, 8, 9], [4, 5, 6]))]},
         digest="",
@@ -260,7 +260,9 @@ def test_a_view_that_was_written_from_the_target_is_never_used() -> None:
     assert found(5, [4, 5, 6, 7, 8, 9], 10) == 0
     assert found(5, [3, 4, 5, 6], 7) == 1
     assert found(5, [3, 4, 5], 6) is None  # the other view is of nothing that was read
-    assert found(5, [3, 9, 4, 5], 6) == 0
+    assert found(5, [3, 9, 8, 4, 5], 6) == 0
+    assert found(5, [3, 9, 4, 5], 6) is None  # a third of the other was read
+    assert found(5, [4, 9, 8], 3) == 0
     assert found(5, [6, 4], 9) == 1
     assert found(6, [4, 5], 9) is None
     views.views[5].pop()

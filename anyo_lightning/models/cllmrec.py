@@ -43,11 +43,12 @@ class CLLMRec(RetrievalModule):
     training: `anyo augment`), `importance` (the history without its least important items), `crop`, `mask`, `reorder`
     and `substitute`. `original` is the state that the next-item loss has read already: no second pass.
 
-    A written view is used for a state only when it was written from items of the state's history and the state's target
-    is not among them. Of several the one that shares the most items with the history is taken, and where none may be
-    used, the history is read as it is, once more, with another dropout (as SimCSE does); `train/fallback_summarise` and
-    `train/fallback_rewrite` are the shares of these. A written text is read like an item's, ending in the separator,
-    and no item vector is injected.
+    A written view is used for a state only when at least half of the items that it was written from are in the state's
+    history and the state's target is not among them. Of several the one that shares the most items with the history is
+    taken, and where none may be used, the history is read as it is, once more, with another dropout (as SimCSE does);
+    `train/fallback_summarise` and `train/fallback_rewrite` are the shares of these. Histories should be longer than
+    what a view is written from (`anyo augment --max_items`), or many find none. A written text is read like an item's,
+    ending in the separator; with `reads: both` no item's vector is added to it, only the bias that all have in common.
 
     `importance`: an item's score is the cosine of its text vector (the frozen LLM's hidden states, pooled and whitened)
     with the sum of those of the history's other items. Whitening removes what all items share, so that this sum is

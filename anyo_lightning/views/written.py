@@ -80,9 +80,10 @@ class WrittenViews:
         )
 
     def find(self, user: int, items: np.ndarray, target: int) -> TokenisedView | None:
-        """Of the user's views that were not written from the target, the one written from the most items of a history.
+        """Of the user's views, the one that tells most of a history: at least half of its items are in the history.
 
-        So no view has seen what the state is trained to predict; None where no view shares an item with the history.
+        None was written from the target, so that no view has seen what the state is trained to predict. It may have
+        seen items that share the target's timestamp, where the data draws the order within ties anew.
 
         Args:
             user: The user.
@@ -92,6 +93,6 @@ class WrittenViews:
         best, most = None, 0
         for view in self.views.get(user, ()):
             shared = int(np.isin(view.items, items).sum())
-            if shared > most and target not in view.items:
+            if shared > most and 2 * shared >= len(view.items) and target not in view.items:
                 best, most = view, shared
         return best
