@@ -1,7 +1,7 @@
 """The dual encoder: pooling, negatives, mining, gradient caching, pretext tasks, and runs that start from runs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaModel
@@ -81,7 +81,14 @@ def batch_of(module: RetrievalModule, seed: int = 0) -> HistoryBatch:
     return sample_targets(next(iter(module.data.train_dataloader())), 2)
 
 
-def fit(model: RetrievalModule, data: RecDataModule, folder: Path, epochs: int = 2, **options: Any) -> Trainer:
+def fit(
+    model: RetrievalModule,
+    data: RecDataModule,
+    folder: Path,
+    epochs: int = 2,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> Trainer:
     """Train on one CPU thread; the best and the last checkpoint as in a run folder."""
     seed_everything(0, verbose=False)
     place = RunFolder(folder).checkpoints
@@ -90,7 +97,7 @@ def fit(model: RetrievalModule, data: RecDataModule, folder: Path, epochs: int =
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[RetrievalMetrics(mask_history=False), best, last],
+        callbacks=[*callbacks, RetrievalMetrics(mask_history=False), best, last],
         default_root_dir=str(folder),
         gradient_clip_val=1.0,
         logger=False,
@@ -306,12 +313,23 @@ def test_both_sides_train_lora_and_nothing_frozen(built: Make) -> None:
     assert float(parts["temperature"]) == pytest.approx(0.1)
 
 
-def test_a_learned_temperature_keeps_its_gradient_at_the_floor(built: Make) -> None:
-    """A step beyond the floor is taken back, so that a later one can raise it."""
-    model = built(learn_temperature=True, temperature=0.02)
-    nn.init.constant_(model.log_temperature, -3.0)
+def test_a_learned_temperature_keeps_its_gradient_at_the_floor(make: Make, make_data: MakeData, tmp_path: Path) -> None:
+    """A step beyond the floor is taken back before a checkpoint can be written, so that a later one can raise it."""
+    seen: list[float] = []
+    push = LambdaCallback(
+        on_before_optimizer_step=lambda _, module, __: module.log_temperature.grad.fill_(1.0),
+        on_train_batch_end=lambda _, module, *__: seen.append(module.log_temperature.item()),
+    )
+    model = make(
+        learn_temperature=True, temperature=0.02, learning_rates={"log_temperature": 3.0}, warmup=0.0, decay=False
+    )
+    fit(model, make_data(batch_tokens=600), tmp_path, epochs=3, callbacks=[push])
+    floor = math.log(0.01 / 0.02)
+    assert seen == pytest.approx([floor] * len(seen))
+    assert seen
+    model.zero_grad()
+    nn.init.constant_(model.log_temperature, floor)
     batch = batch_of(model)
-    model.on_train_batch_end(None, batch, 0)
     loss, parts = model.loss(model(batch), batch)
     loss.backward()
     assert float(parts["temperature"]) == pytest.approx(0.01)

@@ -239,8 +239,9 @@ class LLaRA(RetrievalModule):
         self._validated = None
         super().on_train_batch_start(batch, batch_idx)
 
-    def on_train_batch_end(self, outputs: Any, batch: HistoryBatch, batch_idx: int) -> None:
-        """Put a learned temperature that has gone below its floor back onto it, where it still has a gradient."""
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Step, and put a learned temperature that has gone below its floor back onto it: there it has a gradient."""
+        super().optimizer_step(*arguments, **options)
         if self.learn_temperature:
             with torch.no_grad():
                 self.log_temperature.clamp_(min=math.log(LOWEST_TEMPERATURE / self.temperature))
