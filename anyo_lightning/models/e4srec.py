@@ -26,7 +26,8 @@ class E4SRec(RetrievalModule):
     (`e4srec_paper.yaml`): ids only, frozen SASRec item vectors through a linear layer (eq. 3) between a prompt and a
     response marker, a free linear head over all items (eq. 5), no text at all. What differs from the code in all of
     them: every target is supervised once, the empty history is no sample, and pads never lie between instruction and
-    items.
+    items. And the head of (eq. 5) goes through `dim`: the state is normalised and projected before it meets the items'
+    free rows, which makes the paper's hidden-by-items matrix one of rank `dim`.
 
     Args:
         backbone: Loads the LLM.
