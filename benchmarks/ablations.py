@@ -29,9 +29,9 @@ SAME_TEXTS = ["--data.template={movie_title}", "--model.init_args.self_prompt= T
 # Term: what it is, its configuration, what its runs have in common, and each run's own options; the first is "without".
 TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
     "cllmrec": (
-        "CLLMRec: the contrast between a history and the LLM's summary of it, one layer, 3 epochs, 20 items",
+        "CLLMRec: the contrast between a history and the LLM's summary of it, one layer, 3 epochs, 50 items",
         "cllmrec",
-        ONE_LAYER,
+        [*ONE_LAYER, "--data.max_items=50"],  # summaries are of 20 items each
         {"without": ["--model.init_args.weight=0"], "with": []},
     ),
     "sracl": (

@@ -337,6 +337,24 @@ def test_it_learns_and_comes_back(
     }
 
 
+def test_a_run_with_a_bank_starts_from_one_without(tiny_bert: str, make_data: MakeData, tmp_path: Path) -> None:
+    """And the other way round: the bank is filled at the start of each epoch, and costs no trained token."""
+    make, data = variant("ids", "", tiny_bert), make_data()
+    for bank in (False, True):
+        folder = tmp_path / str(bank)
+        trainer_for(folder, 1).fit(make(bank=bank), data)
+        saved = torch.load(RunFolder(folder).best_checkpoint, weights_only=True)["state_dict"]
+        started = make(bank=not bank, init_from=folder)
+        started.prepare(data)
+        state = started.state_dict()
+        assert set(state) ^ set(saved) == {"states_of_users"}
+        assert all(torch.equal(state[key], saved[key]) for key in set(state) & set(saved))
+        if not bank:
+            started.refresh_bank()
+            assert bool(started.states_of_users.any())
+            assert started.seen["tokens"] == 0
+
+
 @pytest.mark.parametrize("kind", ["ids", "text"])
 def test_a_resumed_run_is_the_whole_one(
     kind: str, tiny_llm: str, tiny_bert: str, make_data: MakeData, tmp_path: Path

@@ -170,7 +170,8 @@ class RetrievalModule(LightningModule):
             spans: For each history, the tokens that are read in the place of each item's own, separator included.
         """
         batch = self.data.collate(histories, hidden=hidden, spans=spans).to(self.device)
-        self.seen["tokens"] += batch.token_count
+        if torch.is_grad_enabled():  # else these are not trained on: states for a bank, or to mine by
+            self.seen["tokens"] += batch.token_count
         states: Tensor = self(batch)
         return states.float()
 

@@ -49,7 +49,9 @@ class SRACL(RetrievalModule):
     paper (`sracl_paper.yaml`). What differs: (1) every boundary is supervised by the next item, and the contrasts use
     one state a history, its last supervised one; in the paper and its code each prefix is a sample of both. Of a user
     whose history is cut into windows only the last one takes part in the inter-user term, since the neighbours are
-    those of the whole: mix windows in a step by `data.group_by_length: false`, or most steps have none. (2) A user's
+    those of the whole: mix windows in a step by `data.group_by_length: false`, or most steps have none. The others
+    of the same step are all its negatives: on ML-100K some 7 (`sracl.yaml`) and 10 (`sracl_paper.yaml`), where the
+    paper has a batch of 256, and on data whose histories fit into one window the whole batch. (2) A user's
     vector and neighbours come from the training history without the last target; in the code a prefix finds the
     user's other prefixes, which contain its target. (3) Semantic vectors are those of the items' texts by the
     configured encoder, a user's by default the mean over the history; the paper embeds an LLM's summaries of items and
@@ -90,6 +92,8 @@ class SRACL(RetrievalModule):
     user_vectors: Tensor
     user_neighbours: Tensor
     states_of_users: Tensor
+
+    starts_afresh = ("states_of_users",)  # the bank, filled at the start of each epoch
 
     def __init__(
         self,
