@@ -8,7 +8,7 @@ BIN := .venv/bin
 OVERLAY ?= demo
 RUNS ?= runs/$(OVERLAY)
 FLOORS := popularity ease markov markov_tuned
-DEMO := $(FLOORS) sasrec e4srec_hybrid
+DEMO := $(FLOORS) sasrec e4srec_vectors_hybrid
 TABLE := $(FLOORS) sasrec e4srec e4srec_hybrid cllmrec anyo llara sracl anyo_hybrid e4srec_vectors_hybrid e4srec_paper sracl_paper
 JOBS ?= 2
 # The paper trains one prefix a sample: hours here. All boundaries in one pass instead, and the row says so.
