@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +28,24 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
         "gpus": gpus,
+        "dtype": fast_dtype(),
     }
     return {"versions": versions, "hardware": hardware, "commit": _commit()}
+
+
+def describe_environments(environments: Sequence[Mapping[str, Any]]) -> str:
+    """The machines and commits of several runs, for the line below their table; each machine and commit once."""
+    machines, commits = set(), set()
+    for environment in environments:
+        found = environment["hardware"]
+        gpus = ", ".join(found["gpus"]) or "no GPU"
+        dtype = f", {found['dtype']}" if "dtype" in found else ""  # noted since 2026-11-26
+        machines.add(
+            f"{found['cpu_cores']} cores of {found['cpu']}, {found['memory_gib']} GiB, {gpus}, "
+            f"{found['threads']} thread(s) a run{dtype}"
+        )
+        commits.add(str(environment["commit"]))
+    return f"{' and '.join(sorted(machines))}, at commit {', '.join(sorted(commits))}"
 
 
 def fast_dtype() -> Literal["bfloat16", "float32"]:

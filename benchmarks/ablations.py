@@ -2,8 +2,9 @@
 
     python benchmarks/ablations.py [--folder runs/ablations] [--seeds 0 1 2] [--only sracl ...] [--jobs 2]
 
-A finished run is not repeated, an interrupted one goes on. Rows of a table differ in the named options alone. Prints,
-and writes to benchmarks/ablations.md, each row's paired difference to the run without the term, whatever its sign.
+A finished run is not repeated, an interrupted one goes on: after a change of what makes them, take a new folder.
+Rows of a table differ in the named options alone; same epochs, not the same minutes. Prints, and writes to
+benchmarks/ablations.md, each row's paired difference to the first row, whatever its sign; tables of other terms stay.
 CLLMRec compares with what `anyo augment --kind summarise` has written: run that first.
 """
 
@@ -11,12 +12,14 @@ import argparse
 import io
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
 
 from anyo_lightning.compare.table import compare
-from anyo_lightning.runs import RunFolder
+from anyo_lightning.environment import describe_environments
+from anyo_lightning.runs import RunFolder, find_runs
 
 PROJECT = Path(__file__).parents[1]
 ONE_LAYER = ["--model.init_args.backbone.init_args.layers=1"]
@@ -35,7 +38,7 @@ TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
         {"without": ["--model.init_args.weight=0"], "with": []},
     ),
     "sracl": (
-        "SRA-CL on SASRec: both contrasts with semantic neighbours, 20 epochs, 20 items",
+        "SRA-CL on SASRec: contrasts with semantic neighbours (between users some 10 histories a step), 20 epochs",
         "sracl_paper",
         ["--data.shuffle_ties=true", "--trainer.max_epochs=20"],
         {
@@ -100,7 +103,7 @@ def main() -> None:
             ]
         for run in runs:
             run.result()
-    write(options.folder)
+    write(options.folder, options.only)
 
 
 def train(folder: Path, *words: str) -> None:
@@ -110,18 +113,19 @@ def train(folder: Path, *words: str) -> None:
         subprocess.run([*command, "--trainer.enable_progress_bar=false"], check=True, cwd=PROJECT)
 
 
-def write(folder: Path) -> None:
-    """The table of each term whose runs are there; the page keeps the tables of the others."""
+def write(folder: Path, names: Sequence[str]) -> None:
+    """The tables of some terms; the page keeps those of the others."""
     page = PROJECT / "benchmarks" / "ablations.md"
     tables = dict(part.split("\n\n", 1) for part in page.read_text().split("\n## ")[1:]) if page.is_file() else {}
-    parts = ["# What each contrastive term is worth", SOURCE]
-    for name, (what, *_, rows) in TERMS.items():
-        if len(rows) > 1 and (folder / name).is_dir():
-            with redirect_stdout(io.StringIO()) as table:
+    for name in names:
+        what, *_, rows = TERMS[name]
+        if len(rows) > 1:
+            with redirect_stdout(io.StringIO()) as printed:
                 compare([folder / name], baseline=next(iter(rows)), format="markdown")
-            tables[what] = table.getvalue()
-        if what in tables:
-            parts += [f"## {what}", tables[what].strip()]
+            runs = describe_environments([run.read_metrics()["environment"] for run in find_runs(folder / name)[0]])
+            tables[what] = f"{printed.getvalue().strip()}\n\nRuns on {runs}.\n"
+    parts = ["# What each contrastive term is worth", SOURCE]
+    parts += [f"## {what}\n\n{table.strip()}" for what, table in tables.items()]
     text = "\n\n".join(parts) + "\n"
     page.write_text(text)
     print(text)

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from anyo_lightning.compare.table import compare
+from anyo_lightning.environment import describe_environments
 from anyo_lightning.runs import find_runs
 
 PROJECT = Path(__file__).parents[1]
@@ -28,13 +29,8 @@ def main() -> None:
         compare([folder], baseline="markov", format="markdown", output=table)
         text = table.read_text()
     environments = [run.read_metrics()["environment"] for run in find_runs(folder)[0]]
-    hardware = environments[0]["hardware"]
-    commits = sorted({str(environment["commit"]) for environment in environments})
-    note = (
-        f"Made by `make table` on {hardware['cpu_cores']} cores of {hardware['cpu']}, {hardware['memory_gib']} GiB, "
-        f"no GPU, {hardware['threads']} thread(s) a run, at commit {', '.join(commits)}, "
-        f"{datetime.datetime.now(datetime.UTC).date().isoformat()}."
-    )
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    note = f"Made by `make table` on {describe_environments(environments)}, {today}."
     block = f"{text.strip()}\n\n{note}\n"
     (PROJECT / "benchmarks" / "results.md").write_text(block)
     readme = PROJECT / "README.md"

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from anyo_lightning.environment import environment
+from anyo_lightning.environment import describe_environments, environment
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import METRICS_KEYS, RunFolder, find_runs, renamed_to
 
@@ -183,6 +183,19 @@ def test_environment_says_what_figures_depend_on_and_names_no_machine() -> None:
     assert str(Path.home()) not in text
     assert str(Path(__file__).parents[1]) not in text
     assert os.uname().nodename not in text
+
+
+def test_rows_of_two_machines_name_both() -> None:
+    """Each machine and each commit once, also where a run of an earlier version does not say its dtype."""
+    here = {"cpu": "Xeon", "cpu_cores": 2, "threads": 1, "memory_gib": 23.5, "gpus": [], "dtype": "bfloat16"}
+    there = {**here, "cpu": "EPYC", "dtype": "float32"}
+    old = {name: value for name, value in here.items() if name != "dtype"}
+    runs = [{"hardware": here, "commit": "b"}, {"hardware": there, "commit": "a"}, {"hardware": here, "commit": "a"}]
+    text = describe_environments(runs)
+    assert text.count("2 cores of Xeon, 23.5 GiB, no GPU, 1 thread(s) a run, bfloat16") == 1
+    assert text.count("2 cores of EPYC, 23.5 GiB, no GPU, 1 thread(s) a run, float32") == 1
+    assert text.endswith(", at commit a, b")
+    assert describe_environments([{"hardware": old, "commit": None}]).endswith("1 thread(s) a run, at commit None")
 
 
 def test_two_processes_never_get_the_same_version(tmp_path: Path) -> None:
