@@ -1,5 +1,5 @@
 # make demo: a table from real data in ten minutes.   make test: the suite.   make check: lint, types, format.
-# make table: all variants and floors into the README's table and runs/report.html, JOBS at a time on one core each.
+# make table: all variants and floors into the README's table and runs/report.html. JOBS rows at a time, a core each.
 # make beauty BEAUTY=folder: the variants of ids on Amazon Beauty, in a folder of interactions.csv.gz and items.csv.gz.
 # make test-distributed: several real processes, killed ones, full disks.
 SHELL := /bin/bash
@@ -17,10 +17,13 @@ OPTIONS_e4srec_paper := --model.init_args.item_vectors_from runs/table/sasrec --
 BEAUTY_TABLE := sasrec sracl_paper sracl_without e4srec_paper
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo table rows beauty test test-distributed check format clean
+.PHONY: demo demo-rows table rows beauty test test-distributed check format clean
 .SECONDARY:
 
-demo: $(DEMO:%=$(RUNS)/%/metrics.json)
+demo-rows: $(DEMO:%=$(RUNS)/%/metrics.json)
+
+demo:
+	OMP_NUM_THREADS=1 $(MAKE) --jobs $(JOBS) demo-rows
 	$(BIN)/anyo compare $(DEMO:%=$(RUNS)/%) --baseline markov
 
 rows: $(TABLE:%=runs/table/%/metrics.json)
