@@ -261,8 +261,7 @@ class RetrievalModule(LightningModule):
 
     def training_vectors(self) -> Float[Tensor, "training_items dim"]:
         """The vectors over which losses range: of the items that occur in training."""
-        vectors: Tensor = self.item_encoder(self.training_items)
-        return vectors.float()
+        return self.encode_items(self.training_items)
 
     def training_targets(self, batch: HistoryBatch) -> Int[Tensor, " targets"]:
         """The rows of the batch's targets in `training_vectors()`."""
