@@ -1,4 +1,4 @@
-# make demo: a table from real data in ten minutes.   make test: the suite.   make check: lint, types, format.
+# make demo: a first table from real data.   make test: the suite.   make check: lint, types, format.
 # make table: all variants and floors into the README's table and runs/report.html. JOBS rows at a time, a core each.
 # make beauty BEAUTY=folder: the variants of ids on Amazon Beauty, in a folder of interactions.csv.gz and items.csv.gz.
 # make test-distributed: several real processes, killed ones, full disks.
