@@ -60,6 +60,33 @@ def test_first_layers_give_the_state_after_that_layer(tiny_llm: str, ids: torch.
     torch.testing.assert_close(whole(ids, layer=0), whole.embed(ids))
 
 
+def test_the_last_layer_is_computed_where_a_state_is_read(tiny_llm: str, ids: torch.Tensor) -> None:
+    """But for keys and values, repeats once; with gradient checkpointing everywhere; states and gradients are equal."""
+    backbone = Backbone(tiny_llm, dtype="float32", lora=LORA)
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    last = backbone.model.layers[-1]
+    parts = [layer.mlp.up_proj for layer in backbone.model.layers]
+    parts += [last.self_attn.q_proj, last.self_attn.o_proj, last.self_attn.k_proj]
+    rows, columns = torch.tensor([[0], [1]]), torch.tensor([[1, 4, 4], [0, 6, 2]])
+    weight = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    seen: list[int] = []
+    for part in parts:
+        part.base_layer.register_forward_hook(lambda _, inputs, output: seen.append(output[..., 0].numel()))
+    results = []
+    for checkpointing in (False, True):
+        backbone.gradient_checkpointing = checkpointing
+        seen.clear()
+        states = backbone(ids, read=(rows, columns))
+        assert sorted(seen) == sorted([14] * len(parts) if checkpointing else [14, 14, 14, 5, 5, 5])
+        trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        results.append((states, *torch.autograd.grad((states * weight).sum(), trained)))
+    torch.testing.assert_close(backbone(ids)[rows, columns], results[0][0])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+    assert backbone(ids, read=(rows[:0, 0], columns[:0, 0])).shape == (0, 32)
+
+
 def test_lora_weights_alone_are_trained(tiny_llm: str, ids: torch.Tensor) -> None:
     """LoRA weights are float32 and get gradients; nothing else does; frozen keys are exactly the rest."""
     backbone = Backbone(tiny_llm, dtype="bfloat16", lora=LORA)
@@ -200,8 +227,14 @@ def test_other_architectures(
     backbone = Backbone(str(tmp_path), layers=2, lora=LORA)
     assert backbone.causal == causal
     self_check(backbone, load_tokenizer(tiny_bert))
-    backbone(torch.ones(2, 9, dtype=torch.long)).float().mean().backward()
+    ids = torch.arange(1, 19).view(2, 9)
+    backbone(ids).float().mean().backward()
     assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)
+    places = torch.tensor([0, 1, 1]), torch.tensor([8, 0, 3])
+    mask = None if causal else torch.ones_like(ids, dtype=torch.bool)
+    backbone.float().eval().dtype = torch.float32  # as the self-check does
+    expected = backbone(ids, attention_mask=mask)[places]
+    torch.testing.assert_close(backbone(ids, attention_mask=mask, read=places), expected)
 
 
 @pytest.mark.parametrize(("tokens", "key_heads"), [(1, 2), (7, 1), (128, 3), (300, 2)])

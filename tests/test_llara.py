@@ -391,7 +391,7 @@ def test_gradient_cache_equals_direct_gradients(built: Make, monkeypatch: pytest
     model = built(lora=lora, dropout=0.3, chunk_tokens=100, learn_temperature=True)
     batch = batch_of(model)
     passes: list[int] = []
-    hook = model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    hook = model.backbone.model.register_forward_hook(lambda *_: passes.append(1))
     cached, twice = gradients(model, batch), len(passes)
     passes.clear()
     for module in (live, llara):

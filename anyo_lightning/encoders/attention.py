@@ -1,10 +1,11 @@
-"""Causal attention for the CPU: three times as fast as torch's flash kernel there, forward and backward.
+"""Causal attention for the CPU: in bfloat16 three times as fast as torch's flash kernel, forward and backward.
 
 Attention is `softmax(q kᵀ / √d + mask) v`. The queries are cut into blocks, and each block is multiplied with the keys
 it may see only, so that about half of the products are left out; heads that share their keys and values share one
 product. In bfloat16 these are matrix products at the CPU's full speed. (16, 512) tokens, 9 heads of 64, one EPYC core
 with AVX512-BF16: 41 + 85 ms, against 131 + 244 ms of `scaled_dot_product_attention`. Scores are rounded to bfloat16
-before the softmax, as in transformers' `eager`.
+before the softmax, as in transformers' `eager`. In float32, on a core of AVX2, it takes three quarters of
+the time.
 """
 
 from typing import Any
@@ -59,11 +60,11 @@ def automatic_attention(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """`causal_attention` where it is the faster one (bfloat16 on a CPU, no mask), transformers' `sdpa` elsewhere."""
+    """`causal_attention` where it is the faster one (on a CPU, no mask), transformers' `sdpa` elsewhere."""
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     blocked = (
         query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
+        and query.dtype in (torch.bfloat16, torch.float32)
         and causal
         and attention_mask is None
         and dropout == 0.0

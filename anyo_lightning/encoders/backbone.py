@@ -7,8 +7,9 @@ precision surrounds it (on a CPU with AVX512-BF16 a bfloat16 product takes about
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import anyo_lightning.encoders.attention  # noqa: F401  (registers the attention "auto")
 from anyo_lightning import distributed
@@ -27,6 +29,9 @@ from anyo_lightning.environment import fast_dtype
 from anyo_lightning.errors import InputError
 
 __all__ = ["Backbone", "DType", "load_tokenizer"]
+
+# What a layer does with each position alone, but for keys and values; a model of other names has no such parts.
+POSITION_WISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -102,6 +107,7 @@ class Backbone(nn.Module):
         self._frozen_keys = [f"model.{key}" for key in self.model.state_dict()]
         if lora is not None:
             self._frozen_keys = _add_lora(self.model, lora)
+        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
             self.model.disable_input_require_grads()  # only the re-entrant kind needs gradients at the input
@@ -139,12 +145,16 @@ class Backbone(nn.Module):
         input_embeddings: Float[Tensor, "batch tokens hidden"] | None = None,
         attention_mask: Bool[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens tokens"] | None = None,
         position_ids: Int[Tensor, "batch tokens"] | None = None,
+        read: tuple[Int[Tensor, "*read"], Int[Tensor, "*read"]] | None = None,
         layer: int | None = None,
-    ) -> Float[Tensor, "batch tokens hidden"]:
+    ) -> Float[Tensor, "batch tokens hidden"] | Float[Tensor, "*read hidden"]:
         """The hidden states after the last layer and the final norm.
 
         A causal model needs no attention mask for right-padded rows: no real token sees a pad, and attention keeps
         its fast path. States at padded positions mean nothing.
+
+        Of the last layer only keys and values are needed of every token. The rest, nine tenths of its products, is
+        computed only where a state is `read`: usually at one token in six of a history.
 
         Args:
             token_ids: The tokens; or give `input_embeddings`, not both.
@@ -152,6 +162,7 @@ class Backbone(nn.Module):
             attention_mask: True at real tokens; needed by bidirectional models and for left padding. Or, for each
                 token, True at those that it may attend to, itself among them: replaces the causal mask.
             position_ids: Each token's position; by default its place among the real tokens of its row.
+            read: Rows and columns of the states to return (tensors that broadcast to one shape); None returns all.
             layer: Return the states after this many layers instead (0: the embeddings; no final norm).
 
         Returns:
@@ -186,13 +197,31 @@ class Backbone(nn.Module):
             assert attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask[:, 0].all())), (
                 "pad a bidirectional model on the right"
             )
-        with self._precision(inputs.device):
+        with self._precision(inputs.device), self._reading(read, inputs.shape[:2]):
             if input_embeddings is not None:
                 output = self.model(inputs_embeds=input_embeddings.to(self.dtype), **arguments)
             else:
                 output = self.model(input_ids=token_ids, **arguments)
         states: Tensor = output.last_hidden_state if layer is None else output.hidden_states[layer]
-        return states
+        return states if read is None else states[read]
+
+    @contextmanager
+    def _reading(self, read: tuple[Tensor, Tensor] | None, shape: torch.Size) -> Iterator[None]:
+        """Inside, what the last layer does with each position alone is done at these, and gives zeros elsewhere."""
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if read is None or not layers or self.gradient_checkpointing:  # which computes layers again, outside of this
+            yield
+            return
+        mask = torch.zeros(shape, dtype=torch.bool, device=read[0].device)
+        mask[read] = True
+        parts = [module for name, module in layers[-1].named_modules() if name in POSITION_WISE]
+        for part in parts:
+            part.forward = partial(_at, mask, part.forward)
+        try:
+            yield
+        finally:
+            for part in parts:
+                del part.forward
 
     @contextmanager
     def with_lora_disabled(self) -> Iterator[None]:
@@ -216,6 +245,14 @@ class Backbone(nn.Module):
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.dtype, cache_enabled=False)
+
+
+def _at(mask: Bool[Tensor, "batch tokens"], forward: Callable[[Tensor], Any], states: Tensor) -> Any:
+    """A position-wise `forward` at some positions, zeros elsewhere."""
+    found = forward(states[mask][None])
+    if not isinstance(found, Tensor):  # a mixture of experts that returns its router's scores, too
+        return forward(states)
+    return found.new_zeros(*mask.shape, found.shape[-1]).masked_scatter(mask[..., None], found)
 
 
 def _keep_layers(config: PretrainedConfig, layers: int | None) -> None:

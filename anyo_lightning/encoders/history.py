@@ -100,17 +100,18 @@ class TextHistory(nn.Module):
         if not self.backbone.causal:
             lengths = batch.boundaries.amax(1, keepdim=True) + 1
             mask = torch.arange(batch.token_ids.shape[1], device=lengths.device) < lengths
+        targets, boundaries = batch.target_mask.nonzero(as_tuple=True)
+        read = targets, batch.boundaries[targets, boundaries]
         if self.injection is None:
-            states = self.backbone(batch.token_ids, attention_mask=mask)
+            states = self.backbone(batch.token_ids, attention_mask=mask, read=read)
         else:
             rows, items = batch.item_mask.nonzero(as_tuple=True)
             hidden = None if batch.hidden is None else batch.hidden[rows, items]
             injected = self.injection(batch.item_ids[rows, items], hidden)
             embeddings = self.backbone.embed(batch.token_ids).to(injected.dtype)
             embeddings = embeddings.index_put((rows, batch.boundaries[rows, items]), injected)
-            states = self.backbone(input_embeddings=embeddings, attention_mask=mask)
-        rows, items = batch.target_mask.nonzero(as_tuple=True)
-        return self.projector(states[rows, batch.boundaries[rows, items]].float())
+            states = self.backbone(input_embeddings=embeddings, attention_mask=mask, read=read)
+        return self.projector(states.float())
 
 
 class ItemTokenHistory(nn.Module):
@@ -169,9 +170,9 @@ class ItemTokenHistory(nn.Module):
             places = len(prompt) + counts[:, None] + torch.arange(len(response), device=items.device)
             embeddings = embeddings.scatter(1, places[..., None].expand_as(after), after)
             positions = places[:, -1:].expand(-1, items.shape[1])
-        states = self.backbone(input_embeddings=embeddings)
         rows, columns = batch.target_mask.nonzero(as_tuple=True)
-        return self.projector(states[rows, positions[rows, columns]].float())
+        states = self.backbone(input_embeddings=embeddings, read=(rows, positions[rows, columns]))
+        return self.projector(states.float())
 
 
 class IdHistory(nn.Module):

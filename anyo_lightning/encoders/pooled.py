@@ -1,6 +1,7 @@
 """Pooling of texts that an LLM reads: states at pooled tokens, and what becomes of them before they are compared."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,14 +58,18 @@ class PooledReader(nn.Module):
             position_ids: As the backbone takes them.
         """
         rows = torch.arange(len(token_ids), device=token_ids.device)[:, None, None]
-        options = {"attention_mask": attention_mask, "position_ids": position_ids}
+        options: dict[str, Any] = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "read": (rows, pooled),
+        }
         if self.added is None:
             states = self.backbone(token_ids, **options)
         else:
             embeddings = self.backbone.embed(token_ids).float()
             embeddings = embeddings.index_put((rows, pooled), self.added.expand(*pooled.shape, -1))
             states = self.backbone(input_embeddings=embeddings, **options)
-        return states[rows, pooled].float().mean(2)
+        return states.float().mean(2)
 
 
 class Whitened(nn.Module):
