@@ -1,5 +1,6 @@
 """`anyo augment`: let an LLM write views of the training histories, once, before training."""
 
+import json
 import sys
 import time
 from collections import Counter
@@ -112,7 +113,8 @@ def augment(
     ]
     file = views_file(kind, split) if output is None else output
     cost = cost_of([answers[key] for key in dict.fromkeys(map(store.key, prompts))])
-    write_views(file, rows, kind=kind, split=split, settings=store.settings, cost=cost)
+    settings = json.loads(store.settings) | {"prompt": template, "max_items": max_items, "parts": parts}
+    write_views(file, rows, kind=kind, split=split, settings=json.dumps(settings), cost=cost)
     _print_result(views, written=len(missing), file=file)
 
 
