@@ -1,7 +1,8 @@
 """FLOPs of training: torch's counter, told of two kernels that it does not know.
 
 A product of an (m, n) with an (n, k) matrix is 2·m·n·k FLOPs; the rest (softmax, norms, the optimizer) is left out, as
-is usual. Attention is counted as if every token saw every other, which is torch's convention for its own kernels.
+is usual. Attention by torch's kernels is counted as if every token saw every other, as torch counts it; by ours
+(`encoders/attention.py`, on a CPU), as the products that it makes, which are about half of these.
 """
 
 from collections.abc import Callable, Sequence

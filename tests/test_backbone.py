@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from anyo_lightning.encoders.attention import causal_attention
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.attention import automatic_attention, causal_attention
+from anyo_lightning.encoders.backbone import READ_ALONE, Backbone, load_tokenizer
 from anyo_lightning.encoders.modes import evaluating
 from anyo_lightning.encoders.selfcheck import self_check
 from anyo_lightning.environment import fast_dtype
@@ -76,7 +76,8 @@ def test_the_last_layer_is_computed_where_a_state_is_read(tiny_llm: str, ids: to
         part.base_layer.register_forward_hook(lambda _, inputs, output: seen.append(output[..., 0].numel()))
     results = []
     for checkpointing in (False, True):
-        backbone.gradient_checkpointing = checkpointing
+        if checkpointing:
+            backbone.model.activation_checkpointing_enable({"use_reentrant": False})
         seen.clear()
         states = backbone(ids, read=(rows, columns))
         assert sorted(seen) == sorted([14] * len(parts) if checkpointing else [14, 14, 14, 5, 5, 5])
@@ -84,7 +85,44 @@ def test_the_last_layer_is_computed_where_a_state_is_read(tiny_llm: str, ids: to
         results.append((states, *torch.autograd.grad((states * weight).sum(), trained)))
     torch.testing.assert_close(backbone(ids)[rows, columns], results[0][0])
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+    backbone.model.activation_checkpointing_disable()
     assert backbone(ids, read=(rows[:0, 0], columns[:0, 0])).shape == (0, 32)
+
+
+def test_reading_leaves_a_forward_of_others(tiny_llm: str, ids: torch.Tensor) -> None:
+    """Hooks of accelerate are a `forward` of the instance: they run in each pass, and stay."""
+    backbone = Backbone(tiny_llm, dtype="float32")
+    block, calls = backbone.model.layers[-1].mlp, []
+    whole = block.forward
+    block.forward = lambda states: calls.append(states.shape) or whole(states)
+    for _ in range(2):
+        backbone(ids, read=(torch.tensor([0]), torch.tensor([3])))
+    backbone(ids)
+    assert calls == [(1, 1, 32), (1, 1, 32), (2, 7, 32)]
+
+
+@pytest.mark.parametrize("name", READ_ALONE)
+def test_families_whose_last_layer_reads_alone(name: str, tmp_path: Path) -> None:
+    """States and gradients with `read` are those without, also beside padding."""
+    torch.manual_seed(0)
+    small = SMALL_DECODER | {"head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.AutoConfig.for_model(name, **small)
+    transformers.AutoModel.from_config(config).save_pretrained(str(tmp_path))
+    backbone = Backbone(str(tmp_path), dtype="float32", lora=LORA)
+    for key, parameter in backbone.named_parameters():
+        if "lora_B" in key:
+            nn.init.normal_(parameter, std=0.1)
+    ids, places = torch.arange(1, 19).view(2, 9), (torch.tensor([0, 1, 1]), torch.tensor([8, 0, 3]))
+    weight = torch.randn(3, 32)
+    trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    sizes: list[int] = []
+    backbone.model.layers[-1].mlp.up_proj.base_layer.register_forward_hook(lambda *at: sizes.append(at[2].shape[1]))
+    results = [
+        (states, *torch.autograd.grad((states * weight).sum(), trained))
+        for states in (backbone(ids)[places], backbone(ids, read=places))
+    ]
+    assert sizes == [9, 3]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 
 def test_lora_weights_alone_are_trained(tiny_llm: str, ids: torch.Tensor) -> None:
@@ -237,6 +275,17 @@ def test_other_architectures(
     torch.testing.assert_close(backbone(ids, attention_mask=mask, read=places), expected)
 
 
+def test_values_narrower_than_keys() -> None:
+    """As in DeepSeek's attention: torch's own kernel takes it."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 9, width, generator=generator) for width in (24, 24, 16))
+    module = nn.Module()
+    module.is_causal = True
+    found, _ = automatic_attention(module, query, key, value, None)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
 @pytest.mark.parametrize(("tokens", "key_heads"), [(1, 2), (7, 1), (128, 3), (300, 2)])
 def test_causal_attention_equals_torchs(tokens: int, key_heads: int) -> None:
     """Values and gradients in float64, for lengths below, at and above the block."""
@@ -316,7 +365,7 @@ def test_unreachable_hub_id(tmp_path: Path) -> None:
 
 HUB = """
 import sys
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.encoders.backbone import READ_ALONE, Backbone, load_tokenizer
 for revision in (None, "main", sys.argv[1]):
     assert load_tokenizer("someone/tiny", revision).pad_token is not None
     print(*sorted(Backbone("someone/tiny", revision=revision).identity.items()))

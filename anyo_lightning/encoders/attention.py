@@ -5,7 +5,7 @@ it may see only, so that about half of the products are left out; heads that sha
 product. In bfloat16 these are matrix products at the CPU's full speed. (16, 512) tokens, 9 heads of 64, one EPYC core
 with AVX512-BF16: 41 + 85 ms, against 131 + 244 ms of `scaled_dot_product_attention`. Scores are rounded to bfloat16
 before the softmax, as in transformers' `eager`. In float32, on a core of AVX2, it takes three quarters of
-the time.
+the time of torch's, and keeps four times as much for the backward pass (1024 tokens).
 """
 
 from typing import Any
@@ -69,6 +69,7 @@ def automatic_attention(
         and attention_mask is None
         and dropout == 0.0
         and query.shape[2] == key.shape[2] <= LONGEST
+        and query.shape[3] == value.shape[3]
         and options.get("position_bias") is None
     )
     if not blocked:

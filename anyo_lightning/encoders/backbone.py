@@ -19,7 +19,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 import anyo_lightning.encoders.attention  # noqa: F401  (registers the attention "auto")
 from anyo_lightning import distributed
@@ -30,7 +29,8 @@ from anyo_lightning.errors import InputError
 
 __all__ = ["Backbone", "DType", "load_tokenizer"]
 
-# What a layer does with each position alone, but for keys and values; a model of other names has no such parts.
+# Models whose last layer runs once, last, and works on each position alone in these parts.
+READ_ALONE = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
 POSITION_WISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -107,7 +107,6 @@ class Backbone(nn.Module):
         self._frozen_keys = [f"model.{key}" for key in self.model.state_dict()]
         if lora is not None:
             self._frozen_keys = _add_lora(self.model, lora)
-        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
             self.model.disable_input_require_grads()  # only the re-entrant kind needs gradients at the input
@@ -153,8 +152,10 @@ class Backbone(nn.Module):
         A causal model needs no attention mask for right-padded rows: no real token sees a pad, and attention keeps
         its fast path. States at padded positions mean nothing.
 
-        Of the last layer only keys and values are needed of every token. The rest, nine tenths of its products, is
-        computed only where a state is `read`: usually at one token in six of a history.
+        Of the last layer only keys and values are needed of every token. Where a state is `read`, usually at one token
+        in six of a history, queries, output and feed-forward block are computed alone: nine tenths of the layer's
+        weights, but not attention itself. This is so for the families in `READ_ALONE` (Llama, Qwen, Gemma, ...), and
+        without gradient checkpointing.
 
         Args:
             token_ids: The tokens; or give `input_embeddings`, not both.
@@ -207,21 +208,28 @@ class Backbone(nn.Module):
 
     @contextmanager
     def _reading(self, read: tuple[Tensor, Tensor] | None, shape: torch.Size) -> Iterator[None]:
-        """Inside, what the last layer does with each position alone is done at these, and gives zeros elsewhere."""
-        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if read is None or not layers or self.gradient_checkpointing:  # which computes layers again, outside of this
-            yield
-            return
-        mask = torch.zeros(shape, dtype=torch.bool, device=read[0].device)
-        mask[read] = True
-        parts = [module for name, module in layers[-1].named_modules() if name in POSITION_WISE]
+        """Inside, the last layer's position-wise parts are computed at these positions, and give zeros elsewhere."""
+        parts = []
+        # gradient checkpointing computes layers again, outside of this context
+        if (
+            read is not None
+            and self.model.config.model_type in READ_ALONE
+            and not self.model.is_activation_checkpointing
+        ):
+            parts = [self.model.layers[-1].get_submodule(name) for name in POSITION_WISE]
+            mask = torch.zeros(shape, dtype=torch.bool, device=read[0].device)
+            mask[read] = True
+            places = mask.flatten().nonzero()[:, 0]
+        before = [part.__dict__.get("forward") for part in parts]  # of a library's own hooks
         for part in parts:
-            part.forward = partial(_at, mask, part.forward)
+            part.forward = partial(_at, places, part.forward)
         try:
             yield
         finally:
-            for part in parts:
+            for part, forward in zip(parts, before, strict=True):
                 del part.forward
+                if forward is not None:
+                    part.forward = forward
 
     @contextmanager
     def with_lora_disabled(self) -> Iterator[None]:
@@ -247,12 +255,13 @@ class Backbone(nn.Module):
         return torch.autocast(device.type, dtype=self.dtype, cache_enabled=False)
 
 
-def _at(mask: Bool[Tensor, "batch tokens"], forward: Callable[[Tensor], Any], states: Tensor) -> Any:
-    """A position-wise `forward` at some positions, zeros elsewhere."""
-    found = forward(states[mask][None])
-    if not isinstance(found, Tensor):  # a mixture of experts that returns its router's scores, too
-        return forward(states)
-    return found.new_zeros(*mask.shape, found.shape[-1]).masked_scatter(mask[..., None], found)
+def _at(
+    places: Int[Tensor, " places"], forward: Callable[[Tensor], Tensor], states: Float[Tensor, "batch tokens width"]
+) -> Float[Tensor, "batch tokens out"]:
+    """A position-wise `forward` at some positions, counted over the whole batch; zeros elsewhere."""
+    batch, tokens, _ = states.shape
+    found = forward(states.flatten(0, 1)[places][None])[0]
+    return found.new_zeros(batch * tokens, found.shape[1]).index_copy(0, places, found).view(batch, tokens, -1)
 
 
 def _keep_layers(config: PretrainedConfig, layers: int | None) -> None:
