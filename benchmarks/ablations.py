@@ -13,7 +13,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -101,8 +101,12 @@ def main() -> None:
                 for seed in (options.seeds if name != "llara_pretrain" else [0])
                 for row, own in rows.items()
             ]
-        for run in runs:
-            run.result()
+            try:
+                for run in as_completed(runs):
+                    run.result()
+            except BaseException:  # also an interruption: what has not begun is not begun
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     write(options.folder, options.only)
 
 
@@ -116,16 +120,17 @@ def train(folder: Path, *words: str) -> None:
 def write(folder: Path, names: Sequence[str]) -> None:
     """The tables of some terms; the page keeps those of the others."""
     page = PROJECT / "benchmarks" / "ablations.md"
-    tables = dict(part.split("\n\n", 1) for part in page.read_text().split("\n## ")[1:]) if page.is_file() else {}
+    parts = page.read_text().split("\n## ")[1:] if page.is_file() else []
+    tables = {part.split(",")[0]: part for part in parts}  # a title up to its first comma says what; behind it, how
     for name in names:
         what, *_, rows = TERMS[name]
         if len(rows) > 1:
             with redirect_stdout(io.StringIO()) as printed:
                 compare([folder / name], baseline=next(iter(rows)), format="markdown")
             runs = describe_environments([run.read_metrics()["environment"] for run in find_runs(folder / name)[0]])
-            tables[what] = f"{printed.getvalue().strip()}\n\nRuns on {runs}.\n"
+            tables[what.split(",")[0]] = f"{what}\n\n{printed.getvalue().strip()}\n\nRuns on {runs}.\n"
     parts = ["# What each contrastive term is worth", SOURCE]
-    parts += [f"## {what}\n\n{table.strip()}" for what, table in tables.items()]
+    parts += [f"## {table.strip()}" for table in tables.values()]
     text = "\n\n".join(parts) + "\n"
     page.write_text(text)
     print(text)
