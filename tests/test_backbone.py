@@ -103,7 +103,7 @@ def test_reading_leaves_a_forward_of_others(tiny_llm: str, ids: torch.Tensor) ->
 
 @pytest.mark.parametrize("name", READ_ALONE)
 def test_families_whose_last_layer_reads_alone(name: str, tmp_path: Path) -> None:
-    """States and gradients with `read` are those without, also beside padding."""
+    """States and gradients with `read` are those without."""
     torch.manual_seed(0)
     small = SMALL_DECODER | {"head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = transformers.AutoConfig.for_model(name, **small)
@@ -365,7 +365,7 @@ def test_unreachable_hub_id(tmp_path: Path) -> None:
 
 HUB = """
 import sys
-from anyo_lightning.encoders.backbone import READ_ALONE, Backbone, load_tokenizer
+from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 for revision in (None, "main", sys.argv[1]):
     assert load_tokenizer("someone/tiny", revision).pad_token is not None
     print(*sorted(Backbone("someone/tiny", revision=revision).identity.items()))
