@@ -1,5 +1,6 @@
 # make demo: a first table from real data.   make test: the suite.   make check: lint, types, format.
 # make table: all variants and floors into the README's table and runs/report.html. JOBS rows at a time, a core each.
+#   Language models at one budget, overlays/table.yaml; BUDGET= VIEWS= trains them as their own yaml files say.
 # make beauty BEAUTY=folder: the variants of ids on Amazon Beauty, in a folder of interactions.csv.gz and items.csv.gz.
 # make test-distributed: several real processes, killed ones, full disks.
 SHELL := /bin/bash
@@ -9,8 +10,13 @@ OVERLAY ?= demo
 RUNS ?= runs/$(OVERLAY)
 FLOORS := popularity ease markov markov_tuned
 DEMO := $(FLOORS) sasrec e4srec_vectors_hybrid
-TABLE := $(FLOORS) sasrec e4srec e4srec_hybrid cllmrec anyo llara sracl anyo_hybrid e4srec_vectors_hybrid e4srec_paper sracl_paper
+# The longest first, so that two cores end together.
+LLM := cllmrec e4srec anyo sracl llara e4srec_paper e4srec_vectors
+TABLE := sasrec $(LLM) sracl_paper $(FLOORS)
+BUDGET ?= --config configs/overlays/table.yaml
+VIEWS ?= --parts 1
 JOBS ?= 2
+OPTIONS_llara := --trainer.max_epochs 4
 # The paper trains one prefix a sample: hours here. All boundaries in one pass instead, and the row says so.
 OPTIONS_e4srec_paper := --model.init_args.item_vectors_from runs/table/sasrec --data.supervision all \
 	--data.shuffle_ties true --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
@@ -35,13 +41,13 @@ table:
 
 # Each variant once: a finished run folder is left alone, an interrupted one goes on from its last checkpoint.
 runs/table/%/metrics.json: | .venv/installed
-	$(BIN)/anyo fit --config configs/$*.yaml --run runs/table/$* $(OPTIONS_$*)
+	$(BIN)/anyo fit --config configs/$*.yaml $(if $(filter $*,$(LLM)),$(BUDGET)) --run runs/table/$* $(OPTIONS_$*)
 
 runs/table/e4srec_paper/metrics.json: runs/table/sasrec/metrics.json
 runs/table/cllmrec/metrics.json: runs/views-of-parts.done
 
 runs/views-of-parts.done: | .venv/installed
-	$(BIN)/anyo augment --kind summarise
+	$(BIN)/anyo augment --kind summarise $(VIEWS)
 	mkdir -p runs && touch $@
 
 BEAUTY_OPTIONS_sasrec := --model.init_args.dropout 0.5 --model.init_args.optimizer.init_args.weight_decay 0 \
