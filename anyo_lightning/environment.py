@@ -51,7 +51,7 @@ def describe_environments(environments: Sequence[Mapping[str, Any]]) -> str:
 def fast_dtype() -> Literal["bfloat16", "float32"]:
     """bfloat16 where this machine's own instructions multiply in it, else float32.
 
-    Emulated, a product takes longer than in float32: 45 times as long on a CPU that has AVX2 only.
+    Emulated, a product takes many times as long as in float32 (`benchmarks/dtype.py`).
     """
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)

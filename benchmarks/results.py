@@ -1,6 +1,6 @@
 """Write the README's results block from tested runs.
 
-    python benchmarks/results.py runs/table
+    python benchmarks/results.py runs/table/*/
 
 Puts the comparison table, the command that makes the runs, hardware, commit and date into benchmarks/results.md and
 between the README's markers; a test checks that the two agree.
@@ -22,15 +22,16 @@ START, END = "<!-- results: made by `make table`, do not edit -->\n", "<!-- end 
 def main() -> None:
     """Write the block."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path)
-    folder = parser.parse_args().runs
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--command", default="make table", help="what has made the runs")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         table = Path(temporary) / "table.md"
-        compare([folder], baseline="markov", format="markdown", output=table)
+        compare(options.runs, baseline="markov", format="markdown", output=table)
         text = table.read_text()
-    environments = [run.read_metrics()["environment"] for run in find_runs(folder)[0]]
+    environments = [run.read_metrics()["environment"] for folder in options.runs for run in find_runs(folder)[0]]
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    note = f"Made by `make table` on {describe_environments(environments)}, {today}."
+    note = f"Made by `{options.command}` on {describe_environments(environments)}, {today}."
     block = f"{text.strip()}\n\n{note}\n"
     (PROJECT / "benchmarks" / "results.md").write_text(block)
     readme = PROJECT / "README.md"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from anyo_lightning.encoders import attention
 from anyo_lightning.encoders.attention import automatic_attention, causal_attention
 from anyo_lightning.encoders.backbone import READ_ALONE, Backbone, load_tokenizer
 from anyo_lightning.encoders.modes import evaluating
@@ -159,17 +160,18 @@ def test_auto_is_what_the_hardware_has(tiny_llm: str, monkeypatch: pytest.Monkey
         assert fast_dtype() == ("bfloat16" if native else "float32")
 
 
-def test_every_product_runs_in_bfloat16(tiny_llm: str, ids: torch.Tensor) -> None:
-    """Inputs and outputs of all base and LoRA layers are bfloat16, with no autocast around and inside one."""
-    backbone = Backbone(tiny_llm, dtype="bfloat16", lora={**LORA, "lora_dropout": 0.1})
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_product_runs_in_the_dtype(dtype: torch.dtype, tiny_llm: str, ids: torch.Tensor) -> None:
+    """Inputs and outputs of all base and LoRA layers are of it, with no autocast around and inside one."""
+    backbone = Backbone(tiny_llm, dtype=str(dtype).removeprefix("torch."), lora={**LORA, "lora_dropout": 0.1})
     seen: set[torch.dtype] = set()
     for module in backbone.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda _, inputs, output: seen.update((inputs[0].dtype, output.dtype)))
-    assert backbone(ids).dtype == torch.bfloat16
+    assert backbone(ids).dtype == dtype
     with torch.autocast("cpu", dtype=torch.bfloat16):
         backbone(ids)
-    assert seen == {torch.bfloat16}
+    assert seen == {dtype}
 
 
 def test_gradients_after_a_frozen_pass_in_one_autocast(tiny_llm: str, ids: torch.Tensor) -> None:
@@ -259,7 +261,10 @@ SMALL_ENCODER = SMALL | {"hidden_size": 32, "intermediate_size": 64, "num_attent
 def test_other_architectures(
     config: transformers.PreTrainedConfig, causal: bool, tiny_bert: str, tmp_path: Path
 ) -> None:
-    """Decoders and encoders of other families, cut to two layers: sound, adapted by LoRA, of the right direction."""
+    """Decoders and encoders of other families, cut to two layers: sound, adapted by LoRA, of the right direction.
+
+    A read of some states is for those in `READ_ALONE` only: here a wrong addition to that list would show.
+    """
     torch.manual_seed(0)
     transformers.AutoModel.from_config(config).save_pretrained(str(tmp_path))
     backbone = Backbone(str(tmp_path), layers=2, lora=LORA)
@@ -284,6 +289,34 @@ def test_values_narrower_than_keys() -> None:
     found, _ = automatic_attention(module, query, key, value, None)
     expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "masked", "ours"),
+    [
+        (torch.float32, 150, False, True),
+        (torch.bfloat16, 150, False, True),
+        (torch.float32, 150, True, False),
+        (torch.float32, 1025, False, False),
+        (torch.float64, 150, False, False),
+    ],
+)
+def test_which_attention_is_taken(
+    dtype: torch.dtype, tokens: int, masked: bool, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours on a CPU without a mask, up to its longest row, and with torch's values; torch's elsewhere."""
+    calls = []
+    monkeypatch.setattr(attention, "causal_attention", lambda *a, **k: calls.append(1) or causal_attention(*a, **k))
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, tokens, 8, generator=generator).to(dtype) for heads in (4, 2, 2))
+    module = nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 2
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None] if masked else None
+    found, _ = automatic_attention(module, query, key, value, mask)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    tolerance = {"rtol": 0.03, "atol": 0.03} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found, expected.transpose(1, 2), **tolerance)
+    assert bool(calls) == ours
 
 
 @pytest.mark.parametrize(("tokens", "key_heads"), [(1, 2), (7, 1), (128, 3), (300, 2)])

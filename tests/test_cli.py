@@ -106,12 +106,12 @@ def test_optimizers_name_their_weight_decay() -> None:
 
 
 def test_overlays_fit_every_configuration() -> None:
-    """There are configurations and overlays, and an overlay has only what all configurations have."""
+    """There are configurations and overlays, and an overlay has only what all configurations have, or a backbone."""
     overlays = sorted((CONFIGS[0].parent / "overlays").glob("*.yaml"))
     assert len(CONFIGS) >= 9
     assert {path.stem for path in overlays} >= {"demo", "debug", "gpu"}
     for overlay in overlays:
-        allowed = {"trainer", "data", "metrics"} | ({"model"} if overlay.stem == "fsdp" else set())  # needs a backbone
+        allowed = {"trainer", "data", "metrics"} | ({"model"} if overlay.stem in ("fsdp", "table") else set())
         assert set(yaml.safe_load(overlay.read_text())) <= allowed
 
 

@@ -244,14 +244,17 @@ def test_sigterm_saves_and_exits(run: Run, start: Start, loops: list[str], tmp_p
     assert same(weights(parts.path), weights(tmp_path / "whole"))
 
 
-def test_a_sharded_backbone_changes_no_number(run: Run, loops: list[str], tiny_llm: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recomputed", ["true", "false"])
+def test_a_sharded_backbone_changes_no_number(
+    run: Run, loops: list[str], tiny_llm: str, tmp_path: Path, recomputed: str
+) -> None:
     """Two processes that share the LLM out end with DDP's weights and figures, to the bit; one process takes over.
 
-    Gradients are clipped, activations recomputed (by DDP, too: without it the last layer is computed only where it is
-    read, which rounds otherwise) and the catalogue is encoded by both, unequally.
+    Gradients are clipped, activations recomputed by both or by neither (then the last layer is computed only where it
+    is read, which rounds otherwise), and the catalogue is encoded by both, unequally.
     """
     options = [*e4srec(tiny_llm), *loops, "--trainer.gradient_clip_val=0.1"]
-    options.append("--model.init_args.backbone.init_args.gradient_checkpointing=true")
+    options.append(f"--model.init_args.backbone.init_args.gradient_checkpointing={recomputed}")
     sharded = [options[0], f"--config={CONFIGS / 'overlays' / 'fsdp.yaml'}", *options[1:]]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder, words in ((whole, options), (parts, sharded)):

@@ -218,16 +218,13 @@ def _other(data: RecDataModule) -> Any:
 
 
 def test_a_file_of_views_says_how_they_were_cut(make_data: Callable[..., RecDataModule], tiny_llm: str) -> None:
-    """Prompt, items a view and views a user, beside what decides an answer; another cut is another file."""
-    digests = []
+    """Prompt, items a view and views a user, beside what decides an answer."""
     for parts in (1, 2):
         augment(data := make_data(), llm=tiny_llm, max_items=5, parts=parts)
         file = store.views_file("summarise", data.split)
         settings = json.loads(pl.read_parquet_metadata(file)["settings"])
         assert settings["prompt"] == prompts.PROMPTS["summarise"]
         assert (settings["max_items"], settings["parts"], settings["kind"]) == (5, parts, "summarise")
-        digests.append(file.read_bytes())
-    assert digests[0] != digests[1]
 
 
 def test_what_views_cost_does_not_depend_on_what_was_cached(

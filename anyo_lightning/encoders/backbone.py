@@ -1,14 +1,14 @@
 """A large language model as an encoder: loading, depth, LoRA, precision, and one forward pass to its last states.
 
-The frozen base is held in `dtype`, LoRA weights in float32. The forward pass opens its own autocast of `dtype`, and
-peft's cast of each LoRA input to float32 is switched off, so that every matrix product runs in `dtype` whatever
-precision surrounds it (on a CPU with AVX512-BF16 a bfloat16 product takes about a quarter of the time; on one without,
-45 times as long, and `dtype` is float32 there).
+The frozen base is held in `dtype`, LoRA weights in float32. The forward pass opens its own autocast of `dtype` (for
+float32 it switches off one around it), and peft's cast of each LoRA input to float32 is switched off, so that every
+matrix product runs in `dtype` whatever precision surrounds it. On a CPU with AVX512-BF16 a bfloat16 product takes about
+a quarter of the time; on one without, training takes many times as long (`benchmarks/dtype.py`): float32 there.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -251,7 +251,7 @@ class Backbone(nn.Module):
     def _precision(self, device: torch.device) -> Any:
         """Autocast to the base's dtype; without its weight cache, which would keep weights cast under `no_grad`."""
         if self.dtype == torch.float32:
-            return nullcontext()
+            return torch.autocast(device.type, enabled=False)
         return torch.autocast(device.type, dtype=self.dtype, cache_enabled=False)
 
 

@@ -11,7 +11,8 @@ Lightning's own sharding strategies serves LoRA better:
 
 With LoRA the frozen weights are what does not fit. Trained weights, their gradients and the optimizer's state stay
 whole on every GPU: clipping, checkpoints, resuming (also on another number of processes) and the index are those of
-DDP, and so are the numbers, to the last bit, since a gathered weight is the weight. (But for dropout after a pass that
+DDP, and so are the numbers, to the last bit where both recompute activations or neither, since a gathered weight is the
+weight. (But for dropout after a pass that
 `as_many` has repeated: it has drawn from the process's random state.)
 
 All processes must call such an LLM equally often, training or not: `distributed.as_many`.

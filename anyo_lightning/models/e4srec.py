@@ -12,6 +12,7 @@ from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.encoders.cache import Pooling
 from anyo_lightning.encoders.items import IdItems
 from anyo_lightning.encoders.text import PROMPT, RESPONSE, Reads, llm_history, text_encoders
+from anyo_lightning.errors import InputError
 from anyo_lightning.losses import full_softmax
 from anyo_lightning.models import checkpoints
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
@@ -37,13 +38,17 @@ class E4SRec(RetrievalModule):
         pooling: How the frozen LLM's states of an item's text become its vector.
         hidden: Width of the item projector's hidden layer; None for a linear projector.
         id_residual: Add a free row to each item's text vector.
-        item_vectors_from: Run folder of a trained SASRec whose item vectors the LLM reads in the place of text.
+        item_vectors_from: Run folder of a trained SASRec whose item vectors the LLM reads in the place of text. There
+            is no text then, and no `reads`, `pooling`, `hidden` or `id_residual`.
         prompt: Text before the item vectors.
         response: Text after the item vectors with `supervision: last`.
         dropout: On the states before the projector and on the items' projected vectors.
         input_dropout: On the item vectors that the LLM reads.
         label_smoothing: Share of the target's probability that is spread over all items.
         training: What `RetrievalModule` takes.
+
+    Raises:
+        InputError: When `item_vectors_from` is given together with an option of text.
 
     Reference: Li et al., E4SRec (arXiv 2312.02443).
     """
@@ -66,6 +71,8 @@ class E4SRec(RetrievalModule):
         **training: Any,
     ) -> None:
         super().__init__(**training)
+        if item_vectors_from is not None and (reads, pooling, hidden, id_residual) != ("texts", "mean", None, False):
+            raise InputError("Expected no reads, pooling, hidden or id_residual with item_vectors_from: it has no text")
         self.make_backbone, self.dim, self.pooling = backbone, dim, pooling
         self.hidden, self.id_residual = hidden, id_residual
         self.item_vectors_from, self.prompt, self.response = item_vectors_from, prompt, response
