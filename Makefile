@@ -1,6 +1,6 @@
 # make demo: a first table from real data.   make test: the suite.   make check: lint, types, format.
 # make table: all variants and floors into the README's table and runs/report.html. JOBS rows at a time, a core each.
-#   Language models at one budget, overlays/table.yaml; BUDGET= VIEWS= trains them as their own yaml files say (runs/own).
+#   Language models at one budget, overlays/table.yaml; BUDGET= trains them as their own yaml files say, in runs/own.
 # make beauty BEAUTY=folder: the variants of ids on Amazon Beauty, in a folder of interactions.csv.gz and items.csv.gz.
 # make test-distributed: several real processes, killed ones, full disks.
 SHELL := /bin/bash
@@ -13,10 +13,8 @@ DEMO := $(FLOORS) sasrec e4srec_vectors_hybrid
 # Long ones first, so that two cores end together; cllmrec where its views are there: make passes over what must wait.
 LLM := e4srec anyo cllmrec sracl llara e4srec_paper e4srec_vectors
 TABLE := sasrec sracl_paper $(LLM) $(FLOORS)
-BUDGET ?= --config configs/overlays/table.yaml
-VIEWS ?= --parts 1
-TABLE_RUNS := runs/$(if $(strip $(BUDGET)),table,own)
-TABLE_COMMAND := make table$(if $(strip $(BUDGET)),, BUDGET= VIEWS=)
+BUDGET ?= table
+TABLE_RUNS := runs/$(or $(BUDGET),own)
 JOBS ?= 2
 OPTIONS_llara := --trainer.max_epochs 4
 # The paper trains one prefix a sample: hours here. All boundaries in one pass instead, and the row says so.
@@ -38,18 +36,18 @@ rows: $(TABLE_RUNS)/views.done $(TABLE:%=$(TABLE_RUNS)/%/metrics.json)
 
 table:
 	OMP_NUM_THREADS=1 $(MAKE) --jobs $(JOBS) rows
-	$(BIN)/python benchmarks/results.py $(TABLE:%=$(TABLE_RUNS)/%) --command "$(TABLE_COMMAND)"
+	$(BIN)/python benchmarks/results.py $(TABLE:%=$(TABLE_RUNS)/%) --command "make table$(if $(BUDGET),, BUDGET=)"
 	$(BIN)/anyo compare $(TABLE:%=$(TABLE_RUNS)/%) --baseline markov --format html --output runs/report.html
 
 # Each variant once: a finished run folder is left alone, an interrupted one goes on from its last checkpoint.
 $(TABLE_RUNS)/%/metrics.json: | .venv/installed
-	$(BIN)/anyo fit --config configs/$*.yaml $(if $(filter $*,$(LLM)),$(BUDGET)) --run $(TABLE_RUNS)/$* $(OPTIONS_$*)
+	$(BIN)/anyo fit --config configs/$*.yaml $(if $(BUDGET),$(if $(filter $*,$(LLM)),--config configs/overlays/$(BUDGET).yaml)) --run $(TABLE_RUNS)/$* $(OPTIONS_$*)
 
 $(TABLE_RUNS)/e4srec_paper/metrics.json: $(TABLE_RUNS)/sasrec/metrics.json
 $(TABLE_RUNS)/cllmrec/metrics.json: $(TABLE_RUNS)/views.done
 
 $(TABLE_RUNS)/views.done: | .venv/installed
-	$(BIN)/anyo augment --kind summarise $(VIEWS)
+	$(BIN)/anyo augment --kind summarise $(if $(BUDGET),--parts 1)
 	mkdir -p $(TABLE_RUNS) && touch $@
 
 BEAUTY_OPTIONS_sasrec := --model.init_args.dropout 0.5 --model.init_args.optimizer.init_args.weight_decay 0 \
