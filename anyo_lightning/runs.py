@@ -18,13 +18,13 @@ import fcntl
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from anyo_lightning.disk import renamed_to
 from anyo_lightning.errors import InputError
 
 METRICS_KEYS = ("variant", "seed", "split", "protocol", "metrics", "slices", "cost", "environment")
@@ -241,25 +241,6 @@ def find_runs(path: str | Path, *, every_split: bool = False) -> tuple[list[RunF
             newest[variant, metrics["seed"], metrics["split"]["fingerprint"] if every_split else None] = run
         skipped += [] if tested else newest_first[:1]
     return list(newest.values()), skipped if by_variant else [RunFolder(folder)]
-
-
-@contextlib.contextmanager
-def renamed_to(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # else a machine that dies may have the new name without its content
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's files are for their owner alone
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_parquet(path: Path, columns: list[str] | None) -> pl.DataFrame:

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from anyo_lightning.compare.environments import describe_environments
 from anyo_lightning.compare.table import compare
-from anyo_lightning.environment import describe_environments
 from anyo_lightning.runs import RunFolder, find_runs
 
 PROJECT = Path(__file__).parents[1]
@@ -113,7 +113,7 @@ def main() -> None:
 def train(folder: Path, *words: str) -> None:
     """One run, unless it is finished."""
     if not RunFolder(folder).finished:
-        command = [sys.executable, "-m", "anyo_lightning.cli", "fit", *words, f"--run={folder}"]
+        command = [sys.executable, "-m", "anyo_lightning", "fit", *words, f"--run={folder}"]
         subprocess.run([*command, "--trainer.enable_progress_bar=false"], check=True, cwd=PROJECT)
 
 

@@ -28,7 +28,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile
 
 from anyo_lightning import distributed
-from anyo_lightning.cli import main as anyo
+from anyo_lightning.cli.main import main as anyo
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = ("--data.batch_tokens=1000",)

@@ -10,8 +10,8 @@ import time
 
 import torch
 
-from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.environment import fast_dtype
+from anyo_lightning.hardware import fast_dtype
+from anyo_lightning.llm.backbone import Backbone
 
 TOKENS = 256  # a row
 LORA = {"r": 32, "lora_alpha": 64, "target_modules": "all-linear"}

@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.llm.backbone import Backbone
 
 TOKENS = 333  # a row
 LORA = {"r": 32, "lora_alpha": 64, "target_modules": "all-linear"}

@@ -11,8 +11,8 @@ import datetime
 import tempfile
 from pathlib import Path
 
+from anyo_lightning.compare.environments import describe_environments
 from anyo_lightning.compare.table import compare
-from anyo_lightning.environment import describe_environments
 from anyo_lightning.runs import find_runs
 
 PROJECT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ from anyo_lightning.data.batches import HistoryDataset
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.windows import Supervision, training_windows
-from anyo_lightning.encoders.backbone import Backbone
+from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.models.e4srec import E4SRec
 
 

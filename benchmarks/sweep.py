@@ -13,7 +13,7 @@ from pathlib import Path
 
 import optuna
 
-from anyo_lightning.lightning_cli import MONITOR
+from anyo_lightning.cli.lightning import MONITOR
 from anyo_lightning.runs import RunFolder
 
 
@@ -62,7 +62,7 @@ def main() -> None:
 
 def anyo(*words: str) -> None:
     """One command of ours in a process of its own."""
-    subprocess.run([sys.executable, "-m", "anyo_lightning.cli", *words], check=True)
+    subprocess.run([sys.executable, "-m", "anyo_lightning", *words], check=True)
 
 
 if __name__ == "__main__":

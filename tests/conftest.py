@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def anyo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Run the command line in this process; returns what it printed."""
-    from anyo_lightning.cli import main
+    from anyo_lightning.cli.main import main
 
     def run(*arguments: object) -> str:
         words = [str(argument) for argument in arguments]

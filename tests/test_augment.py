@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from anyo_lightning.augment import crop, importance, mask, reorder, similar_items, substitute
+from anyo_lightning.views.operators import crop, importance, mask, reorder, similar_items, substitute
 
 HISTORIES = st.lists(st.integers(0, 29), min_size=1, max_size=40).map(lambda items: np.array(items, dtype=np.int32))
 SHARES = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.6, 0.7, 0.99, 1.0])

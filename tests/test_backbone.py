@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from anyo_lightning.encoders import attention
-from anyo_lightning.encoders.attention import automatic_attention, causal_attention
-from anyo_lightning.encoders.backbone import READ_ALONE, Backbone, load_tokenizer
-from anyo_lightning.encoders.modes import evaluating
-from anyo_lightning.encoders.selfcheck import self_check
-from anyo_lightning.environment import fast_dtype
 from anyo_lightning.errors import InputError
+from anyo_lightning.hardware import fast_dtype
+from anyo_lightning.llm import attention
+from anyo_lightning.llm.attention import automatic_attention, causal_attention
+from anyo_lightning.llm.backbone import READ_ALONE, Backbone, load_tokenizer
+from anyo_lightning.llm.evaluation_mode import evaluating
+from anyo_lightning.llm.selfcheck import self_check
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 
@@ -398,7 +398,7 @@ def test_unreachable_hub_id(tmp_path: Path) -> None:
 
 HUB = """
 import sys
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
 for revision in (None, "main", sys.argv[1]):
     assert load_tokenizer("someone/tiny", revision).pad_token is not None
     print(*sorted(Backbone("someone/tiny", revision=revision).identity.items()))

@@ -15,8 +15,8 @@ from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.splits import Split
 from anyo_lightning.data.tokens import HIDDEN, ItemTokenStore
 from anyo_lightning.data.windows import query_windows, training_windows, with_shuffled_ties
-from anyo_lightning.encoders.backbone import load_tokenizer
 from anyo_lightning.errors import InputError
+from anyo_lightning.llm.backbone import load_tokenizer
 
 
 def made_split(lengths: list[int], catalogue: int = 11) -> Split:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
-from anyo_lightning.encoders.cache import embed_texts
 from anyo_lightning.errors import InputError
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
+from anyo_lightning.llm.text_vectors import embed_texts
 
 LORA = {"r": 4, "target_modules": "all-linear"}
 
@@ -87,8 +87,8 @@ def test_only_what_is_new_is_encoded(tiny_llm: str, titles: list[str], tmp_path:
 SLOW = """
 import sys, time
 from pathlib import Path
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
-from anyo_lightning.encoders.cache import embed_texts
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
+from anyo_lightning.llm.text_vectors import embed_texts
 
 class Slow(Backbone):
     def forward(self, token_ids=None, **arguments):

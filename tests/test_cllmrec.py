@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
+from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.models.cllmrec import CLLMRec, ViewOf, same_items, same_text
 from anyo_lightning.models.contrast import same_history, shared_identity
 from anyo_lightning.models.e4srec import E4SRec

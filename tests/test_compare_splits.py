@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fake_runs import write_run
 
-from anyo_lightning.compare.splits import spreads
+from anyo_lightning.compare.across_splits import spreads
 from anyo_lightning.compare.table import compare
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder, find_runs

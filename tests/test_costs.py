@@ -9,17 +9,17 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from anyo_lightning import costs
-from anyo_lightning.costs import CostLedger
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.evaluation.callback import RetrievalMetrics
-from anyo_lightning.flops import flop_counter
+from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.e4srec import E4SRec
 from anyo_lightning.models.floors import Popularity
 from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.runs import RunFolder
+from anyo_lightning.training import cost_ledger as costs
+from anyo_lightning.training.cost_ledger import CostLedger
+from anyo_lightning.training.flops import flop_counter
 
 TOLERANCE = 0.05  # of a sample of a third of the steps
 SERVING = {"catalogue_encode_seconds", "index_build_seconds", "history_encode_seconds", "queries_per_second"}

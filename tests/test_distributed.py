@@ -30,9 +30,14 @@ def start(tmp_path: Path, cache: Path) -> Start:
     """Start the command line in a process of its own, one thread each."""
 
     def started(*words: object, limit: str = "", **variables: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "anyo_lightning.cli", *map(str, words)]
+        command = [sys.executable, "-m", "anyo_lightning", *map(str, words)]
         if limit:  # a prelude for Python: limits of the process, or its death
-            command = [sys.executable, "-c", f"{limit}; from anyo_lightning.cli import main; main()", *map(str, words)]
+            command = [
+                sys.executable,
+                "-c",
+                f"{limit}; from anyo_lightning.cli.main import main; main()",
+                *map(str, words),
+            ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ANYO_CACHE": str(cache), **variables}
         return subprocess.Popen(
             command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -297,7 +302,7 @@ def test_no_validation_is_lost_to_a_checkpoint(run: Run, start: Start, loops: li
     options = [*sasrec(), *loops, "--trainer.max_epochs=2", "--save_every_n_steps=1", "--final_test=false"]
     folder = RunFolder(tmp_path / "run")
     dies = (
-        "import os; from anyo_lightning.guards import Guards; "
+        "import os; from anyo_lightning.training.guards import Guards; "
         "Guards.on_validation_start = lambda *_: os.kill(os.getpid(), 9)"
     )
     run("fit", *options, f"--run={folder.path}", limit=dies, code=-signal.SIGKILL)
@@ -318,7 +323,8 @@ def test_sigterm_loses_no_gradient_and_no_validation(
     whole, parts = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
     run("fit", *options, f"--run={whole.path}")
     told = (
-        "import os; from anyo_lightning.guards import Guards; Guards.on_before_backward = lambda _, trainer, *__: "
+        "import os; from anyo_lightning.training.guards import Guards; "
+        "Guards.on_before_backward = lambda _, trainer, *__: "
         f"trainer.fit_loop.epoch_loop.batch_idx == {batch} and os.kill(os.getpid(), 15)"
     )
     run("fit", *options, f"--run={parts.path}", limit=told)
@@ -346,7 +352,7 @@ def test_sigterm_after_the_last_step_leaves_the_checkpoint(
     run("fit", *options, "--final_test=false", f"--run={whole.path}")
     hook = {"validation": "on_validation_start", "test": "on_test_batch_end"}[moment]
     told = (
-        f"import os; from anyo_lightning.guards import Guards; Guards.{hook} = lambda _, trainer, *__: "
+        f"import os; from anyo_lightning.training.guards import Guards; Guards.{hook} = lambda _, trainer, *__: "
         "trainer.current_epoch >= 1 and os.kill(os.getpid(), 15)"
     )
     run("fit", *options, f"--run={folder.path}", limit=told, code={"validation": 0, "test": -15}[moment])

@@ -11,11 +11,12 @@ from torch import nn
 from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.windows import training_windows
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.history import IdHistory, Injection, ItemTokenHistory, TextHistory
 from anyo_lightning.encoders.items import FrozenTextItems
-from anyo_lightning.encoders.projector import Projector, whiten
+from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.encoders.whitening import whiten
 from anyo_lightning.errors import InputError
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 

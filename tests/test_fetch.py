@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from anyo_lightning.encoders import aliases
-from anyo_lightning.encoders.aliases import Alias, content_hash, load_tokenizer
-from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.encoders.selfcheck import self_check
+from anyo_lightning.disk import file_sha256
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import fetch_wheel, file_sha256
+from anyo_lightning.fetch import fetch_wheel
+from anyo_lightning.llm import aliases
+from anyo_lightning.llm.aliases import Alias, content_hash, load_tokenizer
+from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.llm.selfcheck import self_check
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from anyo_lightning.compare.fidelity import FidelityTable, as_page, as_text
+from anyo_lightning.cli.restore import restore
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.evaluation import fidelity
-from anyo_lightning.evaluation.fidelity import Fidelity, measure
 from anyo_lightning.evaluation.index import ItemIndex
-from anyo_lightning.restore import restore
+from anyo_lightning.fidelity import measure as fidelity
+from anyo_lightning.fidelity.measure import Fidelity, measure
+from anyo_lightning.fidelity.output import FidelityTable, as_page, as_text
 from anyo_lightning.runs import RunFolder
 
 CONFIGS = Path(__file__).parents[1] / "configs"

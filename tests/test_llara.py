@@ -19,13 +19,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaMode
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders import live
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.live import LiveTextItems, PromptedHistory
-from anyo_lightning.encoders.pooled import Whitened
 from anyo_lightning.encoders.pretext import PretextRows, output_embeddings
-from anyo_lightning.encoders.projector import Projector, whiten
+from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.encoders.whitening import Whitened, whiten
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
 from anyo_lightning.losses import bag_of_tokens
 from anyo_lightning.models import llara
 from anyo_lightning.models.base import RetrievalModule

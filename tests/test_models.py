@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional as F
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
-from anyo_lightning.models import checkpoints
+from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.models import identity
 from anyo_lightning.models.anyo import Anyo
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.e4srec import E4SRec
@@ -103,11 +103,11 @@ def test_checkpoint_restores_exactly_and_leaves_the_backbone_out(
         k: v for k, v in second.items() if k != "val/seconds"
     }
     saved = torch.load(best, weights_only=True)
-    assert not set(saved["state_dict"]) & checkpoints.frozen_keys(model)
-    assert set(saved["state_dict"]) | checkpoints.frozen_keys(model) == set(model.state_dict())
+    assert not set(saved["state_dict"]) & identity.frozen_keys(model)
+    assert set(saved["state_dict"]) | identity.frozen_keys(model) == set(model.state_dict())
     if name != "sasrec":
         assert any("lora_A" in key for key in saved["state_dict"])
-        assert len(checkpoints.frozen_keys(model)) > 20
+        assert len(identity.frozen_keys(model)) > 20
 
 
 def test_foreign_checkpoints_are_refused(
@@ -160,7 +160,7 @@ def test_item_vectors_and_init_come_from_runs(
     alone.prepare(data)
     torch.testing.assert_close(alone.history_encoder.injection.item_vectors, standardised)
     with pytest.raises(InputError, match="item embeddings"):
-        checkpoints.item_vectors(_run_without_ids(tiny_llm, make_data, tmp_path), data.split)
+        identity.item_vectors(_run_without_ids(tiny_llm, make_data, tmp_path), data.split)
 
 
 def _run_without_ids(tiny_llm: str, make_data: Callable[..., RecDataModule], tmp_path: Path) -> Path:

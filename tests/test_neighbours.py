@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Split
 from anyo_lightning.data.windows import with_shuffled_ties
-from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.neighbours import (
+from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.views.neighbours import (
     mean_vectors,
     nearest,
     profile_texts,

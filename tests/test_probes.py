@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
 from anyo_lightning.encoders.live import LiveTextItems
 from anyo_lightning.evaluation.callback import RetrievalMetrics
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
 from anyo_lightning.models.anyo import Anyo
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.cllmrec import CLLMRec

@@ -14,10 +14,10 @@ import polars as pl
 import pytest
 from fake_runs import write_run
 
-from anyo_lightning.compare.fidelity import FidelityTable, as_page
 from anyo_lightning.compare.table import compare
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation.fidelity import Fidelity
+from anyo_lightning.fidelity.measure import Fidelity
+from anyo_lightning.fidelity.output import FidelityTable, as_page
 from anyo_lightning.runs import RunFolder
 
 USERS = 120

@@ -11,9 +11,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from anyo_lightning.environment import describe_environments, environment
+from anyo_lightning.compare.environments import describe_environments
+from anyo_lightning.disk import renamed_to
+from anyo_lightning.environment import environment
 from anyo_lightning.errors import InputError
-from anyo_lightning.runs import METRICS_KEYS, RunFolder, find_runs, renamed_to
+from anyo_lightning.runs import METRICS_KEYS, RunFolder, find_runs
 
 
 def content(variant: str = "sasrec") -> dict[str, Any]:

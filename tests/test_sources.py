@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from anyo_lightning.data import sources
+from anyo_lightning.data.item_texts import item_texts
 from anyo_lightning.data.sources import Columns, Source, load_source, read_files
-from anyo_lightning.data.texts import item_texts
 from anyo_lightning.errors import InputError
 
 ROWS = [("u1", "i2", 5, 20), ("u1", "i1", 3, 10), ("u2", "i1", 4, 30)]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
+from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.models.sracl import SRACL, Synthesizer
 from anyo_lightning.runs import RunFolder

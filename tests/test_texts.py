@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyo_lightning.data.texts import default_template, item_texts
+from anyo_lightning.data.item_texts import default_template, item_texts
 from anyo_lightning.errors import InputError
 
 ITEMS = pl.DataFrame({"item_id": ["i1", "i2"], "title": ["a", "b"], "year": ["1995", None]})

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from anyo_lightning.cli import main
+from anyo_lightning.cli.main import main
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.errors import InputError
 from anyo_lightning.views import prompts, store

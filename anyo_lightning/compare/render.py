@@ -14,7 +14,7 @@ from rich.text import Text
 
 from anyo_lightning.compare.columns import Column, Style, about, notes, slice_columns, table_columns
 from anyo_lightning.compare.results import Results
-from anyo_lightning.runs import renamed_to
+from anyo_lightning.disk import renamed_to
 
 RICH_STYLES: dict[Style, str] = {"plain": "", "best": "bold", "higher": "green", "lower": "red", "faint": "dim"}
 LEFT = ("variant", "slice", "probe", "question", "factory")  # headers of columns of names

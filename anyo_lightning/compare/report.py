@@ -17,12 +17,12 @@ from plotly.offline import get_plotlyjs
 
 from anyo_lightning.compare.columns import about, as_p, decimals_of, notes, number, title
 from anyo_lightning.compare.costs import COSTS, cost_notes
-from anyo_lightning.compare.probes import MEMORY_NOTE, PROBE_NOTE, memory_columns, probe_columns
 from anyo_lightning.compare.results import Cell, Comparison, is_higher_better
 from anyo_lightning.compare.rows import KEYS, SharedRows, is_rank_metric
 from anyo_lightning.compare.variants import TestedRun, Variant
+from anyo_lightning.probes.display import MEMORY_NOTE, PROBE_NOTE, memory_columns, probe_columns
 
-SCRIPTS = ("report_shared.js", "report_page.js", "report_plots.js", "report_cases.js")
+SCRIPTS = ("compare/report_shared.js", "compare/report_page.js", "compare/report_plots.js", "compare/report_cases.js")
 LARGEST_CURVE = 400  # points; longer curves are thinned
 CASES = 1000
 LARGEST_CASE_LISTS = 2_000_000  # items in all lists together
@@ -34,17 +34,17 @@ CURVE_AXES = ("step", "tokens", "seconds")
 
 def as_html(comparison: Comparison) -> str:
     """The whole page as one text."""
-    return fill_page("anyo compare", "report.html", SCRIPTS, _content(comparison))
+    return fill_page("anyo compare", "compare/report.html", SCRIPTS, _content(comparison))
 
 
 def fill_page(name: str, body: str, scripts: Sequence[str], content: dict[str, Any]) -> str:
-    """A page that stands alone: `page.html` with a body and scripts of this folder, style, plotly.js and its data."""
-    folder = files("anyo_lightning.compare")
-    page = folder.joinpath("page.html").read_text(encoding="utf-8")
+    """A page that stands alone: `page.html` with a body and scripts of the package, style, plotly.js and its data."""
+    folder = files("anyo_lightning")
+    page = folder.joinpath("compare/page.html").read_text(encoding="utf-8")
     parts = {
         "/* title */": name,
         "/* body */\n": folder.joinpath(body).read_text(encoding="utf-8"),
-        "/* style */": folder.joinpath("report.css").read_text(encoding="utf-8"),
+        "/* style */": folder.joinpath("compare/report.css").read_text(encoding="utf-8"),
         "/* data */": _inside_script(content),
         "/* scripts */": "\n".join(folder.joinpath(script).read_text(encoding="utf-8") for script in scripts),
         "/* plotly */": get_plotlyjs(),

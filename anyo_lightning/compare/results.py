@@ -11,7 +11,7 @@ import polars as pl
 
 from anyo_lightning.compare.costs import DEFAULT_COSTS
 from anyo_lightning.compare.rows import SharedRows, is_rank_metric
-from anyo_lightning.compare.slices import Slice, slice_table
+from anyo_lightning.compare.slice_table import Slice, slice_table
 from anyo_lightning.compare.stats import Difference, paired_differences
 from anyo_lightning.compare.variants import TestedRun, Variant, find_variant, read_variants
 from anyo_lightning.errors import InputError

@@ -6,12 +6,12 @@ from typing import Literal
 
 from rich.console import Console
 
+from anyo_lightning.compare.across_splits import spread_as_markdown, spread_as_rich, spreads
 from anyo_lightning.compare.costs import choose_costs
 from anyo_lightning.compare.exports import as_csv, as_json
 from anyo_lightning.compare.render import WIDTH_OF_A_FILE, as_latex, as_markdown, as_plain, as_rich, write_out
 from anyo_lightning.compare.report import as_html
 from anyo_lightning.compare.results import Comparison, load_results
-from anyo_lightning.compare.splits import spread_as_markdown, spread_as_rich, spreads
 from anyo_lightning.errors import InputError
 
 Format = Literal["rich", "markdown", "latex", "csv", "json", "html"]

@@ -14,7 +14,7 @@ import rich.progress
 from rich.console import Console
 
 from anyo_lightning.data.files import explaining, not_empty, read_json_lines
-from anyo_lightning.data.tables import Columns, Source, first_few, make_source
+from anyo_lightning.data.schema import Columns, Source, first_few, make_source
 from anyo_lightning.errors import InputError
 
 UNTIL_2018 = Columns(user="reviewerID", item="asin", timestamp="unixReviewTime", rating="overall")

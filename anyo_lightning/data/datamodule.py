@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from anyo_lightning.data.batches import HistoryBatch, HistoryDataset, collate
+from anyo_lightning.data.item_texts import item_texts
 from anyo_lightning.data.loader import ResumableLoader
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.sources import Columns, Source, load_source, read_files
 from anyo_lightning.data.splits import Queries, Split, Strategy, Ties, make_split
-from anyo_lightning.data.texts import item_texts
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.data.windows import (
     Supervision,
@@ -26,8 +26,8 @@ from anyo_lightning.data.windows import (
     training_windows,
     with_shuffled_ties,
 )
+from anyo_lightning.disk import cache_folder
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import cache_folder
 
 
 class RecDataModule(LightningDataModule):

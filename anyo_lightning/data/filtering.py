@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool
 
-from anyo_lightning.data.tables import Source, first_few
+from anyo_lightning.data.schema import Source, first_few
 from anyo_lightning.errors import InputError
 
 Ties = Literal["file_order", "item_id", "shuffle"]

@@ -9,9 +9,10 @@ from pathlib import Path
 from anyo_lightning.data.amazon import read_amazon
 from anyo_lightning.data.files import read_table
 from anyo_lightning.data.readers import read_movielens, read_recbole
-from anyo_lightning.data.tables import Columns, Source, make_source
+from anyo_lightning.data.schema import Columns, Source, make_source
+from anyo_lightning.disk import cache_folder, file_sha256, set_aside
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import cache_folder, fetch_wheel, file_sha256, set_aside
+from anyo_lightning.fetch import fetch_wheel
 
 __all__ = ["Columns", "Source", "load_source", "read_files"]
 

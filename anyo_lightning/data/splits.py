@@ -17,9 +17,9 @@ from jaxtyping import Bool, Int8, Int32, Int64
 from rich.console import Console
 
 from anyo_lightning.data.filtering import Ties, filtered, in_order
+from anyo_lightning.data.item_texts import item_texts
+from anyo_lightning.data.schema import Source, first_few
 from anyo_lightning.data.strategies import TEST, TRAIN, VALIDATION, Settings, Strategy, assign_stages
-from anyo_lightning.data.tables import Source, first_few
-from anyo_lightning.data.texts import item_texts
 
 __all__ = ["Queries", "Split", "Strategy", "Ties", "make_split"]
 

@@ -9,8 +9,8 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from anyo_lightning.data.schema import Source
 from anyo_lightning.data.splits import STAGE_NAMES, Split, placeholder
-from anyo_lightning.data.tables import Source
 
 Summary = dict[str, dict[str, str | int | float]]
 

@@ -8,8 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from anyo_lightning.fetch import set_aside
+from anyo_lightning.disk import set_aside
 
 Tokenize = Callable[[list[str]], list[list[int]]]
 HIDDEN = "unknown"  # what a text encoder reads in the place of an item that a view hides
@@ -80,6 +83,14 @@ class ItemTokenStore:
             separator,
             np.array([*hidden, separator], dtype=np.int32),
         )
+
+
+def padded(rows: list[np.ndarray], padding: int) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, " rows"]]:
+    """Rows of tokens as one tensor, padded on the right, and their lengths."""
+    lengths = np.array([len(row) for row in rows])
+    token_ids = np.full((len(rows), int(lengths.max())), padding, dtype=np.int64)
+    token_ids[np.arange(token_ids.shape[1]) < lengths[:, None]] = np.concatenate(rows)
+    return torch.from_numpy(token_ids), torch.from_numpy(lengths)
 
 
 def _is_whole(place: Path) -> bool:

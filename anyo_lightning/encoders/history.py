@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryBatch
-from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.errors import InputError
+from anyo_lightning.llm.backbone import Backbone
 
 
 class HistoryEncoder(Protocol):

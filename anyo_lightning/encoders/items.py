@@ -6,9 +6,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.encoders.cache import Pooling, frozen_vectors
-from anyo_lightning.encoders.projector import Projector, whiten
+from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.encoders.whitening import whiten
+from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.llm.text_vectors import Pooling, frozen_vectors
 
 
 class ItemEncoder(Protocol):

@@ -18,12 +18,14 @@ from torch.utils.checkpoint import checkpoint
 from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.data.tokens import ItemTokenStore
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.data.tokens import ItemTokenStore, padded
+from anyo_lightning.disk import cache_folder
 from anyo_lightning.encoders.history import TextHistory
-from anyo_lightning.encoders.modes import evaluating
-from anyo_lightning.encoders.pooled import PooledReader, UnitLength, Whitened, padded
-from anyo_lightning.fetch import cache_folder
+from anyo_lightning.encoders.pooling import PooledReader
+from anyo_lightning.encoders.projector import UnitLength
+from anyo_lightning.encoders.whitening import Whitened
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
+from anyo_lightning.llm.evaluation_mode import evaluating
 
 SELF = " This one."
 NEXT = " The next one."

@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from anyo_lightning.encoders.aliases import loading, locate
-from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.encoders.pooled import padded
+from anyo_lightning.data.tokens import padded
 from anyo_lightning.errors import InputError
+from anyo_lightning.llm.aliases import loading, locate
+from anyo_lightning.llm.backbone import Backbone
 
 TEXT, SELF, NEXT = range(3)
 

@@ -1,8 +1,8 @@
 """From an LLM's hidden states to the space in which inner products rank items."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Projector(nn.Module):
@@ -51,33 +51,9 @@ class Projector(nn.Module):
         return projected * self.scale
 
 
-def whiten(vectors: Float[Tensor, "items width"], *, shrinkage: float = 1e-3) -> Float[Tensor, "items width"]:
-    """Centre vectors and rotate and scale them so that their covariance is the identity: `whitening`, applied."""
-    mean, rotation = whitening(vectors, shrinkage=shrinkage)
-    return ((vectors.double() - mean) @ rotation).to(vectors.dtype)
+class UnitLength(nn.Module):
+    """`x / |x|`, so that inner products are cosines."""
 
-
-def whitening(
-    vectors: Float[Tensor, "items width"], *, shrinkage: float = 1e-3
-) -> tuple[Float[Tensor, " width"], Float[Tensor, "width width"]]:
-    """The mean and the symmetric matrix (ZCA) that give vectors the identity as their covariance.
-
-    Computes `(x - mean) · U diag(1 / sqrt(λ + shrinkage·λ_max)) Uᵀ` with covariance `U diag(λ) Uᵀ`: directions far
-    below the largest, such as those that fewer items than dimensions leave empty, are not blown up.
-
-    Args:
-        vectors: One a row.
-        shrinkage: Added to each eigenvalue, as a share of the largest.
-
-    Returns:
-        In float64.
-
-    Reference: Su et al., Whitening Sentence Representations (arXiv 2103.15316), eq. 4; Kessy et al. 2018 (ZCA).
-    """
-    mean = vectors.double().mean(0)
-    centred = vectors.double() - mean
-    values, directions = torch.linalg.eigh(centred.T @ centred / len(vectors))
-    # Where all vectors are equal but for rounding, that is not blown up, and the matrix is finite in float32 too.
-    least = max(1e-10 * float(vectors.double().square().mean()), torch.finfo(torch.float32).tiny)
-    scales = (values.clamp(min=0) + shrinkage * values.max()).clamp(min=least).rsqrt()
-    return mean, (directions * scales) @ directions.T
+    def forward(self, vectors: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        """Normalise the last dimension."""
+        return F.normalize(vectors, dim=-1)

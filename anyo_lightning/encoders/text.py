@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
-from anyo_lightning.encoders.cache import Pooling
 from anyo_lightning.encoders.history import Injection, ItemTokenHistory, TextHistory
 from anyo_lightning.encoders.items import FrozenTextItems, text_vectors
 from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
+from anyo_lightning.llm.text_vectors import Pooling
 
 Reads = Literal["texts", "vectors", "both"]
 PROMPT = "The user has liked these items, oldest first:"

@@ -21,10 +21,10 @@ from anyo_lightning import distributed
 from anyo_lightning.data.splits import Queries, Split, Stage
 from anyo_lightning.environment import environment
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation import board
+from anyo_lightning.evaluation import tensorboard
+from anyo_lightning.evaluation.evaluation import Evaluation
 from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.evaluation.ranking import distinct_rows, rank
-from anyo_lightning.evaluation.results import Evaluation
 from anyo_lightning.runs import RunFolder
 
 
@@ -152,13 +152,13 @@ class RetrievalMetrics(Callback):
         if self.collected is not None:
             self.collected.append(evaluation)
         elif trainer.is_global_zero:
-            board.log_recommendations(
+            tensorboard.log_recommendations(
                 trainer.loggers, evaluation, tag=f"{prefix}recommendations", step=trainer.global_step
             )
             if stage == "test":
                 cost |= {"history_encode_seconds": histories, "evaluation_seconds": seconds}
                 self._write(trainer, module, evaluation, cost)
-                board.log_items(trainer.loggers, vectors, data.split.item_texts, data.split.training_counts())
+                tensorboard.log_items(trainer.loggers, vectors, data.split.item_texts, data.split.training_counts())
 
     def _rank(
         self, split: Split, queries: Queries, module: EncodesCatalogue, device: torch.device
@@ -206,8 +206,8 @@ class RetrievalMetrics(Callback):
         run.write_predictions(evaluation.predictions(item_tokens))
         run.write_catalogue(pl.DataFrame({"item_id": split.item_ids.tolist(), "text": split.item_texts}))
         slices = evaluation.slices("test/", item_tokens)
-        board.log_slices(trainer.loggers, slices, tag="test/slices", step=trainer.global_step)
-        board.log_costs(trainer.loggers, cost, step=trainer.global_step)
+        tensorboard.log_slices(trainer.loggers, slices, tag="test/slices", step=trainer.global_step)
+        tensorboard.log_costs(trainer.loggers, cost, step=trainer.global_step)
         run.write_metrics(
             {
                 "variant": self.variant or run.variant,

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.encoders.cache import Pooling
 from anyo_lightning.encoders.text import Reads, text_encoders
+from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.llm.text_vectors import Pooling
 from anyo_lightning.losses import inclusion_probabilities, sampled_softmax, systematic_sample
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
 

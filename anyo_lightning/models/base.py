@@ -15,14 +15,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from anyo_lightning import distributed
+from anyo_lightning.checkpoint_io import METADATA
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
-from anyo_lightning.encoders.modes import evaluating
-from anyo_lightning.encoders.selfcheck import self_check
-from anyo_lightning.environment import peak_memory_gib
 from anyo_lightning.errors import InputError
-from anyo_lightning.models import checkpoints
+from anyo_lightning.hardware import peak_memory_gib
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
+from anyo_lightning.llm.evaluation_mode import evaluating
+from anyo_lightning.llm.selfcheck import self_check
+from anyo_lightning.models import identity
 from anyo_lightning.models.schedule import learning_rate_schedule
 
 T = TypeVar("T")
@@ -106,7 +107,7 @@ class RetrievalModule(LightningModule):
         trained = torch.from_numpy(data.split.training_counts() > 0)
         self.training_items = trained.nonzero()[:, 0]
         self.position_in_training = torch.full((len(trained),), -1).masked_scatter(trained, torch.arange(len(trained)))
-        self.catalogue = checkpoints.describe_catalogue(data.split)
+        self.catalogue = identity.describe_catalogue(data.split)
         self.data = data
         self.build(data)
         if self.restored is None:
@@ -114,13 +115,13 @@ class RetrievalModule(LightningModule):
         self.restored = None  # Lightning loads the checkpoint itself
         self.built = True
         # What DDP need not send: frozen weights, and buffers, which are the same on all processes and may be large.
-        self._ddp_params_and_buffers_to_ignore = checkpoints.frozen_keys(self) | dict(self.named_buffers()).keys()
+        self._ddp_params_and_buffers_to_ignore = identity.frozen_keys(self) | dict(self.named_buffers()).keys()
         self.build_seconds = time.perf_counter() - started
 
     def initialise(self) -> None:
         """Make the weights that training starts from; left out where a checkpoint will take their place."""
         if self.init_from is not None:
-            checkpoints.start_from(self, self.init_from)
+            identity.start_from(self, self.init_from)
 
     def load_backbone(self, make: BackboneCallable, data: RecDataModule, *, reads_text: bool) -> Backbone:
         """Load the LLM, check it, and let the data module carry its tokens.
@@ -311,14 +312,14 @@ class RetrievalModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the backbone's frozen weights out and write down what they were."""
-        frozen = checkpoints.frozen_keys(self)
+        frozen = identity.frozen_keys(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
-        checkpoint[checkpoints.METADATA] = checkpoints.describe(self)
+        checkpoint[METADATA] = identity.describe(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, backbone, catalogue or split."""
-        checkpoints.check(self, checkpoint)
-        seen = checkpoint[checkpoints.METADATA]["seen"]
+        identity.check(self, checkpoint)
+        seen = checkpoint[METADATA]["seen"]
         self.seen = {name: count if self.global_rank == 0 else 0 for name, count in seen.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]
@@ -327,7 +328,7 @@ class RetrievalModule(LightningModule):
             result = super().load_state_dict(state_dict, strict=False, assign=assign)
         except RuntimeError as error:  # torch's own sentence about sizes that differ
             raise InputError(f"Expected a checkpoint of a model of the same sizes, got: {error}") from error
-        checkpoints.check_keys(self, result)
+        identity.check_keys(self, result)
         return result
 
 

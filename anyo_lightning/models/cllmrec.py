@@ -10,18 +10,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyo_lightning import augment
+from anyo_lightning.checkpoint_io import METADATA
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.encoders.cache import Pooling
 from anyo_lightning.encoders.items import FrozenTextItems
 from anyo_lightning.encoders.text import Reads, text_encoders
 from anyo_lightning.errors import InputError
+from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.llm.text_vectors import Pooling
 from anyo_lightning.losses import full_softmax
-from anyo_lightning.models import checkpoints
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
 from anyo_lightning.models.contrast import contrast_views, same_history
+from anyo_lightning.views import operators
 from anyo_lightning.views.prompts import Kind
 from anyo_lightning.views.written import TokenisedView, WrittenViews
 
@@ -159,7 +159,7 @@ class CLLMRec(RetrievalModule):
         if self.weight and self.projection_head:
             self.head = nn.Sequential(nn.Linear(self.dim, self.dim), nn.ReLU(), nn.Linear(self.dim, self.dim))
         if self.weight and "substitute" in self.views:
-            self.similar = augment.similar_items(self.item_encoder.vectors, self.training_items, k=self.neighbours)
+            self.similar = operators.similar_items(self.item_encoder.vectors, self.training_items, k=self.neighbours)
 
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
@@ -212,15 +212,15 @@ class CLLMRec(RetrievalModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which written views the run has trained with, and what they cost."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[checkpoints.METADATA]["views"] = {kind: written.digest for kind, written in self._written.items()}
-        checkpoint[checkpoints.METADATA]["views_cost"] = self.views_cost
+        checkpoint[METADATA]["views"] = {kind: written.digest for kind, written in self._written.items()}
+        checkpoint[METADATA]["views_cost"] = self.views_cost
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what the views cost; refuse to go on training with others."""
         super().on_load_checkpoint(checkpoint)
-        self.views_cost = checkpoint[checkpoints.METADATA].get("views_cost", {})  # none in those of earlier versions
+        self.views_cost = checkpoint[METADATA].get("views_cost", {})  # none in those of earlier versions
         if self._trainer is not None and self.trainer.state.fn == "fit":
-            found = checkpoint[checkpoints.METADATA]["views"]
+            found = checkpoint[METADATA]["views"]
             if found != (own := {kind: self._read(kind).digest for kind in self._written_kinds}):
                 raise InputError(f"Expected the views that the run has trained with, {found}, got {own}")
 
@@ -243,7 +243,7 @@ class CLLMRec(RetrievalModule):
         if view == "original":
             return self.encode_histories(histories)
         if view == "mask":
-            hidden = [augment.mask(items, share=self.shares["mask"], random=random) for items in histories]
+            hidden = [operators.mask(items, share=self.shares["mask"], random=random) for items in histories]
             return self.encode_histories(histories, hidden=hidden)
         return self.encode_histories([self._augmented(view, items, random) for items in histories])
 
@@ -251,10 +251,10 @@ class CLLMRec(RetrievalModule):
         """The items of a view."""
         share = self.shares[view]
         if view == "importance":
-            return augment.importance(items, share=share, scores=self.importance_scores(items))
+            return operators.importance(items, share=share, scores=self.importance_scores(items))
         if view == "substitute":
-            return augment.substitute(items, share=share, similar=self.similar, random=random)
-        operator = augment.crop if view == "crop" else augment.reorder
+            return operators.substitute(items, share=share, similar=self.similar, random=random)
+        operator = operators.crop if view == "crop" else operators.reorder
         return operator(items, share=share, random=random)
 
     def importance_scores(self, items: np.ndarray) -> np.ndarray:

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.encoders.cache import Pooling
 from anyo_lightning.encoders.items import IdItems
 from anyo_lightning.encoders.text import PROMPT, RESPONSE, Reads, llm_history, text_encoders
 from anyo_lightning.errors import InputError
+from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.llm.text_vectors import Pooling
 from anyo_lightning.losses import full_softmax
-from anyo_lightning.models import checkpoints
+from anyo_lightning.models import identity
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
 
 
@@ -98,7 +98,7 @@ class E4SRec(RetrievalModule):
             return
         injected = (self.restored or {}).get("history_encoder.injection.item_vectors")
         if injected is None:
-            read = checkpoints.item_vectors(self.item_vectors_from, data.split)
+            read = identity.item_vectors(self.item_vectors_from, data.split)
             injected = (read - read.mean(0)) / read.std()
         head = nn.Embedding(data.split.catalogue_size, self.dim)
         nn.init.normal_(head.weight, std=0.1)

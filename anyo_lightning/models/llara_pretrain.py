@@ -10,10 +10,10 @@ from torch import Tensor
 from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone
 from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, live_encoders, prompt_tokens
 from anyo_lightning.encoders.pretext import PretextRows, output_embeddings
 from anyo_lightning.errors import InputError
+from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.losses import bag_of_tokens
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
 

@@ -11,22 +11,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyo_lightning import distributed
-from anyo_lightning.augment import substitute
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
-from anyo_lightning.encoders.cache import Pooling
 from anyo_lightning.encoders.history import IdHistory
 from anyo_lightning.encoders.items import IdItems
-from anyo_lightning.encoders.modes import evaluating
-from anyo_lightning.encoders.selfcheck import self_check
 from anyo_lightning.encoders.text import Reads, text_encoders
 from anyo_lightning.errors import InputError
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
+from anyo_lightning.llm.evaluation_mode import evaluating
+from anyo_lightning.llm.selfcheck import self_check
+from anyo_lightning.llm.text_vectors import Pooling
 from anyo_lightning.losses import full_softmax, info_nce
 from anyo_lightning.models.base import BackboneCallable, RetrievalModule
 from anyo_lightning.models.contrast import contrast_views, same_history, shared_identity
-from anyo_lightning.neighbours import (
+from anyo_lightning.views.neighbours import (
     UserSemantics,
     mean_vectors,
     nearest,
@@ -35,6 +34,7 @@ from anyo_lightning.neighbours import (
     semantic_item_vectors,
     user_text_vectors,
 )
+from anyo_lightning.views.operators import substitute
 
 
 class SRACL(RetrievalModule):

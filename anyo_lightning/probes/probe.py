@@ -15,7 +15,6 @@ import numpy as np
 from lightning.pytorch import Trainer
 from rich.console import Console
 
-from anyo_lightning.compare.probes import MEMORY_NOTE, PROBE_NOTE, memory_columns, probe_columns
 from anyo_lightning.compare.render import rich_table
 from anyo_lightning.compare.rows import is_rank_metric
 from anyo_lightning.compare.stats import paired_differences
@@ -25,6 +24,7 @@ from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.evaluation.intervals import bootstrap_means
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.probes.changes import last_item_only, other_titles, reads_titles, shuffled_order
+from anyo_lightning.probes.display import MEMORY_NOTE, PROBE_NOTE, memory_columns, probe_columns
 from anyo_lightning.probes.memory import BareLLM, next_items_from_memory, titles_from_memory
 from anyo_lightning.runs import RunFolder
 from anyo_lightning.views.writers import LocalWriter

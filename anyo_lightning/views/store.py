@@ -18,8 +18,8 @@ import numpy as np
 import polars as pl
 
 from anyo_lightning.data.splits import Split
+from anyo_lightning.disk import cache_folder
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import cache_folder
 from anyo_lightning.views.prompts import Kind
 
 ANSWERS: dict[str, Any] = {"key": pl.String, "answer": pl.String, "finish": pl.String}

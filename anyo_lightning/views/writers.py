@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
-from anyo_lightning.encoders.aliases import load_config, load_tokenizer, loading, locate
-from anyo_lightning.environment import fast_dtype
 from anyo_lightning.errors import InputError
+from anyo_lightning.hardware import fast_dtype
+from anyo_lightning.llm.aliases import load_config, load_tokenizer, loading, locate
 from anyo_lightning.views.prompts import clean
 from anyo_lightning.views.store import Answer
 

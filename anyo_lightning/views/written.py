@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
 from anyo_lightning.views.prompts import Kind
 from anyo_lightning.views.store import read_views, read_views_cost, views_file
 

@@ -10,10 +10,10 @@ import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
-from anyo_lightning.environment import peak_memory_gib
-from anyo_lightning.flops import flop_counter
+from anyo_lightning.hardware import peak_memory_gib
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.runs import RunFolder
+from anyo_lightning.training.flops import flop_counter
 
 
 class CostLedger(Callback):

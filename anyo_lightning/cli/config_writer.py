@@ -6,7 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from anyo_lightning.runs import RunFolder, renamed_to
+from anyo_lightning.disk import renamed_to
+from anyo_lightning.runs import RunFolder
 
 OF_ONE_COMMAND = ("ckpt_path", "weights_only", "verbose")  # the next one on the same folder is not to be given them
 

@@ -20,12 +20,12 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
 
-import anyo_lightning.encoders.attention  # noqa: F401  (registers the attention "auto")
+import anyo_lightning.llm.attention  # noqa: F401  (registers the attention "auto")
 from anyo_lightning import distributed
-from anyo_lightning.encoders.aliases import Location, load_config, load_tokenizer, loading, locate
-from anyo_lightning.encoders.sharding import shard_layers
-from anyo_lightning.environment import fast_dtype
 from anyo_lightning.errors import InputError
+from anyo_lightning.hardware import fast_dtype
+from anyo_lightning.llm.aliases import Location, load_config, load_tokenizer, loading, locate
+from anyo_lightning.llm.sharding import shard_layers
 
 __all__ = ["Backbone", "DType", "load_tokenizer"]
 

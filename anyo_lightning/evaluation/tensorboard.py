@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from anyo_lightning.evaluation.results import Evaluation
+from anyo_lightning.evaluation.evaluation import Evaluation
 
 SAMPLES = 5  # users whose recommendations are shown, the same in every epoch
 PROJECTED_ITEMS = 10_000  # that the projector draws: more are slow in a browser

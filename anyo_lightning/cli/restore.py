@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from anyo_lightning.cli.lightning import AnyoCLI, run_lightning
 from anyo_lightning.data.splits import Queries, Split, Stage
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.ranking import distinct_rows
-from anyo_lightning.lightning_cli import AnyoCLI, run_lightning
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.runs import RunFolder
 

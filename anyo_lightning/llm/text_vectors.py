@@ -24,10 +24,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from anyo_lightning import distributed
-from anyo_lightning.encoders.backbone import Backbone, load_tokenizer
-from anyo_lightning.encoders.modes import evaluating
+from anyo_lightning.disk import cache_folder, set_aside
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import cache_folder, set_aside
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
+from anyo_lightning.llm.evaluation_mode import evaluating
 
 Pooling = Literal["mean", "last"]
 LENGTH_STEP = 8  # rows are padded to a multiple of this, so that few shapes occur

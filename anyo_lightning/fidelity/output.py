@@ -15,10 +15,10 @@ from anyo_lightning.compare.columns import Column, Style, number
 from anyo_lightning.compare.costs import as_figures
 from anyo_lightning.compare.render import WIDTH_OF_A_FILE, as_plain, latex_table, markdown_table, rich_table
 from anyo_lightning.compare.report import fill_page
-from anyo_lightning.evaluation.fidelity import Fidelity
+from anyo_lightning.fidelity.measure import Fidelity
 
 Format = Literal["rich", "markdown", "latex", "csv", "json"]
-SCRIPTS = ("report_shared.js", "fidelity.js")
+SCRIPTS = ("compare/report_shared.js", "fidelity/fidelity.js")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def as_page(table: FidelityTable) -> str:
             for index in table.indexes
         ],
     }
-    return fill_page("anyo index", "fidelity.html", SCRIPTS, content)
+    return fill_page("anyo index", "fidelity/fidelity.html", SCRIPTS, content)
 
 
 def fidelity_columns(table: FidelityTable) -> list[Column]:

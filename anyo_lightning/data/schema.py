@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from anyo_lightning.data.files import not_empty
-from anyo_lightning.data.texts import check_template, default_template
+from anyo_lightning.data.item_texts import check_template, default_template
 from anyo_lightning.errors import InputError
 
 

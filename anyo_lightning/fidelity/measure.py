@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 
 from anyo_lightning.data.splits import Queries, Split
+from anyo_lightning.evaluation.evaluation import Evaluation
 from anyo_lightning.evaluation.index import ItemIndex, as_found
 from anyo_lightning.evaluation.ranking import block_rows, excluded_items, rank
-from anyo_lightning.evaluation.results import Evaluation
 
 LEAST_SEARCHES, LEAST_SECONDS = 3, 1.0  # all queries are searched so often, and at least so long: small sets are fast
 

@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from anyo_lightning.encoders.backbone import Backbone
-from anyo_lightning.encoders.modes import evaluating
 from anyo_lightning.errors import InputError
+from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.llm.evaluation_mode import evaluating
 
 TEXTS = ("Toy Story (1995), Animation, Children's, Comedy", "Heat (1995), Action, Crime, Thriller. A second sentence.")
 LARGEST_COPY = 2_000_000_000  # parameters; a larger model's float32 copy may not fit into memory

@@ -17,15 +17,12 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from anyo_lightning import distributed
-from anyo_lightning.config_writer import ConfigWriter
-from anyo_lightning.costs import CostLedger
+from anyo_lightning import checkpoint_io, distributed
+from anyo_lightning.cli.config_writer import ConfigWriter
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.environment import fast_dtype
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
-from anyo_lightning.guards import Guards, StepCheckpoint
-from anyo_lightning.models import checkpoints
+from anyo_lightning.hardware import fast_dtype
 from anyo_lightning.models.anyo import Anyo  # noqa: F401
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.cllmrec import CLLMRec  # noqa: F401
@@ -37,6 +34,8 @@ from anyo_lightning.models.sasrec import SASRec  # noqa: F401
 from anyo_lightning.models.sracl import SRACL  # noqa: F401
 from anyo_lightning.probes.probe import probe
 from anyo_lightning.runs import RunFolder
+from anyo_lightning.training.cost_ledger import CostLedger
+from anyo_lightning.training.guards import Guards, StepCheckpoint
 
 MONITOR = "val/ndcg@10"
 FOLDER_OF_LAUNCHER = "ANYO_RUN_FOLDER"  # how a process that Lightning's launcher starts learns the run folder
@@ -173,7 +172,7 @@ class AnyoCLI(LightningCLI):
                 str(self.run_folder.path), name="", version="", default_hp_metric=False
             )
         given = self.config_init[self.subcommand].trainer
-        given.plugins = [*(given.plugins or []), checkpoints.AtomicCheckpoints()]
+        given.plugins = [*(given.plugins or []), checkpoint_io.AtomicCheckpoints()]
         if self.subcommand == "fit":
             own = [CostLedger(), *([LearningRateMonitor("step")] if config.trainer.logger is not False else [])]
             given.callbacks = [*(given.callbacks or []), *own, Guards()]
@@ -193,7 +192,7 @@ class AnyoCLI(LightningCLI):
         start = ckpt_path or (str(last) if last.is_file() else None)
         if model.trained:
             if start is not None:
-                model.restored = checkpoints.load(Path(start))["state_dict"]
+                model.restored = checkpoint_io.load(Path(start))["state_dict"]
             self.trainer.fit(model, ckpt_path=start, **kwargs)
         elif self.trainer.world_size > 1:
             raise InputError(f"Expected one process to fit {type(model).__name__}, got {self.trainer.world_size}")
@@ -250,7 +249,7 @@ class AnyoCLI(LightningCLI):
                 raise InputError(f"Expected --run with a trained run folder or --ckpt_path, got no {best}")
             kwargs["ckpt_path"] = str(best)
         if kwargs.get("ckpt_path"):
-            self.model.restored = checkpoints.load(Path(kwargs["ckpt_path"]))["state_dict"]
+            self.model.restored = checkpoint_io.load(Path(kwargs["ckpt_path"]))["state_dict"]
         return kwargs
 
 

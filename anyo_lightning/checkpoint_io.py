@@ -1,0 +1,68 @@
+"""Reading and writing checkpoint files: whole or not at all, and nothing in them is executed."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+from anyo_lightning.disk import renamed_to
+from anyo_lightning.errors import InputError
+from anyo_lightning.runs import RunFolder
+
+METADATA = "anyo_lightning"  # the key of what a checkpoint says of itself
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it; reads tensors and plain values only.
+
+    Lightning's own goes through the system's folder for temporary files: on another disk the last move is a copy,
+    and a machine that dies in it leaves half a checkpoint in the place of a whole one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write it, or leave what is there.
+
+        Raises:
+            InputError: When the disk does not take it.
+        """
+        try:
+            with renamed_to(Path(path)) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"Expected to write {path}, got: {reason}; earlier checkpoints are as they were"
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read it; nothing in it is executed."""
+        return super().load_checkpoint(path, map_location=map_location, weights_only=True)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The best checkpoint of a run folder, on the CPU.
+
+    Raises:
+        InputError: When the folder has no checkpoint or it cannot be read.
+    """
+    return load(RunFolder(folder).best_checkpoint)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, on the CPU.
+
+    Raises:
+        InputError: When there is no such file, it cannot be read, or it is not one of ours.
+    """
+    if not path.is_file():
+        raise InputError(f"Expected a checkpoint, got no file {path}")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"Expected a readable checkpoint, got {path} ({type(error).__name__})") from error
+    if METADATA not in checkpoint:
+        raise InputError(f"Expected a checkpoint written by anyo-lightning, got {path}")
+    return checkpoint

@@ -1,0 +1,26 @@
+"""What this machine computes fast in, and how much memory has been in use."""
+
+import resource
+from typing import Literal
+
+import torch
+
+
+def fast_dtype() -> Literal["bfloat16", "float32"]:
+    """bfloat16 where this machine's own instructions multiply in it, else float32.
+
+    Emulated, a product takes many times as long as in float32 (`benchmarks/dtype.py`).
+    """
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = torch.cpu.get_capabilities()  # its names differ between x86 and ARM
+        native = torch.backends.mps.is_available() or any(map(found.get, ("avx512_bf16", "amx_bf16", "bf16")))
+    return "bfloat16" if native else "float32"
+
+
+def peak_memory_gib() -> float:
+    """The most memory that was in use, in GiB: the GPU's where there is one, else the process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
