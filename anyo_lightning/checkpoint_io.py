@@ -1,11 +1,14 @@
 """Reading and writing checkpoint files: whole or not at all, and nothing in them is executed."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
+from anyo_lightning.data.splits import Split
 from anyo_lightning.disk import renamed_to
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
@@ -66,3 +69,13 @@ def load(path: Path) -> dict[str, Any]:
     if METADATA not in checkpoint:
         raise InputError(f"Expected a checkpoint written by anyo-lightning, got {path}")
     return checkpoint
+
+
+def describe_catalogue(split: Split) -> dict[str, Any]:
+    """The catalogue's size and fingerprint (ids and texts), and the split's fingerprint."""
+    content = json.dumps([split.item_ids.tolist(), list(split.item_texts)]).encode()
+    return {
+        "items": split.catalogue_size,
+        "catalogue": hashlib.sha256(content).hexdigest()[:16],
+        "split": split.fingerprint,
+    }

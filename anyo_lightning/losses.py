@@ -13,10 +13,8 @@ def full_softmax(
     states: Float[Tensor, "targets dim"],
     vectors: Float[Tensor, "items dim"],
     targets: Int[Tensor, " targets"],
-    *,
-    label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy over all items, without holding all logits at once (but for label smoothing).
+    """Cross-entropy over all items, without holding all logits at once.
 
     Computes `-1/T Σ_t log( exp(s_t·v_{y_t}) / Σ_j exp(s_t·v_j) )`. For one state (1, 0), vectors (1, 0) and (0, 1)
     and target 0 this is `-log(e / (e + 1)) = 0.3133`.
@@ -25,20 +23,15 @@ def full_softmax(
         states: One state a supervised boundary.
         vectors: The vectors of all candidate items.
         targets: For each state, the row of its target in `vectors`.
-        label_smoothing: Share of the target's probability that is spread over all items.
 
     Returns:
         The mean over targets; 0 (with zero gradients) when there are none.
 
     Reference: E4SRec (arXiv 2312.02443), eq. 6; `torch.nn.functional.linear_cross_entropy`.
     """
-    options = None  # torch's reference, all logits at once: the chunked kernel knows no smoothing
-    if not label_smoothing:
-        rows = max(64, CHUNK_LOGITS // len(vectors))
-        options = LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
-    total = F.linear_cross_entropy(
-        states, vectors, targets, reduction="sum", label_smoothing=label_smoothing, options=options
-    )
+    rows = max(64, CHUNK_LOGITS // len(vectors))
+    options = LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
+    total = F.linear_cross_entropy(states, vectors, targets, reduction="sum", options=options)
     return total / max(len(targets), 1)
 
 

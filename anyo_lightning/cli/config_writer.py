@@ -10,6 +10,7 @@ from anyo_lightning.disk import renamed_to
 from anyo_lightning.runs import RunFolder
 
 OF_ONE_COMMAND = ("ckpt_path", "weights_only", "verbose")  # the next one on the same folder is not to be given them
+OF_THE_FOLDER = ("metrics.folder", "metrics.seed", "checkpoint.dirpath")  # known wherever the run is, and chosen anew
 
 
 class ConfigWriter(SaveConfigCallback):
@@ -18,14 +19,17 @@ class ConfigWriter(SaveConfigCallback):
     Loggers learn the settings when training starts; TensorBoard's also with the test's figures, for its HParams tab.
     """
 
+    def __init__(self, *arguments: Any, run: RunFolder, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.run = run
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing yet."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it: what the checkpoint goes on with is known to fit. Figures of before are no longer the run's."""
         if trainer.is_global_zero:
-            run = RunFolder(trainer.default_root_dir)
-            for file in (run.metrics_file, run.probes_file, run.index_page_file):
+            for file in (self.run.metrics_file, self.run.probes_file, self.run.index_page_file):
                 file.unlink(missing_ok=True)
         super().setup(trainer, pl_module, "fit")
         for logger in trainer.loggers:
@@ -50,16 +54,16 @@ class ConfigWriter(SaveConfigCallback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it where there is none: for a model that is counted, not trained."""
-        missing = not RunFolder(trainer.default_root_dir).config_file.is_file()
+        missing = not self.run.config_file.is_file()
         if trainer.strategy.broadcast(missing):  # the first process's word: it may have written when another looks
             super().setup(trainer, pl_module, "test")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it to the run folder, whatever the logger: Lightning's own place is the first logger's folder."""
         config = self.config.clone()
-        for name in OF_ONE_COMMAND:
+        for name in (*OF_ONE_COMMAND, *OF_THE_FOLDER):
             config.pop(name, None)
-        with renamed_to(RunFolder(trainer.default_root_dir).config_file) as temporary:
+        with renamed_to(self.run.config_file) as temporary:
             self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=self.multifile)
 
 

@@ -1,9 +1,7 @@
 """LightningCLI's fit, validate, test and predict, whose runs live in run folders."""
 
 import contextlib
-import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,29 +15,22 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+import anyo_lightning
 from anyo_lightning import checkpoint_io, distributed
+from anyo_lightning.cli import launch
 from anyo_lightning.cli.config_writer import ConfigWriter
+from anyo_lightning.cli.main import STAGES
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.hardware import fast_dtype
-from anyo_lightning.models.anyo import Anyo  # noqa: F401
 from anyo_lightning.models.base import RetrievalModule
-from anyo_lightning.models.cllmrec import CLLMRec  # noqa: F401
-from anyo_lightning.models.e4srec import E4SRec  # noqa: F401 - so that its name alone is enough in a yaml
-from anyo_lightning.models.floors import EASE, Markov, Popularity  # noqa: F401
-from anyo_lightning.models.llara import LLaRA  # noqa: F401
-from anyo_lightning.models.llara_pretrain import LLaRAPretrain  # noqa: F401
-from anyo_lightning.models.sasrec import SASRec  # noqa: F401
-from anyo_lightning.models.sracl import SRACL  # noqa: F401
 from anyo_lightning.probes.probe import probe
 from anyo_lightning.runs import RunFolder
 from anyo_lightning.training.cost_ledger import CostLedger
 from anyo_lightning.training.guards import Guards, StepCheckpoint
 
 MONITOR = "val/ndcg@10"
-FOLDER_OF_LAUNCHER = "ANYO_RUN_FOLDER"  # how a process that Lightning's launcher starts learns the run folder
-STAGES = ("fit", "validate", "test", "predict")
 
 
 def run_lightning(arguments: list[str], *, cli: "Callable[..., AnyoCLI] | None" = None) -> "AnyoCLI":
@@ -47,13 +38,15 @@ def run_lightning(arguments: list[str], *, cli: "Callable[..., AnyoCLI] | None" 
 
     Args:
         arguments: The words of the command line, the stage first.
-        cli: What to make in the place of an `AnyoCLI`.
+        cli: What to make instead of an `AnyoCLI`.
 
     Returns:
         The command line, with its trainer, model and data.
     """
-    sys.argv[1:] = _with_config_of_run(arguments)  # where Lightning's launchers, too, read it
+    for name in anyo_lightning.__all__:  # imported, a class is found by its name alone in a yaml
+        getattr(anyo_lightning, name)
     return (cli or AnyoCLI)(
+        args=_with_config_of_run(arguments),
         model_class=RetrievalModule,
         datamodule_class=RecDataModule,
         subclass_mode_model=True,
@@ -89,6 +82,10 @@ class AnyoCLI(LightningCLI):
             raise
         finally:
             self.claim.close()
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the words that were given, and no others: Lightning's own would warn that `sys.argv` has words, too."""
+        self.config = parser.parse_args(args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add `--run` and the callbacks that every run has."""
@@ -141,24 +138,28 @@ class AnyoCLI(LightningCLI):
             if name.endswith(".dtype") and value == "auto":
                 config.model[name] = fast_dtype()  # for config.yaml: a run goes on in it on any machine
         self._choose_folder(config)
-        config.trainer.default_root_dir = str(self.run_folder.path)
+        config.trainer.default_root_dir = str(self.run_folder.path)  # for files of Lightning's own
         config.checkpoint.dirpath = str(self.run_folder.checkpoints)
+        config.metrics.folder = self.run_folder.path
+        self.save_config_kwargs["run"] = self.run_folder
+        seed = int(config.seed_everything)
+        config.metrics.seed = seed
+        if config.data.seed is None:
+            config.data.seed = seed
 
     def _choose_folder(self, config: Namespace) -> None:
         """The run folder: named, or the next free one, or the one of the process that started this one."""
-        started_by_launcher = int(os.environ.get("LOCAL_RANK", 0)) > 0 or "TORCHELASTIC_RUN_ID" in os.environ
-        several = int(os.environ.get("SLURM_NTASKS", 1)) > 1 or config.trainer.num_nodes > 1
         made = False
         if config.run is not None:
             self.run_folder = RunFolder(config.run)
-        elif (chosen := os.environ.get(FOLDER_OF_LAUNCHER)) and started_by_launcher:
+        elif (chosen := launch.folder_of_starter()) is not None:
             self.run_folder = RunFolder(chosen)
-        elif started_by_launcher or several:
+        elif launch.started_by_launcher() or launch.several_tasks() or config.trainer.num_nodes > 1:
             raise InputError("Expected --run FOLDER, so that all processes write into one, got none")
         else:
             self.run_folder, made = RunFolder.new(config.trainer.default_root_dir, _config_name(config)), True
-            os.environ[FOLDER_OF_LAUNCHER] = str(self.run_folder.path)
-        if self.subcommand != "validate" and _rank() == 0:
+            launch.pass_folder_on(self.run_folder.path)
+        if self.subcommand != "validate" and launch.rank() == 0:
             made |= self.claim.enter_context(self.run_folder.claimed())
         self.made_folder = self.run_folder if made else None
 
@@ -174,8 +175,9 @@ class AnyoCLI(LightningCLI):
         given = self.config_init[self.subcommand].trainer
         given.plugins = [*(given.plugins or []), checkpoint_io.AtomicCheckpoints()]
         if self.subcommand == "fit":
-            own = [CostLedger(), *([LearningRateMonitor("step")] if config.trainer.logger is not False else [])]
-            given.callbacks = [*(given.callbacks or []), *own, Guards()]
+            own = [CostLedger(self.run_folder)]
+            rates = [LearningRateMonitor("step")] if config.trainer.logger is not False else []
+            given.callbacks = [*(given.callbacks or []), *own, *rates, Guards(self.run_folder)]
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit":  # after the best checkpoint's callback, whose state they hold
             folder, every = self.run_folder.checkpoints, config.save_every_n_steps
@@ -187,18 +189,16 @@ class AnyoCLI(LightningCLI):
 
     def fit(self, model: LightningModule, *, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, from the last checkpoint where the run folder has one, then test the best checkpoint."""
-        last = self.run_folder.last_checkpoint
-        ckpt_path = self._checkpoint_named(ckpt_path)
-        start = ckpt_path or (str(last) if last.is_file() else None)
+        last, best = self.run_folder.last_checkpoint, self.run_folder.best_checkpoint
         if model.trained:
-            if start is not None:
-                model.restored = checkpoint_io.load(Path(start))["state_dict"]
-            self.trainer.fit(model, ckpt_path=start, **kwargs)
+            # Set beforehand, not passed: so that the model knows while it is built that its weights will be loaded.
+            self.trainer.ckpt_path = self._checkpoint_named(ckpt_path) or (str(last) if last.is_file() else None)
+            self.trainer.fit(model, **kwargs)
         elif self.trainer.world_size > 1:
             raise InputError(f"Expected one process to fit {type(model).__name__}, got {self.trainer.world_size}")
         if self.config.fit.final_test and not self.trainer.interrupted:
-            best = self.run_folder.best_checkpoint
-            self.trainer.test(model, kwargs.get("datamodule"), ckpt_path=str(best) if best.is_file() else None)
+            self.trainer.ckpt_path = str(best) if best.is_file() else None
+            self.trainer.test(model, kwargs.get("datamodule"))
             self._say_where()
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
@@ -209,8 +209,7 @@ class AnyoCLI(LightningCLI):
         """Test the run's best checkpoint and write its results, or those of its probes."""
         options = self._with_checkpoint(kwargs)
         if self.probing:
-            asked, checkpoint = self.config.test.probe_memory, options["ckpt_path"]
-            probe(self.trainer, self.model, self.datamodule, self.run_folder, checkpoint=checkpoint, asked=asked)
+            probe(self.trainer, self.model, self.datamodule, self.run_folder, asked=self.config.test.probe_memory)
         else:
             self.trainer.test(model, **options)
         self._say_where()
@@ -241,15 +240,13 @@ class AnyoCLI(LightningCLI):
             print(f"Run folder: {self.run_folder.path}")
 
     def _with_checkpoint(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The run's best checkpoint, unless another is named or the model is counted, not trained."""
-        best = self.run_folder.best_checkpoint
-        kwargs["ckpt_path"] = self._checkpoint_named(kwargs.get("ckpt_path"))
-        if kwargs["ckpt_path"] is None and self.model.trained:
+        """Let the Trainer load the run's best checkpoint, unless another is named or the model is not trained."""
+        best, path = self.run_folder.best_checkpoint, self._checkpoint_named(kwargs.pop("ckpt_path", None))
+        if path is None and self.model.trained:
             if not best.is_file():
                 raise InputError(f"Expected --run with a trained run folder or --ckpt_path, got no {best}")
-            kwargs["ckpt_path"] = str(best)
-        if kwargs.get("ckpt_path"):
-            self.model.restored = checkpoint_io.load(Path(kwargs["ckpt_path"]))["state_dict"]
+            path = str(best)
+        self.trainer.ckpt_path = path
         return kwargs
 
 
@@ -263,15 +260,6 @@ def _with_config_of_run(arguments: list[str]) -> list[str]:
             if file.is_file() and not given:
                 return [arguments[0], f"--config={file}", *arguments[1:]]
     return arguments
-
-
-def _rank() -> int:
-    """The number of this process, as torchrun, SLURM or Lightning's own launcher say it; 0 is the first of all."""
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"])
-    if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        return int(os.environ.get("SLURM_PROCID", 0))
-    return int(os.environ.get("NODE_RANK", 0)) or int(os.environ.get("LOCAL_RANK", 0))
 
 
 def _check_monitor(option: str, monitor: str | None, cutoffs: list[int]) -> None:

@@ -1,16 +1,14 @@
 """One DataModule for every variant: source, split, windows, batches."""
 
 import copy
-import os
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 
 from anyo_lightning.data.batches import HistoryBatch, HistoryDataset, collate
 from anyo_lightning.data.item_texts import item_texts
@@ -26,8 +24,16 @@ from anyo_lightning.data.windows import (
     training_windows,
     with_shuffled_ties,
 )
-from anyo_lightning.disk import cache_folder
 from anyo_lightning.errors import InputError
+
+
+@runtime_checkable
+class ReadsTokens(Protocol):
+    """A module whose histories may be read as text."""
+
+    def item_tokens(self, data: "RecDataModule") -> ItemTokenStore | None:
+        """The tokens of each item, as `LLM.item_tokens` makes them; None where histories are not read as text."""
+        ...
 
 
 class RecDataModule(LightningDataModule):
@@ -60,7 +66,8 @@ class RecDataModule(LightningDataModule):
             batch as would fit if all were as long as the longest: the literature's batches of one size.
         batch_tokens: Most padded tokens a training batch (items, where no text is read).
         evaluation_batch_tokens: The same for validation, test and prediction.
-        seed: Seed of batches, shuffled ties and cuts; None takes that of `seed_everything`.
+        seed: Seed of batches, shuffled ties and cuts, and of what a module draws in each step; on the command line that
+            of `seed_everything` where none is given.
         num_workers: Processes that assemble batches; 0 is fast enough for most.
     """
 
@@ -128,7 +135,7 @@ class RecDataModule(LightningDataModule):
         self.overlap, self.random_cuts, self.shuffle_ties = overlap, random_cuts, shuffle_ties
         self.group_by_length = group_by_length
         self.batch_tokens, self.evaluation_batch_tokens = batch_tokens, evaluation_batch_tokens
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.seed = 0 if seed is None else seed
         self.num_workers = num_workers
         self.tokens: ItemTokenStore | None = None
         self._split: Split | None = None
@@ -168,29 +175,26 @@ class RecDataModule(LightningDataModule):
             self.titles = self._item_titles(source)
 
     def setup(self, stage: str) -> None:
-        """Read and split, on every process."""
+        """Read and split, on every process; under a Trainer, carry what its module reads."""
         self.prepare_data()
+        if self.trainer is not None:
+            self.read_for(self.trainer.lightning_module)
 
-    def read_as_text(self, tokenizer: PreTrainedTokenizerBase, *, identity: str) -> None:
-        """Let batches carry tokens; a module calls this when its encoder reads text.
+    @property
+    def texts_read(self) -> list[str]:
+        """The catalogue's texts as histories read them: whole, or titles only."""
+        return self.titles if self.titles_only else self.split.item_texts
 
-        Each item's text ends in the tokenizer's end-of-sequence (or separator) token: there the state is taken.
+    def read_for(self, module: object) -> None:
+        """Let batches carry what a module reads: the tokens that its `item_tokens(data)` gives, where it has one.
+
+        Under a Trainer, `setup` does this for the Trainer's own module.
 
         Args:
-            tokenizer: The backbone's tokenizer.
-            identity: Name and revision of the tokenizer, for the cache.
+            module: A module as `ReadsTokens` describes it, or any other: then batches carry item ids alone.
         """
-        separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-        assert separator is not None, "the tokenizer has neither an end-of-sequence nor a separator token"
-        self.tokens = ItemTokenStore.build(
-            self.titles if self.titles_only else self.split.item_texts,
-            lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"],
-            separator=separator,
-            max_tokens=self.max_item_tokens,
-            folder=cache_folder() / "tokens",
-            identity=identity,
-        )
-        if self._text_of is not None:
+        self.tokens = module.item_tokens(self) if isinstance(module, ReadsTokens) else None
+        if self.tokens is not None and self._text_of is not None:
             self.tokens = self.tokens.of_items(self._text_of)
 
     def view(

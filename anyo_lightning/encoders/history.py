@@ -1,7 +1,6 @@
 """History encoders: a `HistoryBatch` in, the states at its supervised item boundaries out."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,13 +11,8 @@ from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
 
-
-class HistoryEncoder(Protocol):
-    """What every variant has: states of a batch, in the order of `batch.targets`."""
-
-    def __call__(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
-        """The states at the supervised boundaries."""
-        ...
+PROMPT = "The user has liked these items, oldest first:"
+RESPONSE = "\n### Response:"
 
 
 class Injection(nn.Module):
@@ -44,7 +38,7 @@ class Injection(nn.Module):
         of_texts: bool = True,
     ) -> None:
         super().__init__()
-        self.of_texts = of_texts
+        self.texts_in = "item_vectors" if of_texts else None
         self.register_buffer("item_vectors", item_vectors)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(item_vectors.shape[1], backbone.hidden_size)

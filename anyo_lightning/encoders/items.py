@@ -1,7 +1,5 @@
 """Item encoders: item ids in, one vector an item out."""
 
-from typing import Protocol
-
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -10,14 +8,6 @@ from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.encoders.whitening import whiten
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.text_vectors import Pooling, frozen_vectors
-
-
-class ItemEncoder(Protocol):
-    """What every variant has: the vectors of items, whose inner product with a state is the score."""
-
-    def __call__(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
-        """The vectors of these items."""
-        ...
 
 
 class IdItems(nn.Module):
@@ -54,6 +44,7 @@ class FrozenTextItems(nn.Module):
         dropout: On the projected text vectors.
     """
 
+    texts_in = "vectors"
     vectors: Tensor
     trained: Tensor
 

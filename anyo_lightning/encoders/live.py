@@ -7,7 +7,8 @@ pooled token is always there, and its position is computed, never found from the
 History and items are two forward passes: rows of hundreds of tokens and rows of twenty in one would be mostly padding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,13 +20,14 @@ from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore, padded
-from anyo_lightning.disk import cache_folder
+from anyo_lightning.encoders.base import Encoders
 from anyo_lightning.encoders.history import TextHistory
 from anyo_lightning.encoders.pooling import PooledReader
-from anyo_lightning.encoders.projector import UnitLength
+from anyo_lightning.encoders.projector import Projector, UnitLength
 from anyo_lightning.encoders.whitening import Whitened
-from anyo_lightning.llm.backbone import Backbone, load_tokenizer
+from anyo_lightning.errors import InputError
 from anyo_lightning.llm.evaluation_mode import evaluating
+from anyo_lightning.llm.language_model import LLM
 
 SELF = " This one."
 NEXT = " The next one."
@@ -46,6 +48,8 @@ class LiveTextItems(nn.Module):
         batch_tokens: Most padded tokens of a pass.
         recompute: Keep no activations of a pass: compute them again in the backward pass.
     """
+
+    texts_in = "tokens"
 
     def __init__(
         self,
@@ -141,72 +145,85 @@ class PromptedHistory(nn.Module):
         return self.head(states[:, 0])
 
 
-def live_encoders(
-    backbone: Backbone,
-    data: RecDataModule,
-    *,
-    self_prompt: str,
-    next_prompt: str,
-    pooled_tokens: int,
-    prompted: bool,
-    whiten: bool = False,
-    projector: nn.Module | None = None,
-    item_projector: nn.Module | None = None,
-    chunk_tokens: int | None = None,
-) -> tuple[TextHistory | PromptedHistory, LiveTextItems]:
-    """The history encoder and the item encoder, of one LLM and one pooling, ending in unit length.
+class LiveTextEncoders(Encoders):
+    """One LLM and one pooling for both sides, ending in unit length; items are encoded in each step.
 
-    Prompted histories end in the NEXT prompt and give one state. Others give the state of each boundary, that of the
-    item's separator, which is EOS.
+    With `data.supervision last` histories end in the NEXT prompt and give one state, as the paper's queries.
+    Otherwise they give the state of each boundary, that of the item's separator, which is EOS.
 
     Args:
-        backbone: The LLM.
-        data: The data module, set up; histories carry tokens.
+        backbone: The LLM, of both sides.
+        dim: Width of the projector; None for none, as in the paper.
+        hidden: Width of the items' own perceptron; None shares the linear projector.
+        whiten: Whiten each side's states, as they are before training.
+        dropout: On the states before the projector.
         self_prompt: Text behind an item's text.
-        next_prompt: Text behind a prompted history.
-        pooled_tokens: How many tokens to add and pool; 0 pools EOS.
-        prompted: Whether histories are.
-        whiten: Begin each side's head with `Whitened`, yet to be measured.
-        projector: Maps pooled states of histories to the space of inner products; None leaves them there.
-        item_projector: The same for items; it may be the same one.
-        chunk_tokens: Items are read in passes of at most so many tokens, whose activations are not kept.
+        next_prompt: Text behind a history, with `data.supervision last`.
+        pooled_tokens: Added tokens whose last states are pooled by their mean; 0 pools EOS, as histories do in any case
+            with `data.supervision all`.
+        chunk_tokens: Gradient caching: encode in chunks of at most so many padded tokens and keep no activations, so
+            that the memory does not bound the batch. None keeps them: faster.
+
+    Raises:
+        InputError: When `chunk_tokens` is not positive, or `hidden` is given without `dim`.
     """
-    assert data.tokens is not None
-    tokenizer = load_tokenizer(*backbone.source)
 
-    def tokenize(texts: list[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    texts = frozenset({"histories", "items"})
 
-    reader = PooledReader(backbone, end=data.tokens.separator, added_tokens=pooled_tokens)
+    def __init__(
+        self,
+        backbone: LLM,
+        *,
+        dim: int | None = 128,
+        hidden: int | None = None,
+        whiten: bool = True,
+        dropout: float = 0.1,
+        self_prompt: str = SELF,
+        next_prompt: str = NEXT,
+        pooled_tokens: int = 0,
+        chunk_tokens: int | None = None,
+    ) -> None:
+        if chunk_tokens is not None and chunk_tokens < 1:
+            raise InputError(f"Expected chunk_tokens to be positive, got {chunk_tokens}")
+        if hidden is not None and dim is None:
+            raise InputError(f"Expected a projector's dim with hidden, got hidden {hidden} and no dim")
+        self.backbone, self.dim, self.hidden, self.whiten, self.dropout = backbone, dim, hidden, whiten, dropout
+        self.self_prompt, self.next_prompt, self.pooled_tokens = self_prompt, next_prompt, pooled_tokens
+        self.chunk_tokens = chunk_tokens
 
-    def head(projector: nn.Module | None) -> nn.Module:
-        first = [Whitened(backbone.hidden_size)] if whiten else []
-        return nn.Sequential(*first, *([] if projector is None else [projector]), UnitLength())
+    def item_tokens(self, data: RecDataModule) -> ItemTokenStore:
+        """Tokens of what histories read."""
+        return self.backbone.item_tokens(data.texts_read, max_tokens=data.max_item_tokens)
 
-    items = LiveTextItems(
-        reader,
-        tokens=ItemTokenStore.build(
-            data.split.item_texts,
-            tokenize,
-            separator=data.tokens.separator,
-            max_tokens=data.max_item_tokens,
-            folder=cache_folder() / "tokens",
-            identity=f"{backbone.identity['name']} {backbone.identity['revision']}",
-        ),
-        prompt=prompt_tokens(backbone, self_prompt),
-        head=head(item_projector),
-        batch_tokens=chunk_tokens or ITEM_TOKENS,
-        recompute=chunk_tokens is not None,
-    )
-    if prompted:
-        return PromptedHistory(reader, prompt=prompt_tokens(backbone, next_prompt), head=head(projector)), items
-    return TextHistory(backbone, projector=head(projector), supervision="all"), items
+    def build(
+        self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
+    ) -> tuple[TextHistory | PromptedHistory, LiveTextItems]:
+        """The dual encoder; `Whitened` parts are yet to be measured."""
+        backbone = self.backbone.load(device)
+        projector = item_projector = None
+        if self.dim is not None:
+            make = partial(Projector, backbone.hidden_size, self.dim, dropout=self.dropout, norm=not self.whiten)
+            projector = make()
+            item_projector = projector if self.hidden is None else make(hidden=self.hidden)
+        tokens = self.backbone.item_tokens(data.split.item_texts, max_tokens=data.max_item_tokens)
+        reader = PooledReader(backbone, end=tokens.separator, added_tokens=self.pooled_tokens)
 
+        def head(projector: nn.Module | None) -> nn.Module:
+            first = [Whitened(backbone.hidden_size)] if self.whiten else []
+            return nn.Sequential(*first, *([] if projector is None else [projector]), UnitLength())
 
-def prompt_tokens(backbone: Backbone, prompt: str) -> list[int]:
-    """The tokens of a prompt; none of an empty one."""
-    tokens: list[int] = load_tokenizer(*backbone.source)(prompt, add_special_tokens=False)["input_ids"]
-    return tokens
+        items = LiveTextItems(
+            reader,
+            tokens=tokens,
+            prompt=self.backbone.tokens(self.self_prompt),
+            head=head(item_projector),
+            batch_tokens=self.chunk_tokens or ITEM_TOKENS,
+            recompute=self.chunk_tokens is not None,
+        )
+        if data.supervision == "last":
+            prompt = self.backbone.tokens(self.next_prompt)
+            return PromptedHistory(reader, prompt=prompt, head=head(projector)), items
+        return TextHistory(backbone, projector=head(projector), supervision="all"), items
 
 
 def recomputed(encode: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

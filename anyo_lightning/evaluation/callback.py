@@ -5,9 +5,9 @@ the history mask, ranks, figures. What is logged (`val/ndcg@10` …) is what Mod
 the test also writes the run folder's metrics.json, predictions.parquet and catalogue.parquet.
 """
 
-import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -52,6 +52,8 @@ class RetrievalMetrics(Callback):
         index: str = "Flat",
         top_k: int = 20,
         variant: str | None = None,
+        folder: Path | None = None,
+        seed: int | None = None,
     ) -> None:
         """Keep the settings.
 
@@ -63,6 +65,9 @@ class RetrievalMetrics(Callback):
                 case.
             top_k: Length of the lists in predictions.parquet, at least the largest cutoff.
             variant: Name of the variant in metrics.json; by default what the run folder is called.
+            folder: Run folder, where the test writes metrics.json, predictions.parquet and catalogue.parquet; None
+                writes nothing. The command line gives it.
+            seed: Of the run, for metrics.json. The command line gives it.
 
         Raises:
             InputError: A cutoff or `top_k` is not positive, or there is no cutoff.
@@ -75,7 +80,7 @@ class RetrievalMetrics(Callback):
         self.mask_history = mask_history
         self.index = index
         self.top_k = max(top_k, *self.cutoffs)
-        self.variant = variant
+        self.variant, self.folder, self.seed = variant, folder, seed
         self.collected: list[Evaluation] | None = None  # a probe's tests, in the place of the run folder's results
         self._rows: list[Tensor] = []
         self._queries: list[Tensor] = []
@@ -157,7 +162,8 @@ class RetrievalMetrics(Callback):
             )
             if stage == "test":
                 cost |= {"history_encode_seconds": histories, "evaluation_seconds": seconds}
-                self._write(trainer, module, evaluation, cost)
+                if self.folder is not None:
+                    self._write(trainer, module, evaluation, cost, RunFolder(self.folder))
                 tensorboard.log_items(trainer.loggers, vectors, data.split.item_texts, data.split.training_counts())
 
     def _rank(
@@ -193,16 +199,20 @@ class RetrievalMetrics(Callback):
         return Evaluation(split, queries, rows, ranking, self.cutoffs, index.exact), vectors, cost
 
     def _write(
-        self, trainer: Trainer, module: LightningModule, evaluation: Evaluation, serving: dict[str, float]
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        evaluation: Evaluation,
+        serving: dict[str, float],
+        run: RunFolder,
     ) -> None:
         """Write predictions.parquet, catalogue.parquet and, last, the metrics.json that marks a finished run."""
-        split, run = evaluation.split, RunFolder(trainer.default_root_dir)
+        split = evaluation.split
         item_tokens = getattr(trainer.datamodule, "item_token_counts", None)  # type: ignore[attr-defined]
         figures = evaluation.figures("test/")
         cost: dict[str, Any] = {**getattr(module, "cost", dict)(), **_training_cost(run), **serving}
         if cost.get("flops") and "test/ndcg@10" in figures:
             cost["ndcg@10_per_pflop"] = figures["test/ndcg@10"]["value"] / (cost["flops"] / 1e15)
-        seed = os.environ.get("PL_GLOBAL_SEED")
         run.write_predictions(evaluation.predictions(item_tokens))
         run.write_catalogue(pl.DataFrame({"item_id": split.item_ids.tolist(), "text": split.item_texts}))
         slices = evaluation.slices("test/", item_tokens)
@@ -211,7 +221,7 @@ class RetrievalMetrics(Callback):
         run.write_metrics(
             {
                 "variant": self.variant or run.variant,
-                "seed": int(seed) if seed else None,
+                "seed": self.seed,
                 "split": {
                     "name": split.name,
                     "strategy": split.strategy,

@@ -26,11 +26,11 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from anyo_lightning import distributed
 from anyo_lightning.errors import InputError
+from anyo_lightning.internals import keep_share_only
 
 
 def shard_layers(model: nn.Module, device: torch.device) -> None:
@@ -66,6 +66,4 @@ def _give_back(layer: nn.Module, *_: Any) -> None:
     checkpointing), and leaves the weights gathered: those of all layers at once, where whole passes are recomputed.
     """
     assert isinstance(layer, FSDPModule)
-    for group in layer._get_fsdp_state()._fsdp_param_groups:  # (the state itself says so until the backward pass ends)
-        if group._training_state != TrainingState.PRE_BACKWARD:
-            group.reshard()
+    keep_share_only(layer)

@@ -1,8 +1,8 @@
-"""`RetrievalModule`: what all variants share. A variant chooses a history encoder, an item encoder and a loss."""
+"""`RetrievalModule`: what all variants share. A variant chooses its loss; a configuration chooses its encoders."""
 
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,30 +14,40 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from anyo_lightning import distributed
-from anyo_lightning.checkpoint_io import METADATA
+from anyo_lightning import checkpoint_io, distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.tokens import ItemTokenStore
+from anyo_lightning.encoders.base import CountsTokens, Encoders
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import peak_memory_gib
-from anyo_lightning.llm.backbone import Backbone, load_tokenizer
+from anyo_lightning.internals import forget_counted_loader, keep_from_ddp, trainer_of
+from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.evaluation_mode import evaluating
-from anyo_lightning.llm.selfcheck import self_check
+from anyo_lightning.losses import full_softmax
 from anyo_lightning.models import identity
 from anyo_lightning.models.schedule import learning_rate_schedule
 
 T = TypeVar("T")
-BackboneCallable = Callable[[], Backbone]
 CATALOGUE_BLOCK = 1024  # items that one process encodes at a time
 
 
+@dataclass
+class Seen:
+    """What has been trained on, on this process."""
+
+    tokens: int = 0  # items, where no text is read
+    targets: int = 0
+
+
 class RetrievalModule(LightningModule):
-    """Scores are inner products: `state · item vector`. Subclasses say in `build` where both come from.
+    """Scores are inner products: `state · item vector`. Encoders say where both come from, a subclass its `loss`.
 
     The constructor keeps settings only; `configure_model` builds once the data are known, so that parsing a command
-    line loads nothing. Without a Trainer, call `build(datamodule)`.
+    line loads nothing. Without a Trainer, call `data.read_for(model)` and `model.prepare(data)`.
 
     Args:
+        encoders: How histories and items are encoded; None where the class makes its own in `make_encoders`.
         optimizer: Makes the optimizer from parameter groups.
         learning_rates: Learning rates of parameters by the start of their name, such as
             `{"history_encoder.backbone": 1e-3}`; all others take the optimizer's own.
@@ -54,6 +64,7 @@ class RetrievalModule(LightningModule):
 
     def __init__(
         self,
+        encoders: Encoders | None = None,
         *,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         learning_rates: dict[str, float] | None = None,
@@ -62,97 +73,105 @@ class RetrievalModule(LightningModule):
         init_from: Path | None = None,
     ) -> None:
         super().__init__()
+        self.encoders = encoders
         self.optimizer = optimizer
         self.learning_rates = learning_rates or {}
         self.warmup, self.decay = warmup, decay
         self.init_from = init_from
         self.built = False
-        self.restored: dict[str, Tensor] | None = None  # weights of the checkpoint that is about to be loaded
-        self.reads_text = False
-        self.seen = {"tokens": 0, "targets": 0}  # in training, on this process
+        self.seen = Seen()
         self.shared_random = torch.Generator()
         self.register_buffer("training_items", torch.empty(0, dtype=torch.long), persistent=False)
         self.register_buffer("position_in_training", torch.empty(0, dtype=torch.long), persistent=False)
 
+    def item_tokens(self, data: RecDataModule) -> ItemTokenStore | None:
+        """The tokens that the data module's batches carry for this module."""
+        return None if self.encoders is None else self.encoders.item_tokens(data)
+
+    def make_encoders(self, data: RecDataModule, saved: Mapping[str, Tensor] | None) -> tuple[nn.Module, nn.Module]:
+        """The history encoder and the item encoder, as `Encoders.build` makes them."""
+        if self.encoders is None:
+            raise InputError(f"Expected model.encoders for {type(self).__name__}, got none")
+        return self.encoders.build(data, device=self.build_device, saved=saved)
+
     def build(self, data: RecDataModule) -> None:
-        """Set `history_encoder` and `item_encoder` from the data; called once."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it is built")
+        """Make what the loss needs beside the encoders, which are there; called once."""
 
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """The loss of a batch's states, each mean in it a `global_mean`, and its parts to log."""
-        raise NotImplementedError(f"{type(self).__name__} is not trained")
+        """The loss of a batch's states, each mean in it a `global_mean`, and its parts to log: `next_item_loss`."""
+        return self.next_item_loss(states, batch), {}
 
     def configure_model(self) -> None:
         """Build once, when the data are known (Lightning calls this after `setup`, possibly more than once)."""
-        data: RecDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         if not self.built:
-            self.prepare(data)
-        elif self.backbone is not None and self.reads_text:
-            _give_tokens(self.backbone, data)  # another data module than the one it was built on
+            path = self.trainer.ckpt_path
+            saved = None if path is None else checkpoint_io.load(Path(path))["state_dict"]
+            self.prepare(self.trainer.datamodule, saved=saved)  # type: ignore[attr-defined]
 
-    def prepare(self, data: RecDataModule) -> None:
+    def prepare(self, data: RecDataModule, *, saved: Mapping[str, Tensor] | None = None) -> None:
         """Build on data whose `setup` has run; what `configure_model` does under a Trainer.
 
-        All but the LLM is made on the CPU, also where Lightning makes a GPU the default device around this; Lightning
-        moves it afterwards. The LLM is put on the Trainer's device at once: it may have the catalogue to encode.
+        All but language models is made on the CPU, also where Lightning makes a GPU the default device around this;
+        Lightning moves it afterwards. Language models are put on the Trainer's device at once: they may have the
+        catalogue to encode.
+
+        Args:
+            data: The data module.
+            saved: The weights that will be loaded next, by the caller: what they replace is not initialised.
         """
         with torch.device("cpu"):
-            self.build_all(data)
+            self.prepare_on_default_device(data, saved)
 
-    def build_all(self, data: RecDataModule) -> None:
+    def prepare_on_default_device(self, data: RecDataModule, saved: Mapping[str, Tensor] | None) -> None:
         """What `prepare` does, whatever the default device."""
         started = time.perf_counter()
         trained = torch.from_numpy(data.split.training_counts() > 0)
         self.training_items = trained.nonzero()[:, 0]
         self.position_in_training = torch.full((len(trained),), -1).masked_scatter(trained, torch.arange(len(trained)))
-        self.catalogue = identity.describe_catalogue(data.split)
+        self.catalogue = checkpoint_io.describe_catalogue(data.split)
         self.data = data
+        self.history_encoder, self.item_encoder = self.make_encoders(data, saved)
         self.build(data)
-        if self.restored is None:
+        if saved is None:
             self.initialise()
-        self.restored = None  # Lightning loads the checkpoint itself
         self.built = True
         # What DDP need not send: frozen weights, and buffers, which are the same on all processes and may be large.
-        self._ddp_params_and_buffers_to_ignore = identity.frozen_keys(self) | dict(self.named_buffers()).keys()
+        keep_from_ddp(self, identity.frozen_keys(self) | dict(self.named_buffers()).keys())
         self.build_seconds = time.perf_counter() - started
 
     def initialise(self) -> None:
-        """Make the weights that training starts from; left out where a checkpoint will take their place."""
+        """Make the weights that training starts from; left out where a checkpoint will replace them."""
         if self.init_from is not None:
-            identity.start_from(self, self.init_from)
-
-    def load_backbone(self, make: BackboneCallable, data: RecDataModule, *, reads_text: bool) -> Backbone:
-        """Load the LLM, check it, and let the data module carry its tokens.
-
-        Args:
-            make: Loads the LLM.
-            data: The data module, set up.
-            reads_text: Whether histories are read as text.
-
-        Raises:
-            InputError: When the LLM cannot be loaded or fails the self-check.
-        """
-        backbone = make().place(self.build_device)
-        self_check(backbone, load_tokenizer(*backbone.source))
-        if reads_text:
-            _give_tokens(backbone, data)
-        self.reads_text = reads_text
-        return backbone
+            weights = identity.weights_to_start_from(
+                self,
+                self.init_from,
+                expected=identity.identify(self, self.catalogue),
+                other_classes=self.starts_from,
+                starts_afresh=self.starts_afresh,
+            )
+            self.load_state_dict(weights)
 
     @property
     def build_device(self) -> torch.device:
-        """Where LLMs are put while the model is built."""
-        return torch.device("cpu") if self._trainer is None else self.trainer.strategy.root_device
+        """Where language models are put while the model is built."""
+        trainer = trainer_of(self)
+        return torch.device("cpu") if trainer is None else trainer.strategy.root_device
 
     @property
-    def backbone(self) -> Backbone | None:
-        """The LLM inside the encoders, if there is one."""
-        return next((module for module in self.modules() if isinstance(module, Backbone)), None)
+    def backbones(self) -> list[Backbone]:
+        """The language models inside the encoders, each once: none, one or several."""
+        return identity.language_models(self)
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
-        """The states at the supervised boundaries of a batch."""
+        """The states at the supervised boundaries of a batch; what is read with gradients is counted."""
+        if torch.is_grad_enabled():
+            self.seen.tokens += batch.token_count
+        return self.encode_batch(batch)
+
+    def encode_batch(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
+        """What `forward` does, without counting."""
         states: Tensor = self.history_encoder(batch)
         return states
 
@@ -168,31 +187,28 @@ class RetrievalModule(LightningModule):
         Args:
             histories: Item ids of each history, oldest first, at least one; the latest whole items that fit are read.
             hidden: For each history, True at the items whose identity is hidden from the encoder.
-            spans: For each history, the tokens that are read in the place of each item's own, separator included.
+            spans: For each history, the tokens that are read instead of each item's own, separator included.
         """
-        batch = self.data.collate(histories, hidden=hidden, spans=spans).to(self.device)
-        if torch.is_grad_enabled():  # else these are not trained on: states for a bank, or to mine by
-            self.seen["tokens"] += batch.token_count
-        states: Tensor = self(batch)
+        states: Tensor = self(self.data.collate(histories, hidden=hidden, spans=spans).to(self.device))
         return states.float()
 
     def as_many_passes(self, parts: Sequence[T], *, spare: T | None = None) -> list[T]:
-        """What the LLM is to read, pass by pass; where it is sharded with repeats, for as many passes on all processes.
+        """What is to be read, pass by pass; where an LLM is sharded with repeats, for as many passes on all processes.
 
         Args:
-            parts: One a pass.
+            parts: One per pass.
             spare: What is read by a process without any; the states of repeats and of this are to be left out.
         """
-        if self.backbone is None or not self.backbone.sharded:
+        if not any(backbone.sharded for backbone in self.backbones):
             return list(parts)
         return distributed.as_many(parts or [spare], self.device)  # type: ignore[list-item]
 
     def on_train_batch_start(self, batch: HistoryBatch, batch_idx: int) -> None:
-        """Seed each step from seed, epoch, step and rank: a resumed run draws what an uninterrupted one draws.
+        """Seed each step from the data's seed, epoch, step and rank: a resumed run draws what another would have drawn.
 
         `shared_random` is the same on all processes: for what they must draw alike, such as shared negatives.
         """
-        key = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx]
+        key = [self.data.seed, self.current_epoch, batch_idx]
         torch.manual_seed(int(np.random.SeedSequence([*key, self.global_rank]).generate_state(1)[0]))
         self.shared_random.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
@@ -202,8 +218,7 @@ class RetrievalModule(LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             loss, parts = self.loss(states.float(), batch)
         targets = len(states)
-        self.seen["tokens"] += batch.token_count
-        self.seen["targets"] += targets
+        self.seen.targets += targets
         logged = {"train/loss": loss, **{f"train/{name}": value for name, value in parts.items()}}
         self.log_dict(logged, batch_size=targets, prog_bar=True)
         return loss
@@ -241,7 +256,12 @@ class RetrievalModule(LightningModule):
         return distributed.gather_rows(vectors)[found.argsort()]
 
     def encode_items(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
-        """The vectors by which these items are ranked, float32."""
+        """The vectors by which these items are ranked, float32; what is read with gradients is counted.
+
+        An item encoder that reads tokens in each step says how many, as in `CountsTokens`.
+        """
+        if torch.is_grad_enabled() and isinstance(self.item_encoder, CountsTokens):
+            self.seen.tokens += self.item_encoder.token_count(item_ids)
         vectors: Tensor = self.item_encoder(item_ids)
         return vectors.float()
 
@@ -264,9 +284,11 @@ class RetrievalModule(LightningModule):
         """The vectors over which losses range: of the items that occur in training."""
         return self.encode_items(self.training_items)
 
-    def training_targets(self, batch: HistoryBatch) -> Int[Tensor, " targets"]:
-        """The rows of the batch's targets in `training_vectors()`."""
-        return self.position_in_training[batch.targets]
+    def next_item_loss(self, states: Float[Tensor, "targets dim"], batch: HistoryBatch) -> Float[Tensor, ""]:
+        """The full softmax over all items that occur in training, as a `global_mean` over the batch's targets."""
+        targets = self.position_in_training[batch.targets]
+        loss = full_softmax(states, self.training_vectors(), targets)
+        return self.global_mean(loss, len(states))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Parameter groups by `learning_rates`, warm-up, cosine."""
@@ -288,8 +310,7 @@ class RetrievalModule(LightningModule):
             ]
         )
         steps = int(self.trainer.estimated_stepping_batches)
-        # Counting has made a loader, before the checkpoint says where in the epoch to go on: let the loop make it anew.
-        self.trainer.fit_loop._combined_loader = None
+        forget_counted_loader(self.trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, learning_rate_schedule(steps, warmup=self.warmup, decay=self.decay)
         )
@@ -308,31 +329,25 @@ class RetrievalModule(LightningModule):
 
     def seen_by_all(self) -> dict[str, float]:
         """The tokens and targets that all processes have trained on; a collective."""
-        return {name: distributed.sum_over_ranks(count, self.device) for name, count in self.seen.items()}
+        return {name: distributed.sum_over_ranks(count, self.device) for name, count in vars(self.seen).items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the backbone's frozen weights out and write down what they were."""
+        """Leave the language models' frozen weights out and write down what they were."""
         frozen = identity.frozen_keys(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
-        checkpoint[METADATA] = identity.describe(self)
+        checkpoint[checkpoint_io.METADATA] = {**identity.identify(self, self.catalogue), "seen": self.seen_by_all()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, backbone, catalogue or split."""
-        identity.check(self, checkpoint)
-        seen = checkpoint[METADATA]["seen"]
-        self.seen = {name: count if self.global_rank == 0 else 0 for name, count in seen.items()}
+        identity.check(identity.identify(self, self.catalogue), checkpoint)
+        seen = checkpoint[checkpoint_io.METADATA]["seen"]
+        self.seen = Seen(**seen) if self.global_rank == 0 else Seen()
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]
-        """Load weights; only the backbone's frozen ones may be missing, and they must be."""
+        """Load weights; only the language models' frozen ones may be missing, and they must be."""
         try:
             result = super().load_state_dict(state_dict, strict=False, assign=assign)
         except RuntimeError as error:  # torch's own sentence about sizes that differ
             raise InputError(f"Expected a checkpoint of a model of the same sizes, got: {error}") from error
-        identity.check_keys(self, result)
+        identity.check_keys(identity.frozen_keys(self), result)
         return result
-
-
-def _give_tokens(backbone: Backbone, data: RecDataModule) -> None:
-    """Let the data module's batches carry the backbone's tokens."""
-    name = f"{backbone.identity['name']} {backbone.identity['revision']}"
-    data.read_as_text(load_tokenizer(*backbone.source), identity=name)

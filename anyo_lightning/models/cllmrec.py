@@ -14,12 +14,10 @@ from anyo_lightning.checkpoint_io import METADATA
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.items import FrozenTextItems
-from anyo_lightning.encoders.text import Reads, text_encoders
+from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.errors import InputError
-from anyo_lightning.llm.backbone import Backbone
-from anyo_lightning.llm.text_vectors import Pooling
-from anyo_lightning.losses import full_softmax
-from anyo_lightning.models.base import BackboneCallable, RetrievalModule
+from anyo_lightning.internals import trainer_of
+from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.contrast import contrast_views, same_history
 from anyo_lightning.views import operators
 from anyo_lightning.views.prompts import Kind
@@ -61,16 +59,7 @@ class CLLMRec(RetrievalModule):
     branch is never given to the optimizer. Crop, mask and reorder are those of CL4SRec, substitute is that of CoSeRec.
 
     Args:
-        backbone: Loads the LLM.
-        reads: `texts`: the LLM reads the items' texts. `vectors`: it reads one vector an item, the frozen embedding
-            of its text through a linear layer: a fraction of the tokens. `both`: texts, each ending in that vector.
-        dim: Width of item vectors.
-        pooling: How the frozen LLM's states of an item's text become its vector.
-        hidden: Width of the item projector's hidden layer; None for a linear projector.
-        id_residual: Add a free row to each item's text vector.
-        dropout: On the states before the projector and on the items' projected vectors.
-        input_dropout: On the item vectors that the LLM reads.
-        label_smoothing: Share of the target's probability that is spread over all items.
+        encoders: How histories and items are encoded; `TextEncoders`, and with written views ones that read texts.
         views: The two views of each history.
         views_from: Parquet file that `anyo augment --output` wrote; None looks where it writes without that.
         weight: λ; with 0 no view is made or read.
@@ -89,21 +78,14 @@ class CLLMRec(RetrievalModule):
     Liu et al., CoSeRec (arXiv 2108.06479); Gao et al., SimCSE (arXiv 2104.08821).
     """
 
+    encoders: TextEncoders
     item_encoder: FrozenTextItems
     similar: np.ndarray
 
     def __init__(
         self,
+        encoders: TextEncoders,
         *,
-        backbone: BackboneCallable = Backbone,
-        reads: Reads = "texts",
-        dim: int = 128,
-        pooling: Pooling = "mean",
-        hidden: int | None = None,
-        id_residual: bool = False,
-        dropout: float = 0.1,
-        input_dropout: float = 0.1,
-        label_smoothing: float = 0.0,
         views: tuple[ViewOf, ViewOf] = ("original", "summarise"),
         views_from: Path | None = None,
         weight: float = 0.1,
@@ -118,10 +100,7 @@ class CLLMRec(RetrievalModule):
         neighbours: int = 10,
         **training: Any,
     ) -> None:
-        super().__init__(**training)
-        self.make_backbone, self.reads, self.dim, self.pooling = backbone, reads, dim, pooling
-        self.hidden, self.id_residual = hidden, id_residual
-        self.dropout, self.input_dropout, self.label_smoothing = dropout, input_dropout, label_smoothing
+        super().__init__(encoders, **training)
         self.views, self.views_from, self.neighbours = views, views_from, neighbours
         self.weight, self.temperature = weight, temperature
         self.projection_head, self.mask_false_negatives = projection_head, mask_false_negatives
@@ -137,27 +116,17 @@ class CLLMRec(RetrievalModule):
         self.views_cost: dict[str, float] = {}  # of the views trained with
 
     def build(self, data: RecDataModule) -> None:
-        """Text for text, as E4SRec; the head and the similar items where a view needs them."""
-        if self.weight and self.reads == "vectors" and self._written_kinds:
+        """The head and the similar items, where a view needs them."""
+        if self.weight and data.tokens is None and self._written_kinds:
             raise InputError(
-                f"Expected reads texts or both with views that an LLM has written, got vectors with {self.views}"
+                "Expected encoders.reads texts or both with views that an LLM has written, got vectors with "
+                f"{self.views}"
             )
         if outside := {name: share for name, share in self.shares.items() if not 0 <= share <= 1}:
             raise InputError(f"Expected shares between 0 and 1, got {outside}")
-        backbone = self.load_backbone(self.make_backbone, data, reads_text=self.reads != "vectors")
-        self.history_encoder, self.item_encoder = text_encoders(
-            backbone,
-            data,
-            reads=self.reads,
-            dim=self.dim,
-            pooling=self.pooling,
-            hidden=self.hidden,
-            id_residual=self.id_residual,
-            dropout=self.dropout,
-            input_dropout=self.input_dropout,
-        )
         if self.weight and self.projection_head:
-            self.head = nn.Sequential(nn.Linear(self.dim, self.dim), nn.ReLU(), nn.Linear(self.dim, self.dim))
+            dim = self.encoders.dim
+            self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
         if self.weight and "substitute" in self.views:
             self.similar = operators.similar_items(self.item_encoder.vectors, self.training_items, k=self.neighbours)
 
@@ -165,10 +134,7 @@ class CLLMRec(RetrievalModule):
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Full softmax over the items that occur in training, plus λ times the contrastive loss."""
-        vectors, targets = self.training_vectors(), self.training_targets(batch)
-        next_item = self.global_mean(
-            full_softmax(states, vectors, targets, label_smoothing=self.label_smoothing), len(states)
-        )
+        next_item = self.next_item_loss(states, batch)
         if not self.weight:
             return next_item, {}
         contrastive, parts = self.contrastive_loss(states, batch)
@@ -219,7 +185,8 @@ class CLLMRec(RetrievalModule):
         """Take over what the views cost; refuse to go on training with others."""
         super().on_load_checkpoint(checkpoint)
         self.views_cost = checkpoint[METADATA].get("views_cost", {})  # none in those of earlier versions
-        if self._trainer is not None and self.trainer.state.fn == "fit":
+        trainer = trainer_of(self)
+        if trainer is not None and trainer.state.fn == "fit":
             found = checkpoint[METADATA]["views"]
             if found != (own := {kind: self._read(kind).digest for kind in self._written_kinds}):
                 raise InputError(f"Expected the views that the run has trained with, {found}, got {own}")
@@ -232,8 +199,8 @@ class CLLMRec(RetrievalModule):
     def _read(self, kind: Kind) -> WrittenViews:
         """The written views of a kind, read once."""
         if kind not in self._written:
-            assert self.backbone is not None
-            self._written[kind] = WrittenViews.read(self.views_from, kind=kind, data=self.data, backbone=self.backbone)
+            reader = self.encoders.backbone
+            self._written[kind] = WrittenViews.read(self.views_from, kind=kind, data=self.data, reader=reader)
         return self._written[kind]
 
     def _encode_made(

@@ -5,7 +5,7 @@ They count when the data are known, in every stage, need no checkpoint and have 
 
 import itertools
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -29,11 +29,10 @@ class Popularity(RetrievalModule):
     def __init__(self) -> None:
         super().__init__()
 
-    def build(self, data: RecDataModule) -> None:
+    def make_encoders(self, data: RecDataModule, saved: Any) -> tuple[nn.Module, nn.Module]:
         """Count the items."""
         counts = torch.from_numpy(data.split.training_counts())
-        self.history_encoder = Constant()
-        self.item_encoder = CountedItems(counts.float().log1p()[:, None])
+        return Constant(), CountedItems(counts.float().log1p()[:, None])
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,14 @@ class Markov(RetrievalModule):
         super().__init__()
         self.transitions, self.tuned = transitions, tuned
 
-    def build(self, data: RecDataModule) -> None:
+    def make_encoders(self, data: RecDataModule, saved: Any) -> tuple[nn.Module, nn.Module]:
         """Count transitions in the training sequences; tune where asked to."""
         _refuse_large(data.split)
         if self.tuned:
             self.transitions = _best_transitions(data)
         matrix = transition_matrix(data.split, self.transitions)
-        self.history_encoder = RecentRows(matrix, recent=self.transitions.recent, decay=self.transitions.decay)
-        self.item_encoder = CountedItems(torch.eye(data.split.catalogue_size))
+        histories = RecentRows(matrix, recent=self.transitions.recent, decay=self.transitions.decay)
+        return histories, CountedItems(torch.eye(data.split.catalogue_size))
 
     def settings(self) -> dict[str, float | str]:
         """The counting that was used, chosen or given."""
@@ -100,7 +99,7 @@ class EASE(RetrievalModule):
         super().__init__()
         self.penalty = penalty
 
-    def build(self, data: RecDataModule) -> None:
+    def make_encoders(self, data: RecDataModule, saved: Any) -> tuple[nn.Module, nn.Module]:
         """Solve for B."""
         split = data.split
         _refuse_large(split)
@@ -110,8 +109,7 @@ class EASE(RetrievalModule):
         gram = interactions.T @ interactions + self.penalty * torch.eye(split.catalogue_size, dtype=torch.float64)
         inverse = torch.linalg.inv(gram)
         weights = (-inverse / inverse.diagonal()).fill_diagonal_(0)
-        self.history_encoder = SetRows(weights.float())
-        self.item_encoder = CountedItems(torch.eye(split.catalogue_size))
+        return SetRows(weights.float()), CountedItems(torch.eye(split.catalogue_size))
 
 
 class Constant(nn.Module):

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,13 @@ from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
-from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, live_encoders, recomputed
-from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.encoders.live import LiveTextEncoders, LiveTextItems, recomputed
 from anyo_lightning.encoders.whitening import Whitened
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import MISSING, ItemIndex
-from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.losses import info_nce
-from anyo_lightning.models.base import BackboneCallable, RetrievalModule
+from anyo_lightning.models.base import RetrievalModule
 
 LOWEST_TEMPERATURE = 0.01  # where a learned temperature stops, as CLIP's does
 MEASURED = 4  # whitening is measured on so many states of histories a dimension, where there are as many
@@ -54,15 +51,7 @@ class LLaRA(RetrievalModule):
     - They do not correct in-batch negatives for popularity; `popularity_correction: false` is theirs.
 
     Args:
-        backbone: Loads the LLM.
-        dim: Width of the projector; None for none, as in the paper.
-        hidden: Width of the items' own perceptron; None shares the linear projector.
-        whiten: Whiten each side's states, as they are before training.
-        dropout: On the states before the projector.
-        self_prompt: Text behind an item's text.
-        next_prompt: Text behind a history, with `supervision: last`.
-        pooled_tokens: Added tokens whose last states are pooled by their mean; 0 pools EOS, as histories do in any case
-            with `supervision: all`.
+        encoders: The dual encoder.
         targets_per_history: Boundaries of a history that a step supervises.
         temperature: τ, at the start where it is learned.
         learn_temperature: Whether τ is trained; it stays above 0.01.
@@ -71,28 +60,20 @@ class LLaRA(RetrievalModule):
         hard_negatives: Mined negatives that each history adds to a step.
         mined_negatives: Length of each user's list of mined negatives.
         refresh_epochs: Epochs between minings.
-        chunk_tokens: Gradient caching: encode in chunks of at most so many padded tokens and keep no activations, so
-            that the memory does not bound the batch. None keeps them: faster.
         training: What `RetrievalModule` takes.
 
     Reference: Li et al., Llama2Vec (ACL 2024, arXiv 2312.15503), its fine-tuning.
     """
 
+    encoders: LiveTextEncoders
     item_encoder: LiveTextItems
     starts_from = ("LLaRAPretrain",)
     starts_afresh = ("mined",)
 
     def __init__(
         self,
+        encoders: LiveTextEncoders,
         *,
-        backbone: BackboneCallable = Backbone,
-        dim: int | None = 128,
-        hidden: int | None = None,
-        whiten: bool = True,
-        dropout: float = 0.1,
-        self_prompt: str = SELF,
-        next_prompt: str = NEXT,
-        pooled_tokens: int = 0,
         targets_per_history: int = 16,
         temperature: float = 0.1,
         learn_temperature: bool = False,
@@ -101,41 +82,34 @@ class LLaRA(RetrievalModule):
         hard_negatives: int = 0,
         mined_negatives: int = 50,
         refresh_epochs: int = 1,
-        chunk_tokens: int | None = None,
         **training: Any,
     ) -> None:
-        super().__init__(**training)
+        super().__init__(encoders, **training)
         positive = {
             "temperature": temperature,
             "targets_per_history": targets_per_history,
             "refresh_epochs": refresh_epochs,
-            "chunk_tokens": 1 if chunk_tokens is None else chunk_tokens,
         }
         for name, value in positive.items():
             if value <= 0:
                 raise InputError(f"Expected {name} to be positive, got {value}")
         if learn_temperature and temperature < LOWEST_TEMPERATURE:
             raise InputError(f"Expected a learned temperature of at least {LOWEST_TEMPERATURE}, got {temperature}")
-        if hidden is not None and dim is None:
-            raise InputError(f"Expected a projector's dim with hidden, got hidden {hidden} and no dim")
         if not 0 <= hard_negatives <= mined_negatives:
             raise InputError(
                 f"Expected hard_negatives within mined_negatives ({mined_negatives}), got {hard_negatives}"
             )
-        self.make_backbone, self.dim, self.hidden = backbone, dim, hidden
-        self.whiten, self.dropout = whiten, dropout
-        self.self_prompt, self.next_prompt, self.pooled_tokens = self_prompt, next_prompt, pooled_tokens
         self.targets_per_history = targets_per_history
         self.temperature, self.learn_temperature = temperature, learn_temperature
         self.mask_false_negatives, self.popularity_correction = mask_false_negatives, popularity_correction
         self.hard_negatives, self.mined_negatives = hard_negatives, mined_negatives
-        self.refresh_epochs, self.chunk_tokens = refresh_epochs, chunk_tokens
+        self.refresh_epochs = refresh_epochs
         self._validated: Tensor | None = None
 
     def initialise(self) -> None:
         """Measure both sides' states, of the weights that training starts from, unless those are a run's of LLaRA."""
         super().initialise()
-        if not self.whiten:
+        if not self.encoders.whiten:
             return
         self.to(self.build_device)
         with evaluating(self):
@@ -150,36 +124,17 @@ class LLaRA(RetrievalModule):
 
     def encode_some_histories(self) -> None:
         """Read training histories, without their targets, until there are `MEASURED` states a dimension."""
-        assert self.backbone is not None
         everyone = map(self.data.split.training_history, range(self.data.split.users))
         histories = [items[:-1] for items in everyone if len(items) > 1]
         states = 0
         for start in range(0, len(histories), 8):
             batch = self.data.collate(histories[start : start + 8]).to(self.device)
             states += len(self.history_encoder(replace(batch, target_mask=batch.item_mask)))
-            if states >= MEASURED * self.backbone.hidden_size:
+            if states >= MEASURED * self.item_encoder.reader.backbone.hidden_size:
                 break
 
     def build(self, data: RecDataModule) -> None:
-        """One LLM and one pooling for both sides, one projector or two; an empty list of mined negatives a user."""
-        backbone = self.load_backbone(self.make_backbone, data, reads_text=True)
-        projector = item_projector = None
-        if self.dim is not None:
-            make = partial(Projector, backbone.hidden_size, self.dim, dropout=self.dropout, norm=not self.whiten)
-            projector = make()
-            item_projector = projector if self.hidden is None else make(hidden=self.hidden)
-        self.history_encoder, self.item_encoder = live_encoders(
-            backbone,
-            data,
-            self_prompt=self.self_prompt,
-            next_prompt=self.next_prompt,
-            pooled_tokens=self.pooled_tokens,
-            prompted=data.supervision == "last",
-            whiten=self.whiten,
-            projector=projector,
-            item_projector=item_projector,
-            chunk_tokens=self.chunk_tokens,
-        )
+        """A learned temperature, and an empty list of mined negatives for each user."""
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError(
                 "Expected backbone.lora, pooled_tokens or dim to give something to train, got none of them"
@@ -191,12 +146,13 @@ class LLaRA(RetrievalModule):
         counts = torch.from_numpy(data.split.training_counts())
         self.register_buffer("shares", counts / counts.sum(), persistent=False)
 
-    def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
+    def encode_batch(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """The unit vectors at the supervised boundaries of a batch."""
-        if self.chunk_tokens is None or not self.training:
-            return super().forward(batch)
+        chunk_tokens = self.encoders.chunk_tokens
+        if chunk_tokens is None or not self.training:
+            return super().encode_batch(batch)
         assert batch.token_ids is not None
-        parts = self.as_many_passes(batch.split(max(self.chunk_tokens // batch.token_ids.shape[1], 1)))
+        parts = self.as_many_passes(batch.split(max(chunk_tokens // batch.token_ids.shape[1], 1)))
         states = [recomputed(lambda _, part=part: self.history_encoder(part), part.item_ids) for part in parts]
         return torch.cat(states)[: len(batch.targets)]
 
@@ -212,11 +168,9 @@ class LLaRA(RetrievalModule):
         mined = distributed.gather_rows(self.sample_mined(batch.user))
         items = torch.unique(torch.cat([targets, mined]))
         own = items[distributed.rank() :: distributed.world_size()]
-        if self.training:
-            self.seen["tokens"] += self.item_encoder.token_count(own)
         # With fewer items than processes one has none: no rows then, but the same graph, and so the same collectives.
-        encoded = self.item_encoder(own) if len(own) else self.item_encoder(items[:1])[:0]
-        vectors = distributed.gather_rows(encoded.float(), with_gradient=True)
+        encoded = self.encode_items(own) if len(own) else self.item_encoder(items[:1]).float()[:0]
+        vectors = distributed.gather_rows(encoded, with_gradient=True)
         vectors = vectors[distributed.gather_rows(own).argsort()]
         excluded = None
         if self.mask_false_negatives:

@@ -1,7 +1,5 @@
 """LLaRA's pre-training: the LLM learns to put a text, and what follows it, into one vector."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -10,12 +8,11 @@ from torch import Tensor
 from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, live_encoders, prompt_tokens
+from anyo_lightning.encoders.live import LiveTextEncoders, LiveTextItems
 from anyo_lightning.encoders.pretext import PretextRows, output_embeddings
 from anyo_lightning.errors import InputError
-from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.losses import bag_of_tokens
-from anyo_lightning.models.base import BackboneCallable, RetrievalModule
+from anyo_lightning.models.base import RetrievalModule
 
 
 class LLaRAPretrain(RetrievalModule):
@@ -32,48 +29,29 @@ class LLaRAPretrain(RetrievalModule):
     there have no prompt, and `next_prompt` is empty here), and histories of the items' whole texts.
 
     Args:
-        backbone: Loads the LLM.
-        self_prompt: Text behind an item's text whose state predicts its tokens.
-        next_prompt: Text behind an item's text whose state predicts the next item's.
-        pooled_tokens: Added tokens whose last states are pooled by their mean; 0 pools EOS.
+        encoders: The dual encoder, without projector and whitening (`dim: null`, `whiten: false`).
         training: What `RetrievalModule` takes.
 
     Reference: Li et al., Llama2Vec (ACL 2024, arXiv 2312.15503), section 3.2.
     """
 
+    encoders: LiveTextEncoders
     item_encoder: LiveTextItems
 
-    def __init__(
-        self,
-        *,
-        backbone: BackboneCallable = Backbone,
-        self_prompt: str = SELF,
-        next_prompt: str = NEXT,
-        pooled_tokens: int = 0,
-        **training: Any,
-    ) -> None:
-        super().__init__(**training)
-        self.make_backbone = backbone
-        self.self_prompt, self.next_prompt, self.pooled_tokens = self_prompt, next_prompt, pooled_tokens
-
     def build(self, data: RecDataModule) -> None:
-        """The dual encoder without a projector, and the LLM's output embeddings."""
-        backbone = self.load_backbone(self.make_backbone, data, reads_text=True)
+        """The LLM's output embeddings."""
+        if self.encoders.dim is not None or self.encoders.whiten or data.supervision != "last":
+            raise InputError(
+                "Expected encoders.dim null, encoders.whiten false and data.supervision last for pre-training, got "
+                f"{self.encoders.dim}, {self.encoders.whiten} and {data.supervision}"
+            )
         if data.titles_only:
             raise InputError("Expected data.titles_only to be false: pre-training reads one text of an item, got true")
-        prompts = (self.self_prompt, self.next_prompt)
-        self.history_encoder, self.item_encoder = live_encoders(
-            backbone,
-            data,
-            self_prompt=prompts[0],
-            next_prompt=prompts[1],
-            pooled_tokens=self.pooled_tokens,
-            prompted=True,
-        )
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError("Expected backbone.lora or pooled_tokens to give something to train, got neither")
-        self.prompts = [prompt_tokens(backbone, prompt) for prompt in prompts]
-        self.register_buffer("head", output_embeddings(backbone).detach(), persistent=False)
+        llm = self.encoders.backbone
+        self.prompts = [llm.tokens(prompt) for prompt in (self.encoders.self_prompt, self.encoders.next_prompt)]
+        self.register_buffer("head", output_embeddings(self.backbones[0]).detach(), persistent=False)
 
     def pretext_states(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items 2 width"]:
         """Each item's SELF and NEXT states."""
@@ -82,7 +60,7 @@ class LLaRAPretrain(RetrievalModule):
         rows = PretextRows.of(
             texts, self_prompt=self.prompts[0], next_prompt=self.prompts[1], end=reader.end, count=reader.count
         )
-        self.seen["tokens"] += sum(map(len, texts)) + len(texts) * sum(len(p) + reader.count for p in self.prompts)
+        self.seen.tokens += sum(map(len, texts)) + len(texts) * sum(len(p) + reader.count for p in self.prompts)
         states: Tensor = reader(
             rows.token_ids.to(self.device),
             rows.pooled.to(self.device),
@@ -104,7 +82,7 @@ class LLaRAPretrain(RetrievalModule):
         rows = torch.arange(len(items), device=items.device)
         ebae = bag_of_tokens(states[:, 0], head, *self.bags(items, rows, shares))
         ebar = bag_of_tokens(states[:, 1], head, *self.bags(targets, place, processes / pairs))
-        self.seen["targets"] += len(targets)
+        self.seen.targets += len(targets)
         logged = {"train/loss": ebae + ebar, "train/ebae": ebae, "train/ebar": ebar}
         self.log_dict(logged, batch_size=len(targets), prog_bar=True)
         return ebae + ebar

@@ -14,16 +14,15 @@ from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
-from anyo_lightning.encoders.history import IdHistory
-from anyo_lightning.encoders.items import IdItems
-from anyo_lightning.encoders.text import Reads, text_encoders
+from anyo_lightning.encoders.ids import IdEncoders
+from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.errors import InputError
-from anyo_lightning.llm.backbone import Backbone, load_tokenizer
+from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.evaluation_mode import evaluating
-from anyo_lightning.llm.selfcheck import self_check
+from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.llm.text_vectors import Pooling
-from anyo_lightning.losses import full_softmax, info_nce
-from anyo_lightning.models.base import BackboneCallable, RetrievalModule
+from anyo_lightning.losses import info_nce
+from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.contrast import contrast_views, same_history, shared_identity
 from anyo_lightning.views.neighbours import (
     UserSemantics,
@@ -45,8 +44,8 @@ class SRACL(RetrievalModule):
     history, each with a share of its items replaced by semantic neighbours; negatives are the other views.
     Recommendation needs the encoders alone.
 
-    One class for two backbones: an LLM that reads text (`sracl.yaml`), and without `backbone` SASRec, as in the
-    paper (`sracl_paper.yaml`). What differs: (1) every boundary is supervised by the next item, and the contrasts use
+    The encoders are an LLM that reads text (`sracl.yaml`), or SASRec's, as in the paper (`sracl_paper.yaml`). What
+    differs: (1) every boundary is supervised by the next item, and the contrasts use
     one state a history, its last supervised one; in the paper and its code each prefix is a sample of both. Of a user
     whose history is cut into windows only the last one takes part in the inter-user term, since the neighbours are
     those of the whole: mix windows in a step by `data.group_by_length: false`, or most steps have none. The others
@@ -61,18 +60,10 @@ class SRACL(RetrievalModule):
     histories with the same target or of the same user, can be masked.
 
     Args:
-        backbone: Loads the LLM; None reads ids.
-        semantics: Loads the encoder of the semantic vectors, which is dropped afterwards; None takes `backbone`,
+        encoders: How histories and items are encoded.
+        semantics: The encoder of the semantic vectors, which is dropped afterwards; None takes that of `encoders`,
             frozen and without LoRA.
-        dim: Width of item vectors and states.
-        layers: Transformer layers, with ids.
-        heads: Attention heads, with ids.
-        reads: With an LLM, what it reads: `texts`, `vectors` (one frozen text vector an item), or `both`.
-        pooling: How a frozen encoder's states of a text become its vector.
-        hidden: With an LLM, width of the item projector's hidden layer; None for a linear projector.
-        id_residual: With an LLM, add a free row to each item's text vector.
-        dropout: On states and item vectors; with ids on embeddings, attention and feed-forward.
-        input_dropout: With an LLM, on the item vectors that it reads.
+        pooling: How the states of a text become its semantic vector.
         alpha: α, weight of the inter-user term; 0 leaves it out with all its work.
         beta: β, weight of the intra-user term; 0 leaves it out with all its work.
         neighbours: k, of users and of items.
@@ -89,6 +80,7 @@ class SRACL(RetrievalModule):
     (arXiv 2503.04162).
     """
 
+    encoders: TextEncoders | IdEncoders
     user_vectors: Tensor
     user_neighbours: Tensor
     states_of_users: Tensor
@@ -97,18 +89,10 @@ class SRACL(RetrievalModule):
 
     def __init__(
         self,
+        encoders: TextEncoders | IdEncoders,
         *,
-        backbone: BackboneCallable | None = None,
-        semantics: BackboneCallable | None = None,
-        dim: int = 64,
-        layers: int = 2,
-        heads: int = 2,
-        reads: Reads = "texts",
+        semantics: LLM | None = None,
         pooling: Pooling = "mean",
-        hidden: int | None = None,
-        id_residual: bool = False,
-        dropout: float = 0.5,
-        input_dropout: float = 0.1,
         alpha: float = 0.1,
         beta: float = 0.1,
         neighbours: int = 10,
@@ -119,27 +103,23 @@ class SRACL(RetrievalModule):
         mask_false_negatives: bool = True,
         **training: Any,
     ) -> None:
-        super().__init__(**training)
-        self.make_backbone, self.make_semantics = backbone, semantics
-        self.dim, self.layers, self.heads = dim, layers, heads
-        self.reads, self.pooling, self.hidden, self.id_residual = reads, pooling, hidden, id_residual
-        self.dropout, self.input_dropout = dropout, input_dropout
+        super().__init__(encoders, **training)
+        self.semantics, self.pooling = semantics, pooling
         self.alpha, self.beta, self.neighbours, self.share = alpha, beta, neighbours, share
         self.temperature, self.user_semantics = temperature, user_semantics
         self.bank, self.mask_false_negatives = bank, mask_false_negatives
 
     def build(self, data: RecDataModule) -> None:
-        """The encoders, then what the terms need: neighbours, the synthesizer, the bank."""
+        """What the terms need: neighbours, the synthesizer, the bank."""
         sizes = {"neighbours": self.neighbours, "temperature": self.temperature}
         for name, size in sizes.items():
             if size <= 0:
                 raise InputError(f"Expected {name} to be positive, got {size}")
         if not 0 <= self.share <= 1:
             raise InputError(f"Expected share in [0, 1], got {self.share}")
-        backbone = self._build_encoders(data)
         if not self.alpha and not self.beta:
             return
-        encoder = self._semantic_encoder(backbone)
+        encoder = self._semantic_encoder()
         items = semantic_item_vectors(encoder, data, pooling=self.pooling)
         if self.beta:
             trained = self.training_items.numpy()
@@ -151,8 +131,7 @@ class SRACL(RetrievalModule):
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """The full softmax at all boundaries, and the two contrasts."""
-        loss = full_softmax(states, self.training_vectors(), self.training_targets(batch))
-        loss = self.global_mean(loss, len(states))
+        loss = self.next_item_loss(states, batch)
         parts = {"next_item": loss}
         if self.alpha:
             rows = self.taking_part(batch)
@@ -235,41 +214,14 @@ class SRACL(RetrievalModule):
             states = self._states(own.cpu().numpy(), padded=self.data.evaluation_batch_tokens)
         self.states_of_users[distributed.gather_rows(own)] = distributed.gather_rows(states)
 
-    def _build_encoders(self, data: RecDataModule) -> Backbone | None:
-        if self.make_backbone is None:
-            if self.dim % self.heads:
-                raise InputError(f"Expected dim to be a multiple of heads, got {self.dim} and {self.heads}")
-            embedding = nn.Embedding(data.split.catalogue_size, self.dim)
-            nn.init.normal_(embedding.weight, std=0.02)
-            self.item_encoder = IdItems(embedding)
-            self.history_encoder = IdHistory(
-                embedding, max_items=data.max_items, layers=self.layers, heads=self.heads, dropout=self.dropout
+    def _semantic_encoder(self) -> Backbone:
+        if self.semantics is not None:
+            return self.semantics.load(self.build_device)
+        if not self.backbones:
+            raise InputError(
+                "Expected model.semantics, the encoder of the semantic vectors, where ids are read, got none"
             )
-            return None
-        backbone = self.load_backbone(self.make_backbone, data, reads_text=self.reads != "vectors")
-        self.history_encoder, self.item_encoder = text_encoders(
-            backbone,
-            data,
-            reads=self.reads,
-            dim=self.dim,
-            pooling=self.pooling,
-            hidden=self.hidden,
-            id_residual=self.id_residual,
-            dropout=self.dropout,
-            input_dropout=self.input_dropout,
-        )
-        return backbone
-
-    def _semantic_encoder(self, backbone: Backbone | None) -> Backbone:
-        if self.make_semantics is None:
-            if backbone is None:
-                raise InputError(
-                    "Expected semantics, the encoder of the semantic vectors, where ids are read, got none"
-                )
-            return backbone
-        encoder = self.make_semantics().place(self.build_device)
-        self_check(encoder, load_tokenizer(*encoder.source))
-        return encoder
+        return self.backbones[0]
 
     def _find_users(self, data: RecDataModule, encoder: Backbone, items: Float[Tensor, "catalogue width"]) -> None:
         """Semantic vectors and neighbours of users, and what is made of them."""
@@ -284,9 +236,9 @@ class SRACL(RetrievalModule):
         self.histories = [data.split.training_history(user)[:-1] for user in range(data.split.users)]
         self.register_buffer("user_vectors", vectors, persistent=False)
         self.register_buffer("user_neighbours", torch.from_numpy(neighbours), persistent=False)
-        self.synthesizer = Synthesizer(vectors.shape[1], self.dim)
+        self.synthesizer = Synthesizer(vectors.shape[1], self.encoders.dim)
         if self.bank:
-            self.register_buffer("states_of_users", torch.zeros(data.split.users, self.dim))
+            self.register_buffer("states_of_users", torch.zeros(data.split.users, self.encoders.dim))
 
     def _states(self, users: Sequence[int] | np.ndarray, *, padded: int) -> Float[Tensor, "users dim"]:
         """The last states of users' own training histories, in batches of like length."""
@@ -298,7 +250,7 @@ class SRACL(RetrievalModule):
         one_item = [np.zeros(1, dtype=np.int64)]
         passes = self.as_many_passes([[histories[row] for row in rows] for rows in batches], spare=one_item)
         if not passes:  # a batch without a user's last window
-            return torch.zeros(0, self.dim, device=self.device)
+            return torch.zeros(0, self.encoders.dim, device=self.device)
         places = np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *batches]))
         return torch.cat([self.encode_histories(items) for items in passes])[torch.from_numpy(places).to(self.device)]
 

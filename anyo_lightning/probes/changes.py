@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryDataset
-from anyo_lightning.encoders.history import Injection
-from anyo_lightning.encoders.items import FrozenTextItems
-from anyo_lightning.encoders.live import LiveTextItems
+from anyo_lightning.encoders.base import HoldsTexts
 
 
 def shuffled_order(dataset: HistoryDataset, *, seed: int) -> HistoryDataset:
@@ -40,11 +38,6 @@ def last_item_only(dataset: HistoryDataset) -> HistoryDataset:
     return changed
 
 
-def reads_titles(encoder: nn.Module) -> bool:
-    """Whether an encoder holds the items' texts, or vectors of them."""
-    return any(_place_of_titles(module) for module in encoder.modules())
-
-
 @contextmanager
 def other_titles(encoder: nn.Module, text_of: np.ndarray) -> Iterator[None]:
     """Inside, an encoder has another item's text for each item: in vectors of texts, and in texts that it reads.
@@ -53,7 +46,7 @@ def other_titles(encoder: nn.Module, text_of: np.ndarray) -> Iterator[None]:
         encoder: A history encoder or an item encoder.
         text_of: (catalogue,) the item whose text each item gets.
     """
-    places = [(module, place) for module in encoder.modules() if (place := _place_of_titles(module))]
+    places = [(part, part.texts_in) for part in encoder.modules() if isinstance(part, HoldsTexts) and part.texts_in]
     before = [getattr(module, place) for module, place in places]
     try:
         for (module, place), titles in zip(places, before, strict=True):
@@ -63,12 +56,3 @@ def other_titles(encoder: nn.Module, text_of: np.ndarray) -> Iterator[None]:
     finally:
         for (module, place), titles in zip(places, before, strict=True):
             setattr(module, place, titles)
-
-
-def _place_of_titles(module: nn.Module) -> str | None:
-    """The attribute in which an encoder holds texts (`ItemTokenStore`) or vectors of texts (a tensor)."""
-    if isinstance(module, FrozenTextItems):
-        return "vectors"
-    if isinstance(module, LiveTextItems):
-        return "tokens"
-    return "item_vectors" if isinstance(module, Injection) and module.of_texts else None

@@ -5,7 +5,7 @@ items in random order; of each history its last item only. What a pass takes awa
 what the model uses. And what the bare LLM knows of the data set: `memory.py`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -19,11 +19,12 @@ from anyo_lightning.compare.render import rich_table
 from anyo_lightning.compare.rows import is_rank_metric
 from anyo_lightning.compare.stats import paired_differences
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.base import Side
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.evaluation.intervals import bootstrap_means
 from anyo_lightning.models.base import RetrievalModule
-from anyo_lightning.probes.changes import last_item_only, other_titles, reads_titles, shuffled_order
+from anyo_lightning.probes.changes import last_item_only, other_titles, shuffled_order
 from anyo_lightning.probes.display import MEMORY_NOTE, PROBE_NOTE, memory_columns, probe_columns
 from anyo_lightning.probes.memory import BareLLM, next_items_from_memory, titles_from_memory
 from anyo_lightning.runs import RunFolder
@@ -39,18 +40,16 @@ def probe(
     data: RecDataModule,
     run: RunFolder,
     *,
-    checkpoint: str | None,
     asked: int,
     seed: int = 0,
 ) -> None:
     """Test a run under all probes; write probes.json and print it. Its metrics.json and predictions stay.
 
     Args:
-        trainer: With `RetrievalMetrics` and no logger.
+        trainer: With `RetrievalMetrics` and no logger; its `ckpt_path` is what the first test loads.
         model: Of the run.
         data: Of the run.
         run: Where to write.
-        checkpoint: The run's best; None for a model that is counted.
         asked: Titles and users for which the bare LLM is asked what it remembers; 0 leaves that out.
         seed: Of all shuffles and samples.
 
@@ -62,7 +61,8 @@ def probe(
     metrics = next(c for c in trainer.callbacks if isinstance(c, RetrievalMetrics))  # type: ignore[attr-defined]
     metrics.collected = []
     _say(trainer, AS_IT_IS)
-    trainer.test(model, data, ckpt_path=checkpoint, verbose=False)
+    trainer.test(model, data, verbose=False)
+    trainer.ckpt_path = None
     probes = list(_probes(model, data, seed))
     for name, view in probes:
         _say(trainer, name)
@@ -76,7 +76,7 @@ def probe(
         "split": data.split.fingerprint,
         "seed": seed,
         "users": len(by_user[0][names[0]]),
-        "reads_titles": any(_sides(model)),
+        "reads_titles": bool(_texts(model)),
         "figures": _figures([{name: of[name] for name in names} for of in by_user], [name for name, _ in probes]),
         "memory": _memory(model, data, asked=asked, seed=seed),
     }
@@ -105,31 +105,31 @@ def show(content: dict[str, Any]) -> None:
 def _probes(model: RetrievalModule, data: RecDataModule, seed: int) -> Iterator[tuple[str, Any]]:
     """The name of each probe, and a context that gives the data module of its pass."""
     text_of = np.random.default_rng(seed).permutation(data.split.catalogue_size)
-    in_histories, of_items = _sides(model)
-    if in_histories or of_items:
-        yield "titles shuffled", _shuffled_titles(model, data, text_of, histories=in_histories, items=of_items)
-    if in_histories and of_items:
-        yield "titles shuffled in histories", _shuffled_titles(model, data, text_of, histories=True, items=False)
-        yield "titles shuffled in item vectors", _shuffled_titles(model, data, text_of, histories=False, items=True)
+    sides = _texts(model)
+    if sides:
+        yield "titles shuffled", _shuffled_titles(model, data, text_of, sides)
+    if len(sides) == 2:
+        yield "titles shuffled in histories", _shuffled_titles(model, data, text_of, {"histories"})
+        yield "titles shuffled in item vectors", _shuffled_titles(model, data, text_of, {"items"})
     yield "order shuffled", nullcontext(data.view(change=partial(shuffled_order, seed=seed)))
     yield "last item only", nullcontext(data.view(change=last_item_only))
 
 
-def _sides(model: RetrievalModule) -> tuple[bool, bool]:
-    """Whether the model reads titles in histories, and whether its item vectors come from titles."""
-    return model.reads_text or reads_titles(model.history_encoder), reads_titles(model.item_encoder)
+def _texts(model: RetrievalModule) -> Set[Side]:
+    """The sides on which a model reads titles, as its encoders say; a model that makes its own is counted from ids."""
+    return frozenset() if model.encoders is None else model.encoders.texts
 
 
 @contextmanager
 def _shuffled_titles(
-    model: RetrievalModule, data: RecDataModule, text_of: np.ndarray, *, histories: bool, items: bool
+    model: RetrievalModule, data: RecDataModule, text_of: np.ndarray, sides: Set[Side]
 ) -> Iterator[RecDataModule]:
     with ExitStack() as stack:
-        if histories:
+        if "histories" in sides:
             stack.enter_context(other_titles(model.history_encoder, text_of))
-        if items:
+        if "items" in sides:
             stack.enter_context(other_titles(model.item_encoder, text_of))
-        yield data.view(text_of=text_of) if histories else data
+        yield data.view(text_of=text_of) if "histories" in sides else data
 
 
 def _figures(passes: Sequence[dict[str, np.ndarray]], names: Sequence[str]) -> dict[str, Any]:
@@ -153,9 +153,9 @@ def _figures(passes: Sequence[dict[str, np.ndarray]], names: Sequence[str]) -> d
 
 def _memory(model: RetrievalModule, data: RecDataModule, *, asked: int, seed: int) -> dict[str, Any] | str:
     """What the bare LLM remembers, or why it was not asked."""
-    backbone = model.backbone
-    if backbone is None:
+    if not model.backbones:
         return "the run has none"
+    backbone = model.backbones[0]
     if not backbone.causal:
         return f"{backbone.identity['name']} cannot write"
     if not asked:

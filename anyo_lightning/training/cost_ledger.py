@@ -30,11 +30,12 @@ class CostLedger(Callback):
     of its own; batches hold about as many tokens each, so that the sample is within a few per cent of that.
 
     Args:
+        run: Where curves.csv is.
         every: Steps between rows, and between steps whose FLOPs are counted.
     """
 
-    def __init__(self, every: int = 50) -> None:
-        self.every = every
+    def __init__(self, run: RunFolder, *, every: int = 50) -> None:
+        self.run, self.every = run, every
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.counted = {"flops": 0.0, "tokens": 0.0}  # in the sample, on this process
@@ -45,7 +46,7 @@ class CostLedger(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        curves = RunFolder(trainer.default_root_dir).read_curves() if trainer.ckpt_path is not None else None
+        curves = self.run.read_curves() if trainer.ckpt_path is not None else None
         if curves is not None:
             self.rows = curves.filter(pl.col("step") <= trainer.global_step).to_dicts()
         self._running_since = time.perf_counter()
@@ -53,7 +54,7 @@ class CostLedger(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the FLOPs of each `every`-th step, and of the first after a checkpoint that knows of none."""
         if trainer.global_step % self.every == 0 or not self.counted["tokens"]:
-            self._tokens_before = _module(pl_module).seen["tokens"]
+            self._tokens_before = _module(pl_module).seen.tokens
             self._counter = flop_counter()
             self._counter.__enter__()  # type: ignore[no-untyped-call]
 
@@ -64,7 +65,7 @@ class CostLedger(Callback):
         if self._counter is not None:
             self._counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self.counted["flops"] += self._counter.get_total_flops()
-            self.counted["tokens"] += _module(pl_module).seen["tokens"] - self._tokens_before
+            self.counted["tokens"] += _module(pl_module).seen.tokens - self._tokens_before
             self._counter = None
         if trainer.global_step % self.every == 0:
             self._add(trainer, pl_module, "train/")
@@ -125,7 +126,7 @@ class CostLedger(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            RunFolder(trainer.default_root_dir).write_curves(pl.from_dicts(self.rows, infer_schema_length=None))
+            self.run.write_curves(pl.from_dicts(self.rows, infer_schema_length=None))
 
 
 def _module(module: LightningModule) -> RetrievalModule:

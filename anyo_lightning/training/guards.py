@@ -14,6 +14,7 @@ from torch import Tensor
 from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.errors import InputError
+from anyo_lightning.internals import training_continues
 from anyo_lightning.runs import RunFolder
 
 CPU_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough)")
@@ -30,9 +31,13 @@ class Guards(Callback):
       step and the validation that follows it are one: resumed in between, Lightning would leave the validation out,
       and resumed within it, it would be one of fewer users. So are the batches whose gradients one step adds up.
     - A run that early stopping has ended does not train another epoch when it is started again.
+
+    Args:
+        run: Where checkpoints are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
         self.batch: HistoryBatch | None = None
         self.fitted = 0  # padded tokens of the largest batch that went through
         self.terminated = False
@@ -57,7 +62,7 @@ class Guards(Callback):
             SIGTERMException: On all processes after the same step.
         """
         self.fitted = max(self.fitted, padded_tokens(batch))
-        if goes_on(trainer) and distributed.sum_over_ranks(self.terminated, pl_module.device):
+        if training_continues(trainer) and distributed.sum_over_ranks(self.terminated, pl_module.device):
             raise SIGTERMException
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,7 +97,7 @@ class Guards(Callback):
         raise InputError(
             f"Expected a finite loss, got {float(loss)} in step {trainer.global_step + 1} (epoch "
             f"{trainer.current_epoch}, batch {batch}, users {shown}): training has diverged, a lower learning rate may "
-            f"help; the last good checkpoint is in {RunFolder(trainer.default_root_dir).checkpoints}"
+            f"help; the last good checkpoint is in {self.run.checkpoints}"
         )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -102,7 +107,7 @@ class Guards(Callback):
             InputError: In the place of an out-of-memory error.
         """
         if isinstance(exception, SIGTERMException):
-            trainer.save_checkpoint(RunFolder(trainer.default_root_dir).last_checkpoint)
+            trainer.save_checkpoint(self.run.last_checkpoint)
         if self.batch is not None and is_out_of_memory(exception):
             now = padded_tokens(self.batch)
             fits = f"a batch of {self.fitted} has fitted" if self.fitted else f"half may fit: {now // 2}"
@@ -127,18 +132,8 @@ class StepCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save, where training goes on."""
-        if goes_on(trainer):
+        if training_continues(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-
-def goes_on(trainer: Trainer) -> bool:
-    """Whether, at the end of a batch, training just goes on: no validation follows, no gradient waits for its step.
-
-    A run that is saved elsewhere would be resumed without that validation or that gradient.
-    """
-    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
-    assert fetcher is not None
-    return not (trainer.is_last_batch or loop._should_check_val_fx(fetcher) or loop._should_accumulate())
 
 
 def padded_tokens(batch: HistoryBatch) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.llm.backbone import Backbone, load_tokenizer
+from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.views.prompts import Kind
 from anyo_lightning.views.store import read_views, read_views_cost, views_file
 
@@ -40,14 +40,14 @@ class WrittenViews:
         self.views, self.digest, self.cost = views, digest, cost or {}
 
     @classmethod
-    def read(cls, file: Path | None, *, kind: Kind, data: RecDataModule, backbone: Backbone) -> "WrittenViews":
+    def read(cls, file: Path | None, *, kind: Kind, data: RecDataModule, reader: LLM) -> "WrittenViews":
         """Read and tokenise the views of a data module's split.
 
         Args:
             file: Parquet file; None: where `anyo augment` puts it.
             kind: What the views are.
             data: Set up, with tokens.
-            backbone: The LLM that will read them.
+            reader: The LLM that will read them.
 
         Raises:
             InputError: When there are no views of this kind and split.
@@ -58,7 +58,7 @@ class WrittenViews:
         read = read_views(file, kind=kind, split=data.split)
         texts = list({text for views in read.values() for view in views for text in view.texts if text is not None})
         limit = data.max_item_tokens if kind == "rewrite" else data.max_tokens
-        token_ids = load_tokenizer(*backbone.source)(texts, add_special_tokens=False)["input_ids"] if texts else []
+        token_ids = reader.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         spans: dict[str, np.ndarray] = {
             text: np.array([*ids[: limit - 1], tokens.separator], dtype=np.int32)
             for text, ids in zip(texts, token_ids, strict=True)

@@ -1,0 +1,58 @@
+"""The small commands' options. Each function parses the words after its name and calls what does the work."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+FACTORIES = ["Flat", "SQ8", "HNSW32", "IVF64,Flat:nprobe=1", "IVF64,Flat:nprobe=4", "IVF64,Flat:nprobe=16"]
+
+
+def compare(arguments: list[str]) -> None:
+    """`anyo compare`."""
+    from anyo_lightning.compare.table import compare as compare_runs
+
+    parser = _parser("compare", "Compare runs in a table.")
+    parser.add_argument("runs", nargs="+", type=Path, help="Run folders, or folders of run folders.")
+    parser.add_function_arguments(compare_runs, skip={"runs"})
+    compare_runs(**parser.parse_args(arguments).as_dict())
+
+
+def index(arguments: list[str]) -> None:
+    """`anyo index`."""
+    from anyo_lightning.cli.measure_indexes import measure_indexes
+
+    parser = _parser("index", "Approximate indexes against exact search.")
+    parser.add_argument("--run", type=Path, required=True, help="Run folder, finished.")
+    parser.add_argument("--factories", nargs="+", type=str, default=FACTORIES, help="FAISS factory strings.")
+    parser.add_function_arguments(measure_indexes, skip={"run", "factories"})
+    measure_indexes(**parser.parse_args(arguments).as_dict())
+
+
+def data(arguments: list[str]) -> None:
+    """`anyo data`."""
+    from anyo_lightning.cli.describe_data import describe_data
+    from anyo_lightning.data.datamodule import RecDataModule
+
+    parser = _parser("data", "Print what was read and how it is split.")
+    parser.add_class_arguments(RecDataModule)
+    parser.add_argument("--tokenizer", default="smollm2-135m-instruct", help="The LLM whose tokens are counted.")
+    parser.add_argument("--output", type=Path | None, default=None, help="Folder for the normalised Parquet files.")
+    settings = parser.instantiate_classes(parser.parse_args(arguments))
+    tokenizer, output = settings.pop("tokenizer"), settings.pop("output")
+    describe_data(RecDataModule(**settings), tokenizer=tokenizer, output=output)
+
+
+def augment(arguments: list[str]) -> None:
+    """`anyo augment`."""
+    from anyo_lightning.data.datamodule import RecDataModule
+    from anyo_lightning.views.write import augment as write_views
+
+    parser = _parser("augment", "Let an LLM write views of the histories.")
+    parser.add_class_arguments(RecDataModule, "data")
+    parser.add_argument("--dry-run", action="store_true", help="Print prompts and token counts, ask nothing.")
+    parser.add_function_arguments(write_views, skip={"data", "dry_run"})
+    write_views(**parser.instantiate_classes(parser.parse_args(arguments)).as_dict())
+
+
+def _parser(name: str, description: str) -> ArgumentParser:
+    return ArgumentParser(prog=f"anyo {name}", description=description, exit_on_error=False)

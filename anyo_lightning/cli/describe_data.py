@@ -1,0 +1,32 @@
+"""`anyo data`: what was read and how it is split, with the tokens of an LLM counted."""
+
+from pathlib import Path
+
+import numpy as np
+
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.summary import print_summary, summarise, write_parquet
+from anyo_lightning.llm.aliases import load_tokenizer
+
+
+def describe_data(dataset: RecDataModule, *, tokenizer: str, output: Path | None) -> None:
+    """Print what was read and how it is split; write it as Parquet.
+
+    Args:
+        dataset: The data module.
+        tokenizer: The LLM whose tokens are counted.
+        output: Folder for the normalised Parquet files; None writes none.
+
+    Raises:
+        InputError: When the data or the tokenizer cannot be read.
+    """
+    source = dataset.read()
+    dataset.setup("fit")
+    load = load_tokenizer(tokenizer)
+
+    def count_tokens(texts: list[str]) -> np.ndarray:
+        return np.array([len(ids) + 1 for ids in load(texts, add_special_tokens=False)["input_ids"]])  # + separator
+
+    print_summary(summarise(dataset.split, source, count_tokens, dataset.max_tokens))
+    if output is not None:
+        write_parquet(dataset.split, output)

@@ -1,0 +1,75 @@
+"""`anyo index`: approximate indexes against exact search, on a finished run's queries."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from anyo_lightning.cli.restore import restore
+from anyo_lightning.compare.render import write_out
+from anyo_lightning.data.splits import Stage
+from anyo_lightning.errors import InputError
+from anyo_lightning.fidelity.measure import measure
+from anyo_lightning.fidelity.output import FidelityTable, Format, as_page, as_rich, as_text
+from anyo_lightning.runs import RunFolder
+
+
+def measure_indexes(
+    run: Path,
+    *,
+    factories: list[str],
+    stage: Stage = "test",
+    k: int = 10,
+    format: Format = "rich",  # noqa: A002
+    output: Path | None = None,
+    plot: Path | None = None,
+) -> None:
+    """Say what approximate indexes lose against exact search on a finished run's queries, and what they save.
+
+    Args:
+        run: Run folder; its best checkpoint gives states and vectors, as in `anyo test`.
+        factories: FAISS factory strings, search parameters after a colon: `IVF64,Flat:nprobe=8`, `HNSW32:efSearch=64`.
+        stage: Whose queries are searched.
+        k: Length of the lists, and the cutoff of recall and NDCG.
+        format: `rich` for the terminal, `markdown`, `latex`, `csv` or `json`.
+        output: File for the table instead of the terminal.
+        plot: File for a page with recall against queries a second; by default index_fidelity.html in the run folder.
+
+    Raises:
+        InputError: The run cannot be restored, k is not positive, or a factory string is unknown to FAISS or does not
+            fit the run's vectors.
+    """
+    if k < 1:
+        raise InputError(f"Expected k to be positive, got {k}")
+    found = restore(run, stage=stage)
+    indexes = measure(
+        factories,
+        split=found.split,
+        queries=found.queries,
+        rows=found.rows,
+        query_vectors=found.query_vectors,
+        vectors=found.vectors,
+        k=k,
+        mask_history=found.mask_history,
+    )
+    bar = track(indexes, "Measuring indexes", len(factories), console=Console(stderr=True), transient=True)
+    items, dim = found.vectors.shape
+    table = FidelityTable(
+        variant=RunFolder(run).variant,
+        stage=stage,
+        rows=len(found.rows),
+        items=items,
+        dim=dim,
+        history_masked=found.mask_history,
+        k=k,
+        indexes=tuple(bar),
+    )
+    plot = RunFolder(run).index_page_file if plot is None else plot
+    write_out(as_page(table), plot)
+    if output is None and format == "rich" and sys.stdout.isatty():
+        console = Console()
+        console.print(as_rich(table, width=console.width))
+    else:
+        write_out(as_text(table, format), output)
+    print(f"Plot: {plot}", file=sys.stderr)

@@ -1,0 +1,62 @@
+"""`Encoders`: how a model encodes histories and items, chosen in one place."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.tokens import ItemTokenStore
+
+Side = Literal["histories", "items"]
+
+
+class Encoders(ABC):
+    """The two encoders of a model, as settings: the constructor loads and makes nothing.
+
+    - The history encoder is an `nn.Module` that takes a `HistoryBatch` and gives the states at its supervised
+      boundaries, in the order of `batch.targets`: (targets, dim).
+    - The item encoder is an `nn.Module` that takes item ids and gives one vector per item: (items, dim). Their inner
+      product with a state is the score.
+
+    Language models are `Backbone`s anywhere inside the two: each is left out of checkpoints and named in their
+    identity. A part that holds items' texts, or vectors of them, names the attribute in `HoldsTexts.texts_in`.
+    """
+
+    texts: frozenset[Side]  # the sides on which items' texts are read, as tokens or as vectors: what probes shuffle
+
+    def item_tokens(self, data: RecDataModule) -> ItemTokenStore | None:
+        """The tokens that batches carry, for histories read as text; None for histories of ids or vectors."""
+        return None
+
+    @abstractmethod
+    def build(
+        self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
+    ) -> tuple[nn.Module, nn.Module]:
+        """Make the history encoder and the item encoder.
+
+        Args:
+            data: The data module, set up.
+            device: Where language models go; all else is made on the CPU and moved by Lightning.
+            saved: The weights of the checkpoint that is about to be loaded, by the model's names: what they hold need
+                not be computed or read from elsewhere.
+        """
+
+
+@runtime_checkable
+class HoldsTexts(Protocol):
+    """A part of an encoder that holds items' texts (an `ItemTokenStore`) or vectors of them (a tensor)."""
+
+    texts_in: str | None  # the attribute that holds them, one entry per item; None: no texts
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """An item encoder that reads tokens in each step."""
+
+    def token_count(self, item_ids: Int[Tensor, " items"]) -> int:
+        """Tokens that are read to encode these items."""
+        ...

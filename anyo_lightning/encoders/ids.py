@@ -1,0 +1,50 @@
+"""`IdEncoders`: SASRec's, a small causal transformer over item ids and a table of item embeddings; no LLM."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.base import Encoders
+from anyo_lightning.encoders.history import IdHistory
+from anyo_lightning.encoders.items import IdItems
+from anyo_lightning.errors import InputError
+
+
+class IdEncoders(Encoders):
+    """A table of item embeddings, and a transformer over it or over a table of its own.
+
+    Args:
+        dim: Width of states and item vectors.
+        layers: Transformer layers.
+        heads: Attention heads.
+        dropout: On embeddings, attention and feed-forward.
+        tied: Whether input and output embeddings are one table, as in the paper.
+
+    Raises:
+        InputError: When `dim` is no multiple of `heads`.
+
+    Reference: Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018 (arXiv 1808.09781).
+    """
+
+    texts = frozenset()
+
+    def __init__(
+        self, *, dim: int = 64, layers: int = 2, heads: int = 2, dropout: float = 0.2, tied: bool = True
+    ) -> None:
+        if dim % heads:
+            raise InputError(f"Expected dim to be a multiple of heads, got {dim} and {heads}")
+        self.dim, self.layers, self.heads, self.dropout, self.tied = dim, layers, heads, dropout, tied
+
+    def build(
+        self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
+    ) -> tuple[IdHistory, IdItems]:
+        """Tables of small random rows."""
+        tables = [nn.Embedding(data.split.catalogue_size, self.dim) for _ in range(1 if self.tied else 2)]
+        for table in tables:
+            nn.init.normal_(table.weight, std=0.02)
+        history = IdHistory(
+            tables[-1], max_items=data.max_items, layers=self.layers, heads=self.heads, dropout=self.dropout
+        )
+        return history, IdItems(tables[0])

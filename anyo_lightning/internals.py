@@ -1,0 +1,64 @@
+"""All that we use of torch's and Lightning's private parts, each with its reason; a later version may move them.
+
+Where one is missing, what happens then is said beside it.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from torch import nn
+
+
+def trainer_of(module: "LightningModule") -> "Trainer | None":
+    """The Trainer that a module is attached to, if any: the public property raises where there is none."""
+    trainer: Trainer | None = module._trainer
+    return trainer
+
+
+def keep_from_ddp(module: "nn.Module", names: Iterable[str]) -> None:
+    """Let DDP neither send nor reduce these parameters and buffers: frozen weights may be gigabytes.
+
+    The attribute is what `DistributedDataParallel._set_params_and_buffers_to_ignore_for_model` sets; torch documents
+    no other way. Without it DDP would broadcast frozen weights once, and buffers in each step.
+    """
+    module._ddp_params_and_buffers_to_ignore = set(names)  # type: ignore[assignment]
+
+
+def forget_counted_loader(trainer: "Trainer") -> None:
+    """Let the training loop make its loader again.
+
+    `estimated_stepping_batches` has made one before the checkpoint said where in the epoch to resume; the loop would
+    keep it. Without the attribute a run resumed within an epoch would train on that epoch's first batches again.
+    """
+    trainer.fit_loop._combined_loader = None
+
+
+def training_continues(trainer: "Trainer") -> bool:
+    """Whether, at the end of a batch, training just continues: no validation follows, no gradient waits for its step.
+
+    Lightning decides both in private methods of its loop, and offers no hook between them.
+    """
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return not (trainer.is_last_batch or loop._should_check_val_fx(fetcher) or loop._should_accumulate())
+
+
+def keep_share_only(layer: Any) -> None:
+    """Free the gathered weights of an FSDP2 layer, except where its own backward pass is about to use them.
+
+    `FSDPModule.reshard` is public, but whether the backward pass is under way is not: the state itself says so only
+    when that pass has ended.
+    """
+    from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
+
+    for group in layer._get_fsdp_state()._fsdp_param_groups:
+        if group._training_state != TrainingState.PRE_BACKWARD:
+            group.reshard()
+
+
+def attention_of(model: Any) -> str:
+    """The attention that transformers has chosen for a model; there is a public setter, and no public reader."""
+    name: str = model.config._attn_implementation
+    return name
