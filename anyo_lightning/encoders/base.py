@@ -55,7 +55,7 @@ class HoldsTexts(Protocol):
 
 @runtime_checkable
 class CountsTokens(Protocol):
-    """An item encoder that reads tokens in each step."""
+    """An `nn.Module` that reads tokens of items in each step: those that it reads with gradients are counted."""
 
     def token_count(self, item_ids: Int[Tensor, " items"]) -> int:
         """Tokens that are read to encode these items."""

@@ -37,11 +37,26 @@ class EncodesCatalogue(Protocol):
         ...
 
 
+@runtime_checkable
+class HasQueries(Protocol):
+    """What the callback needs of a LightningDataModule beside its loaders; `RecDataModule` is one."""
+
+    @property
+    def split(self) -> Split:
+        """Users, catalogue and training counts, as `make_split` gives them; there after `setup`."""
+        ...
+
+    def queries(self, stage: Stage) -> Queries:
+        """The rows that are ranked in a stage, as `Split.queries` gives them."""
+        ...
+
+
 class RetrievalMetrics(Callback):
     """Logs full-ranking metrics of `validation_step` and `test_step`, which return `{"row": …, "query": …}`.
 
     `row` is the number of each row in the data module's `queries(stage)`, `query` its vector. Rows that a sampler
-    repeats count once, and so does a target that a user has twice.
+    repeats count once, and so does a target that a user has twice. Any LightningModule that is as `EncodesCatalogue`
+    says, and any LightningDataModule that is as `HasQueries` says, will do.
     """
 
     def __init__(
@@ -88,7 +103,14 @@ class RetrievalMetrics(Callback):
         self._environment: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the environment now: the checkout may move on while this process trains."""
+        """Refuse what cannot be ranked; note the environment now: the checkout may change while this process trains.
+
+        Raises:
+            InputError: The module has no `encode_catalogue`, or the data module no `split` and `queries`.
+        """
+        for part, name in ((pl_module, "encode_catalogue"), (trainer.datamodule, "queries")):  # type: ignore[attr-defined]
+            if not hasattr(part, name):
+                raise InputError(f"Expected {type(part).__name__} to have {name} for RetrievalMetrics, found none")
         self._environment = environment()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -134,6 +134,9 @@ class RetrievalModule(LightningModule):
         self.data = data
         self.history_encoder, self.item_encoder = self.make_encoders(data, saved)
         self.build(data)
+        for part in self.modules():
+            if isinstance(part, CountsTokens):
+                part.register_forward_pre_hook(self._count_items)
         if saved is None:
             self.initialise()
         self.built = True
@@ -152,6 +155,10 @@ class RetrievalModule(LightningModule):
                 starts_afresh=self.starts_afresh,
             )
             self.load_state_dict(weights)
+
+    def _count_items(self, encoder: Any, inputs: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled():
+            self.seen.tokens += encoder.token_count(inputs[0])
 
     @property
     def build_device(self) -> torch.device:
@@ -256,12 +263,7 @@ class RetrievalModule(LightningModule):
         return distributed.gather_rows(vectors)[found.argsort()]
 
     def encode_items(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
-        """The vectors by which these items are ranked, float32; what is read with gradients is counted.
-
-        An item encoder that reads tokens in each step says how many, as in `CountsTokens`.
-        """
-        if torch.is_grad_enabled() and isinstance(self.item_encoder, CountsTokens):
-            self.seen.tokens += self.item_encoder.token_count(item_ids)
+        """The vectors by which these items are ranked, float32."""
         vectors: Tensor = self.item_encoder(item_ids)
         return vectors.float()
 

@@ -20,6 +20,7 @@ from anyo_lightning.internals import trainer_of
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.contrast import contrast_views, same_history
 from anyo_lightning.views import operators
+from anyo_lightning.views.neighbours import nearest
 from anyo_lightning.views.prompts import Kind
 from anyo_lightning.views.written import TokenisedView, WrittenViews
 
@@ -128,7 +129,8 @@ class CLLMRec(RetrievalModule):
             dim = self.encoders.dim
             self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
         if self.weight and "substitute" in self.views:
-            self.similar = operators.similar_items(self.item_encoder.vectors, self.training_items, k=self.neighbours)
+            trained = self.training_items.numpy()
+            self.similar = nearest(self.item_encoder.vectors, trained, k=min(self.neighbours, len(trained) - 1))
 
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch

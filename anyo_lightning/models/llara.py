@@ -169,7 +169,7 @@ class LLaRA(RetrievalModule):
         items = torch.unique(torch.cat([targets, mined]))
         own = items[distributed.rank() :: distributed.world_size()]
         # With fewer items than processes one has none: no rows then, but the same graph, and so the same collectives.
-        encoded = self.encode_items(own) if len(own) else self.item_encoder(items[:1]).float()[:0]
+        encoded = self.encode_items(own) if len(own) else self.encode_items(items[:1])[:0]
         vectors = distributed.gather_rows(encoded, with_gradient=True)
         vectors = vectors[distributed.gather_rows(own).argsort()]
         excluded = None

@@ -38,6 +38,11 @@ def last_item_only(dataset: HistoryDataset) -> HistoryDataset:
     return changed
 
 
+def parts_with_texts(encoder: nn.Module) -> list[HoldsTexts]:
+    """The parts of an encoder that hold the items' texts, or vectors of them."""
+    return [part for part in encoder.modules() if isinstance(part, HoldsTexts) and part.texts_in]
+
+
 @contextmanager
 def other_titles(encoder: nn.Module, text_of: np.ndarray) -> Iterator[None]:
     """Inside, an encoder has another item's text for each item: in vectors of texts, and in texts that it reads.
@@ -46,7 +51,7 @@ def other_titles(encoder: nn.Module, text_of: np.ndarray) -> Iterator[None]:
         encoder: A history encoder or an item encoder.
         text_of: (catalogue,) the item whose text each item gets.
     """
-    places = [(part, part.texts_in) for part in encoder.modules() if isinstance(part, HoldsTexts) and part.texts_in]
+    places = [(part, place) for part in parts_with_texts(encoder) if (place := part.texts_in)]
     before = [getattr(module, place) for module, place in places]
     try:
         for (module, place), titles in zip(places, before, strict=True):

@@ -24,7 +24,7 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.evaluation.intervals import bootstrap_means
 from anyo_lightning.models.base import RetrievalModule
-from anyo_lightning.probes.changes import last_item_only, other_titles, shuffled_order
+from anyo_lightning.probes.changes import last_item_only, other_titles, parts_with_texts, shuffled_order
 from anyo_lightning.probes.display import MEMORY_NOTE, PROBE_NOTE, memory_columns, probe_columns
 from anyo_lightning.probes.memory import BareLLM, next_items_from_memory, titles_from_memory
 from anyo_lightning.runs import RunFolder
@@ -108,7 +108,9 @@ def _probes(model: RetrievalModule, data: RecDataModule, seed: int) -> Iterator[
     sides = _texts(model)
     if sides:
         yield "titles shuffled", _shuffled_titles(model, data, text_of, sides)
-    if len(sides) == 2:
+    in_items = parts_with_texts(model.item_encoder)
+    shared = any(part in in_items for part in parts_with_texts(model.history_encoder))
+    if len(sides) == 2 and not shared:
         yield "titles shuffled in histories", _shuffled_titles(model, data, text_of, {"histories"})
         yield "titles shuffled in item vectors", _shuffled_titles(model, data, text_of, {"items"})
     yield "order shuffled", nullcontext(data.view(change=partial(shuffled_order, seed=seed)))

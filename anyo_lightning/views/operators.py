@@ -5,10 +5,7 @@ keeps at least one item. Histories have at least one item. Views that an LLM wri
 """
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from torch.nn import functional as F
 
 
 def crop(items: Int[np.ndarray, " items"], *, share: float, random: np.random.Generator) -> Int[np.ndarray, " cropped"]:
@@ -95,25 +92,6 @@ def importance(
     """
     dropped = min(_count(share, items), len(items) - 1)
     return items[np.sort(np.argsort(scores, kind="stable")[dropped:])]
-
-
-def similar_items(
-    vectors: Float[Tensor, "catalogue width"], candidates: Int[Tensor, " candidates"], *, k: int
-) -> Int[np.ndarray, "catalogue neighbours"]:
-    """For each item the k candidates of the highest cosine, itself left out.
-
-    Args:
-        vectors: The items' vectors.
-        candidates: The items that may be neighbours, at least two: those that occur in training.
-        k: Neighbours an item; fewer when there are not so many candidates.
-    """
-    unit = F.normalize(vectors.float(), dim=1)
-    found = []
-    for block in torch.split(torch.arange(len(unit), device=unit.device), 4096):
-        scores = unit[block] @ unit[candidates].T
-        scores.masked_fill_(block[:, None] == candidates, -torch.inf)
-        found.append(candidates[scores.topk(min(k, len(candidates) - 1)).indices])
-    return torch.cat(found).cpu().numpy()
 
 
 def _count(share: float, items: np.ndarray) -> int:
