@@ -1,6 +1,8 @@
-"""The one exception for a user's mistake, and jsonargparse's in one sentence."""
+"""The one exception for a user's mistake, and what others raise in one sentence."""
 
 import re
+import traceback
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -33,3 +35,12 @@ def argument_sentence(error: Exception) -> str:
         expected = f"of type {found[1]}" if found[1] else f"one of {found[2]}"
         return f"Expected {keys} to be {expected}, got {found[3]}"
     return text
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Whether an exception comes from this package's own lines: a fault of ours, whose traceback is worth reading.
+
+    What a library raises while a run is set up is about the options that it was given.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)

@@ -1,6 +1,7 @@
 """What a run folder holds, and the one reader and writer of it.
 
     config.yaml          the whole configuration, as LightningCLI read it
+    changes.csv          what was changed when the run was resumed, and at which step
     curves.csv           step, targets, tokens, seconds and every logged metric
     checkpoints/         best.ckpt, last.ckpt
     metrics.json         figures with intervals, split, protocol, cost, environment: a run with it is finished
@@ -18,7 +19,8 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
+        self.changes_file = self.path / "changes.csv"
         self.curves_file = self.path / "curves.csv"
         self.metrics_file = self.path / "metrics.json"
         self.predictions_file = self.path / "predictions.parquet"
@@ -63,6 +66,13 @@ class RunFolder:
             else:
                 return cls(folder)
 
+    def remove(self) -> None:
+        """Delete the folder with all that is in it; of `sasrec/version_0` also an empty `sasrec`."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if VERSION.fullmatch(self.path.name):
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
+
     @contextlib.contextmanager
     def claimed(self) -> Iterator[bool]:
         """Hold the folder, so that no second process writes there; the system frees it in any case.
@@ -73,17 +83,21 @@ class RunFolder:
         Raises:
             InputError: When another run is writing there.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"Expected --run to name a folder, got the file {self.path}")
         try:
             self.path.mkdir(parents=True)
             made = True
         except FileExistsError:
             made = False
+        except OSError as error:
+            raise InputError(f"Expected --run to name a folder that can be made, got {self.path}: {error}") from None
         folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(folder)
-            raise InputError(f"Expected a run folder of its own, got {self.path}, where a run is writing") from None
+            raise InputError(f"Run folder {self.path} is in use by another run; choose another --run") from None
         except OSError:
             pass  # a file system without locks
         try:
@@ -192,6 +206,19 @@ class RunFolder:
             raise InputError(
                 f"Expected {self.curves_file} to be a CSV file of ours, got: {_first_line(error)}"
             ) from None
+
+    def add_changes(self, changes: Sequence[tuple[int, str, Any, Any]]) -> None:
+        """Add to changes.csv: the step at which an option changed, its name, and its value before and after."""
+        if not changes:
+            return
+        names = ("step", "option", "before", "after")
+        rows = pl.DataFrame(
+            [tuple(map(str, row)) for row in changes], schema=dict.fromkeys(names, pl.String), orient="row"
+        )
+        if self.changes_file.is_file():
+            rows = pl.concat([pl.read_csv(self.changes_file, infer_schema=False, glob=False), rows])
+        with renamed_to(self.changes_file) as temporary:
+            rows.write_csv(temporary)
 
     def write_queries(self, queries: pl.DataFrame) -> None:
         """Write queries.parquet: `user_id` and `query`, one line a test row."""

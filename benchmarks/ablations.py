@@ -127,7 +127,9 @@ def write(folder: Path, names: Sequence[str]) -> None:
         if len(rows) > 1:
             with redirect_stdout(io.StringIO()) as printed:
                 compare([folder / name], baseline=next(iter(rows)), format="markdown")
-            runs = describe_environments([run.read_metrics()["environment"] for run in find_runs(folder / name)[0]])
+            runs = describe_environments(
+                [run.read_metrics()["environment"]["training"] for run in find_runs(folder / name)[0]]
+            )
             tables[what.split(",")[0]] = f"{what}\n\n{printed.getvalue().strip()}\n\nRuns on {runs}.\n"
     parts = ["# What each contrastive term is worth", SOURCE]
     parts += [f"## {table.strip()}" for table in tables.values()]

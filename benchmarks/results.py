@@ -29,7 +29,9 @@ def main() -> None:
         table = Path(temporary) / "table.md"
         compare(options.runs, baseline="markov", format="markdown", output=table)
         text = table.read_text()
-    environments = [run.read_metrics()["environment"] for folder in options.runs for run in find_runs(folder)[0]]
+    environments = [
+        run.read_metrics()["environment"]["training"] for folder in options.runs for run in find_runs(folder)[0]
+    ]
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     note = f"Made by `{options.command}` on {describe_environments(environments)}, {today}."
     block = f"{text.strip()}\n\n{note}\n"

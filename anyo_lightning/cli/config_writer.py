@@ -1,16 +1,20 @@
 """`ConfigWriter`: a run's settings in its config.yaml and in its loggers."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import yaml
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from anyo_lightning.cli.changes import Change
 from anyo_lightning.disk import renamed_to
 from anyo_lightning.runs import RunFolder
 
 OF_ONE_COMMAND = ("ckpt_path", "weights_only", "verbose")  # the next one on the same folder is not to be given them
-OF_THE_FOLDER = ("metrics.folder", "metrics.seed", "checkpoint.dirpath")  # known wherever the run is, and chosen anew
+OF_THE_FOLDER = ("metrics.folder", "metrics.seed")  # known wherever the run is
 
 
 class ConfigWriter(SaveConfigCallback):
@@ -19,9 +23,9 @@ class ConfigWriter(SaveConfigCallback):
     Loggers learn the settings when training starts; TensorBoard's also with the test's figures, for its HParams tab.
     """
 
-    def __init__(self, *arguments: Any, run: RunFolder, **options: Any) -> None:
+    def __init__(self, *arguments: Any, run: RunFolder, changed: Sequence[Change], **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.run = run
+        self.run, self.changed = run, changed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing yet."""
@@ -31,6 +35,7 @@ class ConfigWriter(SaveConfigCallback):
         if trainer.is_global_zero:
             for file in (self.run.metrics_file, self.run.probes_file, self.run.index_page_file):
                 file.unlink(missing_ok=True)
+            self.run.add_changes([(trainer.global_step, c.option, c.before, c.after) for c in self.changed])
         super().setup(trainer, pl_module, "fit")
         for logger in trainer.loggers:
             logger.log_hyperparams(self._settings())
@@ -53,18 +58,27 @@ class ConfigWriter(SaveConfigCallback):
         return {name: value for name, value in _flat(kept).items() if value is not None}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it where there is none: for a model that is counted, not trained."""
-        missing = not self.run.config_file.is_file()
-        if trainer.strategy.broadcast(missing):  # the first process's word: it may have written when another looks
+        """Write it for a model that is counted, and so made by this very configuration."""
+        if not getattr(pl_module, "trained", True):
             super().setup(trainer, pl_module, "test")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it to the run folder, whatever the logger: Lightning's own place is the first logger's folder."""
-        config = self.config.clone()
-        for name in (*OF_ONE_COMMAND, *OF_THE_FOLDER):
-            config.pop(name, None)
         with renamed_to(self.run.config_file) as temporary:
-            self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=self.multifile)
+            temporary.write_text(_text(self.parser, self.config), encoding="utf-8")
+
+
+def as_written(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """A configuration as config.yaml has it."""
+    found: dict[str, Any] = yaml.safe_load(_text(parser, config))
+    return found
+
+
+def _text(parser: ArgumentParser, config: Namespace) -> str:
+    config = config.clone()
+    for name in (*OF_ONE_COMMAND, *OF_THE_FOLDER):
+        config.pop(name, None)
+    return str(parser.dump(config, skip_none=False))
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """LightningCLI's fit, validate, test and predict, whose runs live in run folders."""
 
 import contextlib
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,26 +8,31 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import anyo_lightning
 from anyo_lightning import checkpoint_io, distributed
 from anyo_lightning.cli import launch
-from anyo_lightning.cli.config_writer import ConfigWriter
+from anyo_lightning.cli.changes import Change, changes, check
+from anyo_lightning.cli.config_writer import ConfigWriter, as_written
 from anyo_lightning.cli.main import STAGES
+from anyo_lightning.cli.trainer import AnyoTrainer
+from anyo_lightning.cli.words import nulls_as_configs
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.errors import InputError
+from anyo_lightning.errors import InputError, raised_by_us
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.hardware import fast_dtype
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.probes.probe import probe
 from anyo_lightning.runs import RunFolder
+from anyo_lightning.training.checkpointing import BestCheckpoint, LastCheckpoint, StepCheckpoint
 from anyo_lightning.training.cost_ledger import CostLedger
-from anyo_lightning.training.guards import Guards, StepCheckpoint
+from anyo_lightning.training.guards import Guards
 
 MONITOR = "val/ndcg@10"
 
@@ -49,6 +53,7 @@ def run_lightning(arguments: list[str], *, cli: "Callable[..., AnyoCLI] | None" 
         args=_with_config_of_run(arguments),
         model_class=RetrievalModule,
         datamodule_class=RecDataModule,
+        trainer_class=AnyoTrainer,
         subclass_mode_model=True,
         seed_everything_default=0,
         auto_configure_optimizers=False,
@@ -72,20 +77,25 @@ class AnyoCLI(LightningCLI):
 
     def __init__(self, **settings: Any) -> None:
         self.made_folder: RunFolder | None = None
+        self.changed: list[Change] = []
         self.claim = contextlib.ExitStack()
         try:
             super().__init__(**settings)
-        except InputError:
-            started = getattr(self, "trainer", None) is not None and self.trainer.global_step > 0
-            if self.made_folder is not None and not started:
-                shutil.rmtree(self.made_folder.path, ignore_errors=True)  # nothing half-written stays
-            raise
+        except Exception as error:
+            if getattr(self, "trainer", None) is not None and self.trainer.global_step > 0:
+                raise
+            if self.made_folder is not None:
+                self.made_folder.remove()  # nothing half-written stays
+            if isinstance(error, InputError | ArgumentError) or raised_by_us(error):
+                raise
+            reason = " ".join(str(error).split())[:400] or type(error).__name__
+            raise InputError(f"Expected options with which a run can be set up, got: {reason}") from error
         finally:
             self.claim.close()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words that were given, and no others: Lightning's own would warn that `sys.argv` has words, too."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(nulls_as_configs(args))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add `--run` and the callbacks that every run has."""
@@ -99,7 +109,7 @@ class AnyoCLI(LightningCLI):
             "--save_every_n_steps",
             type=int,
             default=0,
-            help="Steps between checkpoints to go on from, within an epoch; 0: at the end of each epoch only.",
+            help="Steps between checkpoints to resume from, within an epoch; 0: at the end of each epoch only.",
         )
         parser.add_argument(
             "--probe", action="store_true", help="With test: what takes the quality away; written to probes.json."
@@ -111,14 +121,12 @@ class AnyoCLI(LightningCLI):
             help="With --probe: titles and users for which the bare LLM is asked what it remembers; 0 leaves it out.",
         )
         parser.add_lightning_class_args(RetrievalMetrics, "metrics")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_class_arguments(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults(
             {
                 "checkpoint.monitor": MONITOR,
                 "checkpoint.mode": "max",
-                "checkpoint.filename": "best",
-                "checkpoint.enable_version_counter": False,
                 "early_stopping.monitor": MONITOR,
                 "early_stopping.mode": "max",
                 "early_stopping.patience": 10,
@@ -134,18 +142,30 @@ class AnyoCLI(LightningCLI):
         self.probing, config.probe = config.probe, False  # of this command: no setting of the run
         if self.probing and self.subcommand != "test":
             raise InputError(f"Expected --probe with test, got it with {self.subcommand}")
-        for name, value in list(config.model.items()):  # nested ones by their path
-            if name.endswith(".dtype") and value == "auto":
-                config.model[name] = fast_dtype()  # for config.yaml: a run goes on in it on any machine
+        _check_trainer(config)
         self._choose_folder(config)
+        before = self._config_of_trained_run()
+        for name, value in list(config.model.items()):  # nested ones by their path
+            if name.endswith(".dtype") and value == "auto":  # for config.yaml: a run keeps it on any machine
+                config.model[name] = _at(before, f"model.{name}") or fast_dtype()
         config.trainer.default_root_dir = str(self.run_folder.path)  # for files of Lightning's own
-        config.checkpoint.dirpath = str(self.run_folder.checkpoints)
         config.metrics.folder = self.run_folder.path
         self.save_config_kwargs["run"] = self.run_folder
         seed = int(config.seed_everything)
         config.metrics.seed = seed
         if config.data.seed is None:
             config.data.seed = seed
+        if before is not None:
+            self.changed = changes(before, as_written(self._parser(self.subcommand), config))
+            decays = bool(_at(before, "model.init_args.decay"))
+            check(self.changed, stage=str(self.subcommand), run=str(self.run_folder.path), decays=decays)
+        self.save_config_kwargs["changed"] = self.changed
+
+    def _config_of_trained_run(self) -> dict[str, Any] | None:
+        """The config.yaml of the run folder, where there are weights that it describes."""
+        run = self.run_folder
+        trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file()
+        return yaml.safe_load(run.config_file.read_text("utf-8")) if trained and run.config_file.is_file() else None
 
     def _choose_folder(self, config: Namespace) -> None:
         """The run folder: named, or the next free one, or the one of the process that started this one."""
@@ -175,17 +195,23 @@ class AnyoCLI(LightningCLI):
         given = self.config_init[self.subcommand].trainer
         given.plugins = [*(given.plugins or []), checkpoint_io.AtomicCheckpoints()]
         if self.subcommand == "fit":
-            own = [CostLedger(self.run_folder)]
-            rates = [LearningRateMonitor("step")] if config.trainer.logger is not False else []
-            given.callbacks = [*(given.callbacks or []), *own, *rates, Guards(self.run_folder)]
-        trainer = super().instantiate_trainer(**kwargs)
-        if self.subcommand == "fit":  # after the best checkpoint's callback, whose state they hold
-            folder, every = self.run_folder.checkpoints, config.save_every_n_steps
-            last: dict[str, Any] = {"dirpath": folder, "filename": "last", "enable_version_counter": False}
-            trainer.callbacks.append(ModelCheckpoint(**last))  # type: ignore[attr-defined]
-            if every:
-                trainer.callbacks.append(StepCheckpoint(**last, every_n_train_steps=every))  # type: ignore[attr-defined]
-        return trainer
+            given.callbacks = [*(given.callbacks or []), *self._callbacks(config)]
+        return super().instantiate_trainer(**kwargs)
+
+    def _callbacks(self, config: Namespace) -> list[Callback]:
+        """What every training has; the best checkpoint comes before the others, which hold its state."""
+        wanted, run = config.checkpoint.as_dict(), self.run_folder
+        own: list[Callback] = [CostLedger(run), Guards(run)]
+        if config.trainer.logger is not False:
+            own.append(LearningRateMonitor("step"))
+        own.append(BestCheckpoint(run, monitor=wanted["monitor"], mode=wanted["mode"]))
+        defaults = self._parser("fit").get_defaults().checkpoint.as_dict()
+        if any(wanted[name] != defaults[name] for name in wanted.keys() - {"monitor", "mode"}):
+            own.append(ModelCheckpoint(**wanted | {"dirpath": wanted["dirpath"] or run.checkpoints}))
+        own.append(LastCheckpoint(run))
+        if config.save_every_n_steps:
+            own.append(StepCheckpoint(run, every=config.save_every_n_steps))
+        return own
 
     def fit(self, model: LightningModule, *, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, from the last checkpoint where the run folder has one, then test the best checkpoint."""
@@ -260,6 +286,32 @@ def _with_config_of_run(arguments: list[str]) -> list[str]:
             if file.is_file() and not given:
                 return [arguments[0], f"--config={file}", *arguments[1:]]
     return arguments
+
+
+def _check_trainer(config: Namespace) -> None:
+    """Refuse what Lightning or we would only find later, or never."""
+    least = {"trainer.num_nodes": 1, "data.num_workers": 0, "save_every_n_steps": 0, "early_stopping.patience": 0}
+    for option, value in least.items():
+        if config[option] < value:
+            raise InputError(f"Expected {option} to be at least {value}, got {config[option]}")
+    strategy = config.trainer.strategy
+    if not isinstance(strategy, str) or not strategy.startswith(("auto", "ddp", "single_device")):
+        raise InputError(f"Expected trainer.strategy auto or one of Lightning's ddp strategies, got {strategy}")
+    if not config.trainer.enable_checkpointing and config.trainer.enable_checkpointing is not None:
+        raise InputError("Expected trainer.enable_checkpointing true: the best checkpoint is what is tested, got false")
+    if config.trainer.overfit_batches:
+        raise InputError(
+            f"Expected trainer.overfit_batches 0, got {config.trainer.overfit_batches}: to train on few batches give "
+            "trainer.limit_train_batches"
+        )
+
+
+def _at(settings: dict[str, Any] | None, path: str) -> Any:
+    """What nested settings have at a dotted path, None where there is nothing."""
+    found: Any = settings
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def _check_monitor(option: str, monitor: str | None, cutoffs: list[int]) -> None:

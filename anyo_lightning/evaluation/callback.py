@@ -101,6 +101,7 @@ class RetrievalMetrics(Callback):
         self._queries: list[Tensor] = []
         self._started = 0.0
         self._environment: dict[str, Any] = {}
+        self._trained_in: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be ranked; note the environment now: the checkout may change while this process trains.
@@ -112,6 +113,16 @@ class RetrievalMetrics(Callback):
             if not hasattr(part, name):
                 raise InputError(f"Expected {type(part).__name__} to have {name} for RetrievalMetrics, found none")
         self._environment = environment()
+        if stage == "fit":
+            self._trained_in = self._environment
+
+    def state_dict(self) -> dict[str, Any]:
+        """The environment of the training, for tests elsewhere."""
+        return {"trained_in": self._trained_in}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it over, unless training continues here."""
+        self._trained_in = self._trained_in or state_dict["trained_in"]
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the queries of the epoch before."""
@@ -167,8 +178,9 @@ class RetrievalMetrics(Callback):
     def _evaluate(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         histories = time.perf_counter() - self._started
+        queries = data.queries(stage)
         evaluation, vectors, cost = self._rank(
-            data.split, data.queries(stage), cast(EncodesCatalogue, module), trainer.strategy.root_device
+            data.split, queries, cast(EncodesCatalogue, module), trainer.strategy.root_device
         )
         prefix = "val/" if stage == "validation" else "test/"
         figures = evaluation.means(prefix)
@@ -184,7 +196,10 @@ class RetrievalMetrics(Callback):
             )
             if stage == "test":
                 cost |= {"history_encode_seconds": histories, "evaluation_seconds": seconds}
-                if self.folder is not None:
+                expected = len(np.unique(np.stack([queries.user, queries.target]), axis=1).T)
+                if self.folder is not None and len(evaluation.rows) < expected:
+                    print(f"Tested {len(evaluation.rows)} of {expected} rows: {self.folder} keeps what it has")
+                elif self.folder is not None:
                     self._write(trainer, module, evaluation, cost, RunFolder(self.folder))
                 tensorboard.log_items(trainer.loggers, vectors, data.split.item_texts, data.split.training_counts())
 
@@ -260,7 +275,7 @@ class RetrievalMetrics(Callback):
                 "metrics": figures,
                 "slices": slices,
                 "cost": cost,
-                "environment": self._environment,
+                "environment": {"training": self._trained_in or self._environment, "testing": self._environment},
             }
         )
 

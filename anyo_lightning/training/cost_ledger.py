@@ -40,6 +40,7 @@ class CostLedger(Callback):
         self.seconds = 0.0
         self.counted = {"flops": 0.0, "tokens": 0.0}  # in the sample, on this process
         self.peak_memory_gib = 0.0
+        self.epoch = 0
         self._running_since: float | None = None
         self._counter: FlopCounterMode | None = None
         self._tokens_before = 0.0
@@ -50,6 +51,10 @@ class CostLedger(Callback):
         if curves is not None:
             self.rows = curves.filter(pl.col("step") <= trainer.global_step).to_dicts()
         self._running_since = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the epoch: when training ends, the Trainer already counts the next one."""
+        self.epoch = trainer.current_epoch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the FLOPs of each `every`-th step, and of the first after a checkpoint that knows of none."""
@@ -112,7 +117,7 @@ class CostLedger(Callback):
         cost = _module(module).seen_by_all()
         row = {
             "step": trainer.global_step,
-            "epoch": trainer.current_epoch,
+            "epoch": self.epoch,
             "targets": cost["targets"],
             "tokens": cost["tokens"],
             "seconds": round(self._elapsed(), 3),
@@ -125,7 +130,7 @@ class CostLedger(Callback):
         self.rows.append(row)
 
     def _write(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.run.write_curves(pl.from_dicts(self.rows, infer_schema_length=None))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -46,8 +46,13 @@ class Guards(Callback):
         """Listen for SIGTERM (Lightning gives its handlers back at the end); stop where early stopping has before."""
         signal.signal(signal.SIGTERM, self._note_sigterm)
         stopping = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
-        if any(callback.wait_count >= callback.patience for callback in stopping):
+        if any(callback.wait_count >= max(callback.patience, 1) for callback in stopping):
             trainer.should_stop = True
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the last epoch, whatever `trainer.check_val_every_n_epoch` says: it may be the best one."""
+        if trainer.max_epochs is not None and trainer.current_epoch == trainer.max_epochs - 1:
+            trainer.check_val_every_n_epoch = 1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember what is being trained on."""
@@ -119,21 +124,6 @@ class Guards(Callback):
 
     def _note_sigterm(self, *_: Any) -> None:
         self.terminated = True
-
-
-class StepCheckpoint(ModelCheckpoint):
-    """Saves every n steps, but not before a validation.
-
-    A run that is killed in the validation that follows would go on from there without it (Lightning takes it for
-    done), and could miss its best epoch.
-    """
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save, where training goes on."""
-        if training_continues(trainer):
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 def padded_tokens(batch: HistoryBatch) -> int:

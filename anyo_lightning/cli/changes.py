@@ -1,0 +1,95 @@
+"""What may change on a run that exists: it takes effect and is recorded; everything else is refused.
+
+A run's config.yaml describes the weights beside it. `fit --run` on a run that has been trained resumes it, and
+`validate`, `test` and `predict` use it, with the settings that it has been trained with.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+from anyo_lightning.errors import InputError
+
+# Where and how fast a run computes, what it shows, and where its data lie now: fingerprints tell whose they are.
+ANYWHERE = (
+    *("trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.plugins"),
+    *("trainer.logger*", "trainer.callbacks*", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.profiler"),
+    *("trainer.default_root_dir", "trainer.max_time", "trainer.num_sanity_val_steps", "trainer.detect_anomaly"),
+    *("trainer.deterministic", "trainer.benchmark", "trainer.inference_mode", "trainer.barebones"),
+    *("trainer.limit_val_batches", "trainer.limit_test_batches", "trainer.limit_predict_batches"),
+    *("trainer.fast_dev_run", "trainer.model_registry"),
+    *("data.source", "data.interactions", "data.items", "data.num_workers", "data.evaluation_batch_tokens"),
+    *("*.backbone.init_args.name", "*.backbone.init_args.gradient_checkpointing", "*.backbone.init_args.sharded"),
+    *("*.semantics.init_args.name", "*.item_vectors_from", "*.views_from", "*.chunk_tokens"),
+    *("run", "config", "final_test", "save_every_n_steps", "probe", "probe_memory", "metrics.variant", "metrics.top_k"),
+)
+# Refused where the learning rate falls along a cosine that was planned for the run's own number of steps.
+PLANNED = ("trainer.max_epochs", "trainer.max_steps", "data.batch_tokens", "trainer.accumulate_grad_batches")
+DECIDES_BEST = ("checkpoint.monitor", "checkpoint.mode")
+
+
+@dataclass(frozen=True)
+class Change:
+    """An option whose value is not that of the run's config.yaml."""
+
+    option: str
+    before: Any
+    after: Any
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """The options that two configurations both have, with different values.
+
+    Args:
+        before: The run's config.yaml.
+        after: The configuration of the command at hand, written and read the same way.
+    """
+    old, new = _flat(before), _flat(after)
+    added = [option for option in new if option not in old and option.startswith(("model.", "data."))]
+    gone = [option for option in old if option not in new and option.startswith(("model.", "data."))]
+    kept = [option for option in old if option in new and old[option] != new[option]]
+    return [Change(option, old.get(option), new.get(option)) for option in (*kept, *gone, *added)]
+
+
+def check(found: list[Change], *, stage: str, run: str, decays: bool) -> None:
+    """Refuse what may not change.
+
+    Args:
+        found: All changes.
+        stage: `fit`, `validate`, `test` or `predict`.
+        run: The run folder, for the sentence.
+        decays: Whether the run's learning rate falls along a cosine.
+
+    Raises:
+        InputError: Naming the first option, with both values.
+    """
+    for change in found:
+        allowed = any(fnmatch(change.option, pattern) for pattern in ANYWHERE)
+        if stage == "fit":
+            allowed |= change.option in PLANNED and not decays
+            allowed |= fnmatch(change.option, "checkpoint.*") and change.option not in DECIDES_BEST
+        else:
+            allowed |= change.option.startswith(("early_stopping.", "checkpoint.", "trainer.", "metrics."))
+        if not allowed:
+            why = ", which its cosine of learning rates was planned for" if change.option in PLANNED else ""
+            option = change.option.replace(".init_args", "")
+            raise InputError(
+                f"Expected {option} {_word(change.before)}, with which {run} was trained{why}, got "
+                f"{_word(change.after)}: leave it, or start another run with --run NEW"
+            )
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`; lists and empty mappings are values."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
