@@ -18,7 +18,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class RunFolder:
 
     @property
     def variant(self) -> str:
-        """What the folder calls the variant: `sasrec` for `runs/sasrec/version_3`, else the folder's own name."""
+        """What the folder calls the variant: `sasrec` for `runs/sasrec/version_3`, otherwise the folder's own name."""
         path = self.path.resolve()
         return path.parent.name if VERSION.fullmatch(path.name) else path.name
 
@@ -156,17 +156,21 @@ class RunFolder:
         return probes
 
     def write_predictions(self, predictions: pl.DataFrame) -> None:
-        """Write predictions.parquet: one line a (user, target)."""
+        """Write predictions.parquet: one line per (user, target)."""
         with renamed_to(self.predictions_file) as temporary:
             predictions.write_parquet(temporary)
 
-    def read_predictions(self, columns: list[str] | None = None) -> pl.DataFrame:
+    def read_predictions(self, columns: Sequence[str] | None = None, *, optional: Sequence[str] = ()) -> pl.DataFrame:
         """The content of predictions.parquet, or some of its columns.
+
+        Args:
+            columns: Those to read; None reads all.
+            optional: Those to read where they are there: runs of an earlier version have fewer.
 
         Raises:
             InputError: There is none, or it cannot be read as one.
         """
-        return _read_parquet(self.predictions_file, columns)
+        return _read_parquet(self.predictions_file, columns, optional)
 
     def write_catalogue(self, catalogue: pl.DataFrame) -> None:
         """Write catalogue.parquet: `item_id` and `text`, in the order of the item indices."""
@@ -174,7 +178,7 @@ class RunFolder:
             catalogue.write_parquet(temporary)
 
     def write_curves(self, curves: pl.DataFrame) -> None:
-        """Write curves.csv: a line for each time that something was logged."""
+        """Write curves.csv: one line for each time that something was logged."""
         with renamed_to(self.curves_file) as temporary:
             curves.write_csv(temporary)
 
@@ -194,7 +198,7 @@ class RunFolder:
             ) from None
 
     def write_queries(self, queries: pl.DataFrame) -> None:
-        """Write queries.parquet: `user_id` and `query`, one line a test row."""
+        """Write queries.parquet: `user_id` and `query`, one line per test row."""
         with renamed_to(self.queries_file) as temporary:
             queries.write_parquet(temporary)
 
@@ -204,7 +208,7 @@ class RunFolder:
         Raises:
             InputError: There is none, or it cannot be read as one.
         """
-        return _read_parquet(self.catalogue_file, None)
+        return _read_parquet(self.catalogue_file)
 
 
 def find_runs(path: str | Path, *, every_split: bool = False) -> tuple[list[RunFolder], list[RunFolder]]:
@@ -243,9 +247,13 @@ def find_runs(path: str | Path, *, every_split: bool = False) -> tuple[list[RunF
     return list(newest.values()), skipped if by_variant else [RunFolder(folder)]
 
 
-def _read_parquet(path: Path, columns: list[str] | None) -> pl.DataFrame:
+def _read_parquet(path: Path, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path, columns=columns)
+        table = pl.scan_parquet(path)
+        if columns is not None:
+            there = table.collect_schema().names()
+            table = table.select(*columns, *(name for name in optional if name in there))
+        return table.collect()
     except FileNotFoundError:
         raise InputError(f"Expected a tested run with {path}, found no such file") from None
     except pl.exceptions.PolarsError as error:

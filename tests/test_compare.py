@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from anyo_lightning.compare.render import as_rich
 from anyo_lightning.compare.results import load_results
 from anyo_lightning.compare.table import compare
 from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.slices import TOKEN_BANDS, band
 from anyo_lightning.runs import RunFolder
 
 USERS = 300
@@ -80,7 +83,7 @@ def test_terminal_table(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def ledger(run: Path, **cost: float) -> None:
-    """Give a run a ledger, as runs have one since there is one."""
+    """Give a run a ledger, which runs of earlier versions lack."""
     folder = RunFolder(run)
     content = folder.read_metrics()
     folder.write_metrics(content | {"cost": content["cost"] | cost})
@@ -323,6 +326,42 @@ def test_slices_part_the_users_and_match_the_whole(runs: Path, ranks: np.ndarray
         assert figure.low <= figure.value <= figure.high
 
 
+def test_slices_are_those_that_all_runs_agree_on(runs: Path, ranks: np.ndarray) -> None:
+    """Tokens are known to two of three runs, and one run's texts have other words; a run of an earlier version."""
+    tokens = band(np.arange(USERS) % 20 + 1, TOKEN_BANDS)
+    for name in ("markov", "sasrec"):
+        run = RunFolder(runs / name / "version_0")
+        run.write_predictions(run.read_predictions().with_columns(target_tokens_band=tokens))
+
+    def groups(*names: str) -> list[str]:
+        results = load_results([runs / name for name in names], metrics=["test/hr@10"]).results
+        return list(dict.fromkeys(part.group for part in results.slices))
+
+    known_to_all = ["target popularity", "history length", "target tied", "target words"]
+    assert groups("markov", "sasrec") == [*known_to_all, "target tokens"]
+    assert groups("markov", "sasrec", "e4srec") == known_to_all
+    write_run(runs, "anyo", ranks, titles=["A title of many words"] * 10)
+    assert groups("anyo", "sasrec") == known_to_all[:3]
+    run = RunFolder(runs / "anyo" / "version_0")
+    run.write_predictions(run.read_predictions().drop("target_popularity", "history_band", "target_words_band"))
+    assert groups("anyo", "sasrec") == groups("sasrec", "anyo") == ["target tied"]
+
+
+def test_a_comparison_loads_no_torch(tmp_path: Path, ranks: np.ndarray) -> None:
+    """Nor Lightning nor transformers, in any form: a table of finished runs needs none of them."""
+    for variant in ("markov", "sasrec"):
+        write_run(tmp_path, variant, ranks, lists=True)
+    script = f"""
+import sys
+from pathlib import Path
+from anyo_lightning.compare.table import compare
+for form in ("rich", "markdown", "latex", "csv", "json", "html"):
+    compare([Path({str(tmp_path)!r})], baseline="markov", format=form, output=Path({str(tmp_path / "table")!r}))
+print(sorted({{"torch", "lightning", "transformers"}} & set(sys.modules)))
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_what_is_not_told_from_the_best_is_marked(runs: Path, ranks: np.ndarray) -> None:
     """A variant that is worse for one user only gets the dagger; one far behind does not."""
     nearly = np.maximum(ranks / 3, 1).round()
@@ -355,7 +394,7 @@ def test_latex_has_booktabs_and_escapes_what_latex_reads_as_commands(tmp_path: P
 
 
 def test_csv_is_long_and_full(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line a variant and metric, then a line a slice; the difference with its p-values."""
+    """One line per variant and metric, then one per slice; the difference with its p-values."""
     compare([runs], baseline="markov", format="csv")
     table = pl.read_csv(io.StringIO(capsys.readouterr().out))
     whole = table.filter(pl.col("slice").is_null())

@@ -164,7 +164,7 @@ def test_a_terminal_is_not_flooded(page_file: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_probes_are_of_the_variants_that_have_been_probed(page_file: Path) -> None:
-    """A line a probe and one a question, with the paired change; others have none."""
+    """One line per probe and one per question, with the paired change; others have none."""
     content = json.loads(re.search(r'id="data">(.*?)</script>', page_file.read_text(), re.DOTALL)[1])  # type: ignore[index]
     figures, memory = content["probes"]["tables"]
     assert figures["headers"] == ["variant", "probe", "HR@10", "change", "NDCG@10", "change", "left"]
@@ -242,7 +242,7 @@ def test_the_table_sorts_by_mouse_and_keyboard(page: Any) -> None:
 
 @pytest.mark.browser
 def test_the_case_browser_works_with_mouse_and_keyboard(page: Any) -> None:
-    """Next, arrow keys, search and the filter each show another user, with a list a variant and the target marked."""
+    """Next, arrow keys, search and the filter each show another user, one list per variant, the target marked."""
     facts, picker = page.locator("#case .facts"), page.locator("#case-list")
     first = facts.text_content()
     page.get_by_role("button", name="Next").click()
@@ -305,7 +305,7 @@ def test_nothing_is_wider_than_a_phone_and_print_and_dark_are_readable(browser: 
 
 @pytest.mark.browser
 def test_the_page_of_index_fidelity_draws(browser: Any, tmp_path: Path) -> None:
-    """A trace an index that was built, names as text, a table, no complaint, no sideways scrolling on a phone."""
+    """One trace per index that was built, names as text, a table, no complaint, no sideways scrolling on a phone."""
     searched = [("Flat", 1.0), ("IVF64,Flat:nprobe=2", 0.6), ("IVF64,Flat:nprobe=8", 0.9)]
     indexes = tuple(
         Fidelity(name, recall, 0.1, 0.0, 0.01, 345_389, 5e4 * (1.1 - recall), ()) for name, recall in searched

@@ -40,7 +40,7 @@ def table_columns(results: Results) -> list[Column]:
 
 
 def slice_columns(results: Results) -> list[Column]:
-    """One line a slice and variant, one column a metric; a slice is named in its first line."""
+    """One line per slice and variant, one column per metric; a slice is named in its first line."""
     entries = [(part, line, row) for part in results.slices for row, line in enumerate(results.lines)]
     plain: list[Style] = ["plain"] * len(entries)
     columns = [

@@ -1,4 +1,4 @@
-"""A table's forms for programs, in full precision: JSON with everything, CSV with a line a figure."""
+"""A table's forms for programs, in full precision: JSON with everything, CSV with one line per figure."""
 
 import dataclasses
 import json

@@ -38,7 +38,7 @@ def as_rich(results: Results, *, width: int) -> Group:
 
     Args:
         results: What to show; slices, where they were worked out, in a table of their own.
-        width: Of the terminal; where a table of one line a run is wider, intervals go below their figures, and where
+        width: Of the terminal; where a table of one line per run is wider, intervals go below their figures, and where
             that is wider still, p and d are left out.
     """
     parts: list[RenderableType] = [Text(about(results), "dim"), "", rich_table(table_columns(results), width), ""]

@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from anyo_lightning.compare.columns import about, as_p, decimals_of, notes, number, title
 from anyo_lightning.compare.costs import COSTS, cost_notes
 from anyo_lightning.compare.results import Cell, Comparison, is_higher_better
-from anyo_lightning.compare.rows import KEYS, SharedRows, is_rank_metric
+from anyo_lightning.compare.rows import KEYS, SharedRows, in_order, is_rank_metric
 from anyo_lightning.compare.variants import TestedRun, Variant
 from anyo_lightning.probes.display import MEMORY_NOTE, PROBE_NOTE, memory_columns, probe_columns
 
@@ -174,7 +174,8 @@ def _cases(comparison: Comparison) -> dict[str, Any]:
     keys = shared.keys[chosen]
     facts = ["history_item_ids", "history_length", "target_count", "target_tied"]
     rows = _predictions(variants[0], keys, facts)
-    texts = dict(zip(*(comparison.catalogue[name].to_list() for name in ("item_id", "text")), strict=True))
+    catalogue = _fullest_catalogue(variants)
+    texts = dict(zip(*(catalogue[name].to_list() for name in ("item_id", "text")), strict=True))
     items: dict[str, int] = {}
 
     def place(item: str) -> int:
@@ -234,15 +235,20 @@ def _probes(comparison: Comparison) -> dict[str, Any]:
 
 
 def _own_probes(run: TestedRun) -> dict[str, Any] | None:
-    """A run's probes.json, unless it is of another split than its figures: a floor may have been tested anew."""
+    """A run's probes.json, unless it is of another split than its figures: a floor may have been tested again."""
     content = run.folder.read_probes()
     return content if content is not None and content["split"] == run.content["split"]["fingerprint"] else None
 
 
 def _predictions(variant: Variant, keys: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     """Some columns of the first seed's predictions, for some rows and in their order."""
-    table = variant.runs[0].folder.read_predictions([*KEYS, *columns])
-    return keys.join(table, on=KEYS, how="left", maintain_order="left")
+    return in_order(variant.runs[0].folder.read_predictions([*KEYS, *columns]), keys)
+
+
+def _fullest_catalogue(variants: Sequence[Variant]) -> pl.DataFrame:
+    """The catalogue of the variant with most text: runs of the same split may read titles or titles and more."""
+    catalogues = (variant.runs[0].folder.read_catalogue() for variant in variants)
+    return max(catalogues, key=lambda catalogue: int(catalogue["text"].str.len_chars().sum() or 0))
 
 
 def _shortened(text: str) -> str:

@@ -2,7 +2,7 @@
 
 What two systems have in common (hard users, easy users) cancels in a paired difference, so that its interval is far
 narrower than the two systems' own intervals make one think. The user is the unit: users are independent, their rows
-and seeds are not, so both are averaged to one value a user first.
+and seeds are not, so both are averaged to one value per user first.
 
 Reference:
     Smucker, Allan and Carterette, "A Comparison of Statistical Significance Tests for Information Retrieval
@@ -51,13 +51,13 @@ def paired_differences(
     """Each system against one reference, corrected for their number.
 
     Args:
-        systems: One value a user and system.
+        systems: One value per user and system.
         reference: The reference's values for the same users in the same order.
         resamples: Of the permutation test.
         seed: Of all draws; all systems see the same bootstrap users.
 
     Returns:
-        One difference a system, positive where the system is higher.
+        One difference per system, positive where the system is higher.
     """
     assert len(systems) == len(reference), f"Expected the same users, got {len(systems)} and {len(reference)}"
     if systems.shape[1] == 0:
@@ -75,11 +75,11 @@ def sign_flip_p(differences: Float[np.ndarray, "users"], *, resamples: int = RES
     It is `scipy.stats.permutation_test` with `permutation_type="samples"` on the mean difference, and is that where the
     differing users are few enough for all sign patterns. Otherwise users are grouped by |difference|, of which rank
     metrics know only a few: the signed sum of n users with the same v is v · (2 · Binomial(n, ½) − n), so a permutation
-    costs a draw a group instead of one a user. With many groups or very many users, where that sum is normal, its
+    costs one draw per group instead of one per user. With many groups or very many users, where that sum is normal, its
     normal distribution with variance Σ difference² is used.
 
     Args:
-        differences: One a user. Zeros take no part, since negating them changes nothing.
+        differences: One per user. Zeros take no part, since negating them changes nothing.
         resamples: Permutations drawn.
         seed: Of the draws.
 

@@ -164,7 +164,7 @@ def _grouped(runs: Sequence[TestedRun], *, may_differ: tuple[str, ...] = ("seed"
 
 
 def _settings(folder: RunFolder, may_differ: tuple[str, ...]) -> str:
-    """What a run was trained with, but for its seeds: the same text for runs that may be averaged."""
+    """What a run was trained with, except its seeds: the same text for runs that may be averaged."""
     try:
         config = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -25,7 +25,7 @@ def bootstrap_means(
     to about a hundredth of its width, at a fraction of the time.
 
     Args:
-        values: One row a user.
+        values: One row per user.
         resamples: How many times the users are drawn again.
         seed: Of the draws.
 

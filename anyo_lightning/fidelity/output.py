@@ -89,7 +89,7 @@ def as_rich(table: FidelityTable, *, width: int) -> Group:
 
 
 def as_page(table: FidelityTable) -> str:
-    """A page with recall against queries a second and the table, as one text."""
+    """A page with recall against queries per second and the table, as one text."""
     columns = fidelity_columns(table)
     content = {
         "about": table.about,
