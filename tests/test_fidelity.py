@@ -14,8 +14,9 @@ from anyo_lightning.cli.restore import restore
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.fidelity import measure as fidelity
+from anyo_lightning.fidelity.index_page import as_page
+from anyo_lightning.fidelity.index_table import FidelityTable, as_text
 from anyo_lightning.fidelity.measure import Fidelity, measure
-from anyo_lightning.fidelity.output import FidelityTable, as_page, as_text
 from anyo_lightning.runs import RunFolder
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -16,8 +16,9 @@ from fake_runs import write_run
 
 from anyo_lightning.compare.table import compare
 from anyo_lightning.errors import InputError
+from anyo_lightning.fidelity.index_page import as_page
+from anyo_lightning.fidelity.index_table import FidelityTable
 from anyo_lightning.fidelity.measure import Fidelity
-from anyo_lightning.fidelity.output import FidelityTable, as_page
 from anyo_lightning.runs import RunFolder
 
 USERS = 120

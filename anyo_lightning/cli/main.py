@@ -14,14 +14,15 @@ from rich.progress import track
 
 from anyo_lightning.cli.lightning import STAGES, run_lightning
 from anyo_lightning.cli.restore import restore
-from anyo_lightning.compare.render import write_out
+from anyo_lightning.compare.render import Format, write_out
 from anyo_lightning.compare.table import compare
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Stage
 from anyo_lightning.data.summary import print_summary, summarise, write_parquet
 from anyo_lightning.errors import InputError, argument_sentence
+from anyo_lightning.fidelity.index_page import as_page
+from anyo_lightning.fidelity.index_table import FidelityTable, as_rich, as_text
 from anyo_lightning.fidelity.measure import measure
-from anyo_lightning.fidelity.output import FidelityTable, Format, as_page, as_rich, as_text
 from anyo_lightning.llm.backbone import load_tokenizer
 from anyo_lightning.runs import RunFolder
 from anyo_lightning.views.write import augment

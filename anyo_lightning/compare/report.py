@@ -1,22 +1,18 @@
 """`anyo compare --format html`: one file with a table that sorts, plots and a case browser; it needs no network.
 
-The page is report.html with report.css, the report's scripts, plotly.js (from the `plotly` package: SVG that prints
-well, tooltips, a legend that hides lines) and one block of JSON. Everything a user or a catalogue may have named
-reaches the page through that JSON and `textContent`, never as HTML.
+What the page shows is worked out here; report.html and its scripts draw it.
 """
 
-import json
 import math
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import polars as pl
-from plotly.offline import get_plotlyjs
 
 from anyo_lightning.compare.columns import about, as_p, decimals_of, notes, number, title
 from anyo_lightning.compare.costs import COSTS, cost_notes
+from anyo_lightning.compare.page import fill_page
 from anyo_lightning.compare.results import Cell, Comparison, is_higher_better
 from anyo_lightning.compare.rows import KEYS, SharedRows, in_order, is_rank_metric
 from anyo_lightning.compare.variants import TestedRun, Variant
@@ -35,30 +31,6 @@ CURVE_AXES = ("step", "tokens", "seconds")
 def as_html(comparison: Comparison) -> str:
     """The whole page as one text."""
     return fill_page("anyo compare", "compare/report.html", SCRIPTS, _content(comparison))
-
-
-def fill_page(name: str, body: str, scripts: Sequence[str], content: dict[str, Any]) -> str:
-    """A page that stands alone: `page.html` with a body and scripts of the package, style, plotly.js and its data."""
-    folder = files("anyo_lightning")
-    page = folder.joinpath("compare/page.html").read_text(encoding="utf-8")
-    parts = {
-        "/* title */": name,
-        "/* body */\n": folder.joinpath(body).read_text(encoding="utf-8"),
-        "/* style */": folder.joinpath("compare/report.css").read_text(encoding="utf-8"),
-        "/* data */": _inside_script(content),
-        "/* scripts */": "\n".join(folder.joinpath(script).read_text(encoding="utf-8") for script in scripts),
-        "/* plotly */": get_plotlyjs(),
-    }
-    for place, text in parts.items():
-        before, after = page.split(place)
-        page = before + text + after
-    return page
-
-
-def _inside_script(content: dict[str, Any]) -> str:
-    """JSON that no text in it can end: `</script>` and `<!--` need a `<`, which JSON may write as an escape."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c")
 
 
 def _content(comparison: Comparison) -> dict[str, Any]:

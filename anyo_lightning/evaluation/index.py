@@ -21,9 +21,9 @@ import faiss
 import numpy as np
 from jaxtyping import Float, Int
 
+from anyo_lightning.data.splits import MISSING
 from anyo_lightning.errors import InputError
 
-MISSING = -1
 ROUNDING = 1e-5  # of a row's largest score: scores that differ by less tie
 
 

@@ -14,11 +14,12 @@ from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
+from anyo_lightning.data.splits import MISSING
 from anyo_lightning.encoders.live import NEXT, SELF, LiveTextItems, live_encoders, recomputed
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.encoders.whitening import Whitened
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation.index import MISSING, ItemIndex
+from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.losses import info_nce
