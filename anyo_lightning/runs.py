@@ -191,7 +191,7 @@ class RunFolder:
         if not self.curves_file.is_file():
             return None
         try:
-            return pl.read_csv(self.curves_file, infer_schema_length=None)
+            return pl.read_csv(self.curves_file, infer_schema_length=None, glob=False)
         except pl.exceptions.PolarsError as error:
             raise InputError(
                 f"Expected {self.curves_file} to be a CSV file of ours, got: {_first_line(error)}"
@@ -249,7 +249,7 @@ def find_runs(path: str | Path, *, every_split: bool = False) -> tuple[list[RunF
 
 def _read_parquet(path: Path, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> pl.DataFrame:
     try:
-        table = pl.scan_parquet(path)
+        table = pl.scan_parquet(path, glob=False)
         if columns is not None:
             there = table.collect_schema().names()
             table = table.select(*columns, *(name for name in optional if name in there))

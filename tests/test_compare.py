@@ -226,6 +226,21 @@ def test_folders_may_be_called_anything(tmp_path: Path, ranks: np.ndarray) -> No
         compare([tmp_path / "c [bold]", tmp_path / "d["])
 
 
+def test_a_folder_is_no_pattern(tmp_path: Path, ranks: np.ndarray) -> None:
+    """`a[1]` is not read as `a1`, which lies beside it."""
+    for folder, own in (("a[1]", ranks), ("a1", ranks * 5)):
+        run = RunFolder(write_run(tmp_path, folder, own, lists=True, titles=[f"{folder} {n}" for n in range(10)]))
+        run.write_curves(pl.DataFrame({"step": [1], "variant": folder}))
+    lines = load_results([tmp_path], metrics=["test/hr@7"]).results.lines
+    found = {line.variant: line.cells["test/hr@7"].value for line in lines}
+    assert found == {"a[1]": (ranks <= 7).mean(), "a1": (ranks * 5 <= 7).mean()}
+    run = RunFolder(tmp_path / "a[1]" / "version_0")
+    assert run.read_catalogue()["text"][0] == "a[1] 0"
+    curves = run.read_curves()
+    assert curves is not None
+    assert curves["variant"].to_list() == ["a[1]"]
+
+
 def test_runs_of_different_protocols_are_refused(tmp_path: Path, ranks: np.ndarray) -> None:
     """History masked and not masked; all rows and some of them."""
     write_run(tmp_path / "a", "markov", ranks)
