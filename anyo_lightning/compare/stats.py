@@ -42,19 +42,13 @@ class Difference:
 
 
 def paired_differences(
-    systems: Float[np.ndarray, "users systems"],
-    reference: Float[np.ndarray, "users"],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    systems: Float[np.ndarray, "users systems"], reference: Float[np.ndarray, "users"]
 ) -> list[Difference]:
-    """Each system against one reference, corrected for their number.
+    """Each system against one reference, corrected for their number; all see the same bootstrap users.
 
     Args:
         systems: One value per user and system.
         reference: The reference's values for the same users in the same order.
-        resamples: Of the permutation test.
-        seed: Of all draws; all systems see the same bootstrap users.
 
     Returns:
         One difference per system, positive where the system is higher.
@@ -63,13 +57,13 @@ def paired_differences(
     if systems.shape[1] == 0:
         return []
     differences = systems - reference[:, None]
-    low, high = bootstrap_means(differences, seed=seed)
-    p = [sign_flip_p(column, resamples=resamples, seed=seed) for column in differences.T]
+    low, high = bootstrap_means(differences)
+    p = [sign_flip_p(column) for column in differences.T]
     columns = zip(differences.mean(axis=0), low, high, p, holm(p), effect_sizes(differences), strict=True)
     return [Difference(*map(float, column)) for column in columns]
 
 
-def sign_flip_p(differences: Float[np.ndarray, "users"], *, resamples: int = RESAMPLES, seed: int = 0) -> float:
+def sign_flip_p(differences: Float[np.ndarray, "users"], *, resamples: int = RESAMPLES) -> float:
     """Two-sided paired permutation test: were the two systems the same, each difference might as well be negated.
 
     It is `scipy.stats.permutation_test` with `permutation_type="samples"` on the mean difference, and is that where the
@@ -80,8 +74,7 @@ def sign_flip_p(differences: Float[np.ndarray, "users"], *, resamples: int = RES
 
     Args:
         differences: One per user. Zeros take no part, since negating them changes nothing.
-        resamples: Permutations drawn.
-        seed: Of the draws.
+        resamples: Permutations drawn, always with the same seed.
 
     Returns:
         The p-value, 1 where no user differs or one alone.
@@ -97,7 +90,7 @@ def sign_flip_p(differences: Float[np.ndarray, "users"], *, resamples: int = RES
     magnitudes, counts = np.unique(np.abs(differing).round(9), return_counts=True)
     if len(differing) > SMALLEST_APPROXIMATED or len(magnitudes) > MAGNITUDES_APPROXIMATED:
         return float(2 * stats.norm.sf(total / np.sqrt(np.sum(differing**2))))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     flipped = (2 * generator.binomial(counts, 0.5, size=(resamples, len(counts))) - counts) @ magnitudes
     return float((1 + np.sum(np.abs(flipped) >= total - 1e-6)) / (1 + resamples))
 

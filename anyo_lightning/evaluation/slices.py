@@ -88,7 +88,7 @@ def slice_figures(
     user: Int[np.ndarray, "rows"],
     cutoffs: Sequence[int],
     *,
-    prefix: str = "test/",
+    prefix: str,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Rank metrics of each slice, means over its users with the 95% intervals of those means.
 
