@@ -214,6 +214,8 @@ class RunFolder:
 def find_runs(path: str | Path, *, every_split: bool = False) -> tuple[list[RunFolder], list[RunFolder]]:
     """The run that a folder is, or the newest tested version of each variant and seed below it.
 
+    What metrics.json calls the variant counts; where two folders have runs of one variant, both do.
+
     Args:
         path: A run folder, a variant's folder (`runs/sasrec`), or the folder of all runs.
         every_split: Whether versions of one variant and seed count each, if their splits differ.
@@ -231,20 +233,21 @@ def find_runs(path: str | Path, *, every_split: bool = False) -> tuple[list[RunF
     if run.finished:
         return [run], []
     below = sorted(child for child in [*folder.glob("*"), *folder.glob("*/*")] if child.is_dir())
-    by_variant: dict[str, list[RunFolder]] = {}
+    by_folder: dict[str, list[RunFolder]] = {}
     for run in map(RunFolder, below):
         if run.finished or run.config_file.is_file():
-            by_variant.setdefault(run.variant, []).append(run)
-    newest: dict[tuple[str, int | None, str | None], RunFolder] = {}
+            by_folder.setdefault(run.variant, []).append(run)
+    newest: dict[tuple[str, str, int | None, str | None], RunFolder] = {}
     skipped: list[RunFolder] = []
-    for variant, runs in by_variant.items():
+    for folder_name, runs in by_folder.items():
         newest_first = sorted(runs, key=lambda run: run.version, reverse=True)
         tested = [run for run in newest_first if run.finished]
         for run in reversed(tested):
             metrics = run.read_metrics()
-            newest[variant, metrics["seed"], metrics["split"]["fingerprint"] if every_split else None] = run
+            split = metrics["split"]["fingerprint"] if every_split else None
+            newest[folder_name, metrics["variant"], metrics["seed"], split] = run
         skipped += [] if tested else newest_first[:1]
-    return list(newest.values()), skipped if by_variant else [RunFolder(folder)]
+    return list(newest.values()), skipped if by_folder else [RunFolder(folder)]
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> pl.DataFrame:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -322,6 +323,31 @@ def test_seeds_of_other_settings_are_rows_of_their_own(runs: Path, ranks: np.nda
     }
 
 
+@pytest.mark.parametrize(
+    ("block", "values", "same"),
+    [
+        ("trainer", [{"limit_val_batches": 2}, {"limit_val_batches": 4}], False),
+        ("trainer", [{"callbacks": [{"class_path": "Own", "init_args": {"rate": n}}]} for n in (1, 2)], False),
+        ("early_stopping", [{"stopping_threshold": 0.1}, {"stopping_threshold": 0.2}], False),
+        ("metrics", [{"index": "Flat"}, {"index": "HNSW32"}], False),
+        ("own_block", [{"weight": 1}, {"weight": 2}], False),
+        ("metrics", [{"cutoffs": [10], "variant": "anyo"}, {"cutoffs": [5, 10], "variant": None}], True),
+        ("trainer", [{"accelerator": "cpu", "logger": False}, {"accelerator": "cuda", "logger": True}], True),
+        ("checkpoint", [{"dirpath": "runs/a", "verbose": True}, {"dirpath": "runs/b", "verbose": False}], True),
+        ("final_test", [True, False], True),
+    ],
+)
+def test_whatever_settings_differ_are_not_averaged(
+    tmp_path: Path, ranks: np.ndarray, block: str, values: list[Any], same: bool
+) -> None:
+    """Also those that a user's own classes have; what changes neither learning nor figures may differ."""
+    for seed, value in enumerate(values):
+        run = RunFolder(write_run(tmp_path, "anyo", ranks, seed=seed))
+        run.config_file.write_text(json.dumps({"seed_everything": seed, "model": {"lr": 0.1}, block: value}))
+    lines = load_results([tmp_path], metrics=["test/hr@10"]).results.lines
+    assert [line.seeds for line in lines] == ([(0, 1)] if same else [(0,), (1,)])
+
+
 def test_slices_part_the_users_and_match_the_whole(runs: Path, ranks: np.ndarray) -> None:
     """Each group's sizes add up, popularity bands are those that the run counted, and figures are the slices' own."""
     results = load_results([runs], metrics=["test/hr@10"]).results
@@ -417,6 +443,16 @@ def test_csv_is_long_and_full(runs: Path, capsys: pytest.CaptureFixture[str]) ->
     best = whole.row(0, named=True)
     assert (best["variant"], best["best"], best["difference_p_holm"] < 0.05) == ("e4srec", True, True)
     assert table.filter(slice_group="target tied", slice="yes", metric="test/ndcg@10").height == 3
+
+
+def test_versions_of_one_folder_may_be_several_variants(runs: Path, ranks: np.ndarray) -> None:
+    """`--metrics.variant` gives two versions of `sasrec` names of their own: two rows, each its newest version."""
+    for variant, step in (("wide", 2), ("narrow", 3), ("wide", 4)):
+        write_run(runs, variant, np.roll(ranks, step), folder="sasrec")
+    results = load_results([runs], metrics=["test/hr@10"]).results
+    assert sorted(line.variant for line in results.lines) == ["e4srec", "markov", "narrow", "sasrec", "wide"]
+    (wide,) = [line for line in results.lines if line.variant == "wide"]
+    assert wide.folders == (runs / "sasrec" / "version_3",)
 
 
 def test_two_versions_of_one_variant_and_seed_can_be_told_apart(runs: Path, ranks: np.ndarray) -> None:
