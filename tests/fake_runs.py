@@ -27,6 +27,7 @@ def write_run(
     user_prefix: str = "u",
     folder: str | None = None,
     lists: bool = False,
+    index: str = "Flat",
     titles: Sequence[str] = tuple("ABCDEFGHIJ"),
 ) -> Path:
     """A tested run with these ranks, its predictions in any order.
@@ -73,7 +74,7 @@ def write_run(
                 "fingerprint": fingerprint,
                 "counts": {"users": len(ranks), "items": 1349},
             },
-            "protocol": {"cutoffs": [10], "history_masked": history_masked, "index": "Flat", "rows": len(ranks)},
+            "protocol": {"cutoffs": [10], "history_masked": history_masked, "index": index, "rows": len(ranks)},
             "metrics": metrics,
             "slices": {},
             "cost": {"train_seconds": 90.0, "trainable_parameters": 1_234_567},

@@ -126,6 +126,24 @@ def test_the_ledger_is_in_every_form_and_blank_where_a_run_has_none(
     assert tokens == {"sasrec": 7_681_932, "e4srec": None, "markov": 0}
 
 
+def test_lists_of_an_approximate_index_are_marked(
+    runs: Path, ranks: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Coverage is that of its lists: below a table that shows it, and in JSON and CSV; ranks are exact in any case."""
+    write_run(runs, "anyo", ranks, index="IVF64,Flat:nprobe=4")
+    note = "Lists, and so coverage, Gini and popularity, of anyo are of an approximate index: IVF64,Flat:nprobe=4."
+    compare([runs], metrics=["test/hr@10", "test/coverage@10"])
+    assert note in capsys.readouterr().out
+    compare([runs])
+    assert "approximate" not in capsys.readouterr().out
+    compare([runs], format="json")
+    indexes = {row["variant"]: row["index"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert indexes == {"anyo": "IVF64,Flat:nprobe=4", "e4srec": "Flat", "markov": "Flat", "sasrec": "Flat"}
+    compare([runs], format="csv", metrics=["test/coverage@10"])
+    table = pl.read_csv(io.StringIO(capsys.readouterr().out))
+    assert dict(table.select("variant", "index").iter_rows()) == indexes
+
+
 def test_columns_choose_from_the_ledger(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order given, with a note on each; none at all; the default is as narrow as before."""
     ledger(runs / "sasrec" / "version_0", flops=3e15)

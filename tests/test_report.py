@@ -189,6 +189,18 @@ def test_probes_are_those_of_the_split_and_of_any_seed(tmp_path: Path) -> None:
         assert len(content["probes"]["tables"]) == tables
 
 
+def test_lists_of_an_approximate_index_are_marked_in_the_case_browser(tmp_path: Path) -> None:
+    """Beside those of an exact one, which need no note."""
+    ranks = np.arange(1, 31).astype(float)
+    write_run(tmp_path, "sasrec", ranks, lists=True)
+    write_run(tmp_path, "anyo", ranks, lists=True, index="HNSW32")
+    output = tmp_path / "report.html"
+    compare([tmp_path], format="html", output=output)
+    content = json.loads(re.search(r'id="data">(.*?)</script>', output.read_text(), re.DOTALL)[1])  # type: ignore[index]
+    assert content["cases"]["note"].endswith("of anyo are of an approximate index: HNSW32.")
+    assert "sasrec" not in content["cases"]["note"]
+
+
 @pytest.mark.browser
 def test_probes_are_shown_where_there_are_any(page: Any, page_file: Path, tmp_path: Path) -> None:
     """Two tables and a link; without a probed run neither."""

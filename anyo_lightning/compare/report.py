@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from anyo_lightning.compare.columns import about, as_p, decimals_of, notes, number, title
+from anyo_lightning.compare.columns import about, approximate_lists, as_p, decimals_of, notes, number, title
 from anyo_lightning.compare.costs import COSTS, cost_notes
 from anyo_lightning.compare.page import fill_page
 from anyo_lightning.compare.results import Cell, Comparison, is_higher_better
@@ -179,6 +179,7 @@ def _cases(comparison: Comparison) -> dict[str, Any]:
     note = f"A random sample of {count:,} of the {whole:,} test rows." if count < whole else f"All {whole:,} test rows."
     if any(len(variant.runs) > 1 for variant in variants):
         note += " Lists are of each variant's first seed."
+    note = " ".join([note, *approximate_lists(comparison.results)])
     return {"note": note, "items": [_shortened(texts.get(item) or item) for item in items], "rows": cases}
 
 

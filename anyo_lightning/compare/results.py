@@ -46,6 +46,7 @@ class Line:
     seeds: tuple[int | None, ...]
     folders: tuple[Path, ...]
     is_baseline: bool
+    index: str  # that gives the lists; ranks are exact whatever it is
     cells: dict[str, Cell]
     cost: dict[str, Any]  # means over seeds
 
@@ -112,6 +113,7 @@ def load_results(
             seeds=tuple(run.seed for run in variant.runs),
             folders=tuple(run.folder.path for run in variant.runs),
             is_baseline=variant is base,
+            index=variant.runs[0].content["protocol"]["index"],
             cells={metric: columns[metric][row] for metric in metrics},
             cost=_mean_cost(variant.runs),
         )
