@@ -40,7 +40,7 @@ def compare(
             targets, pflop, ndcg/pflop, memory, trained, checkpoint, catalogue, index, queries/s and views, or `all`; a
             note below the table says what each is. csv, json and html have all of it anyway.
         slices: Whether a table of slices follows (by popularity and ties of the target, length of the history and of
-            the item's text); csv, json and html have them anyway.
+            the item's text, where all runs agree which row is in which); csv, json and html have them anyway.
         across_splits: Instead, each variant's mean, deviation and range over splits that differ in the draw of their
             ties (`--data.ties shuffle --data.ties_seed N`); as `rich` or `markdown`, without a baseline.
         output: File to write instead of the terminal.
