@@ -112,7 +112,7 @@ class RunFolder:
 
     @property
     def variant(self) -> str:
-        """What the folder calls the variant: `sasrec` for `runs/sasrec/version_3`, else the folder's own name."""
+        """What the folder calls the variant: `sasrec` for `runs/sasrec/version_3`, otherwise the folder's own name."""
         path = self.path.resolve()
         return path.parent.name if VERSION.fullmatch(path.name) else path.name
 
@@ -170,17 +170,21 @@ class RunFolder:
         return probes
 
     def write_predictions(self, predictions: pl.DataFrame) -> None:
-        """Write predictions.parquet: one line a (user, target)."""
+        """Write predictions.parquet: one line per (user, target)."""
         with renamed_to(self.predictions_file) as temporary:
             predictions.write_parquet(temporary)
 
-    def read_predictions(self, columns: list[str] | None = None) -> pl.DataFrame:
+    def read_predictions(self, columns: Sequence[str] | None = None, *, optional: Sequence[str] = ()) -> pl.DataFrame:
         """The content of predictions.parquet, or some of its columns.
+
+        Args:
+            columns: Those to read; None reads all.
+            optional: Those to read where they are there: runs of an earlier version have fewer.
 
         Raises:
             InputError: There is none, or it cannot be read as one.
         """
-        return _read_parquet(self.predictions_file, columns)
+        return _read_parquet(self.predictions_file, columns, optional)
 
     def write_catalogue(self, catalogue: pl.DataFrame) -> None:
         """Write catalogue.parquet: `item_id` and `text`, in the order of the item indices."""
@@ -188,7 +192,7 @@ class RunFolder:
             catalogue.write_parquet(temporary)
 
     def write_curves(self, curves: pl.DataFrame) -> None:
-        """Write curves.csv: a line for each time that something was logged."""
+        """Write curves.csv: one line for each time that something was logged."""
         with renamed_to(self.curves_file) as temporary:
             curves.write_csv(temporary)
 
@@ -201,7 +205,7 @@ class RunFolder:
         if not self.curves_file.is_file():
             return None
         try:
-            return pl.read_csv(self.curves_file, infer_schema_length=None)
+            return pl.read_csv(self.curves_file, infer_schema_length=None, glob=False)
         except pl.exceptions.PolarsError as error:
             raise InputError(
                 f"Expected {self.curves_file} to be a CSV file of ours, got: {_first_line(error)}"
@@ -221,7 +225,7 @@ class RunFolder:
             rows.write_csv(temporary)
 
     def write_queries(self, queries: pl.DataFrame) -> None:
-        """Write queries.parquet: `user_id` and `query`, one line a test row."""
+        """Write queries.parquet: `user_id` and `query`, one line per test row."""
         with renamed_to(self.queries_file) as temporary:
             queries.write_parquet(temporary)
 
@@ -231,11 +235,13 @@ class RunFolder:
         Raises:
             InputError: There is none, or it cannot be read as one.
         """
-        return _read_parquet(self.catalogue_file, None)
+        return _read_parquet(self.catalogue_file)
 
 
 def find_runs(path: str | Path, *, every_split: bool = False) -> tuple[list[RunFolder], list[RunFolder]]:
     """The run that a folder is, or the newest tested version of each variant and seed below it.
+
+    What metrics.json calls the variant counts; where two folders have runs of one variant, both do.
 
     Args:
         path: A run folder, a variant's folder (`runs/sasrec`), or the folder of all runs.
@@ -254,25 +260,30 @@ def find_runs(path: str | Path, *, every_split: bool = False) -> tuple[list[RunF
     if run.finished:
         return [run], []
     below = sorted(child for child in [*folder.glob("*"), *folder.glob("*/*")] if child.is_dir())
-    by_variant: dict[str, list[RunFolder]] = {}
+    by_folder: dict[str, list[RunFolder]] = {}
     for run in map(RunFolder, below):
         if run.finished or run.config_file.is_file():
-            by_variant.setdefault(run.variant, []).append(run)
-    newest: dict[tuple[str, int | None, str | None], RunFolder] = {}
+            by_folder.setdefault(run.variant, []).append(run)
+    newest: dict[tuple[str, str, int | None, str | None], RunFolder] = {}
     skipped: list[RunFolder] = []
-    for variant, runs in by_variant.items():
+    for folder_name, runs in by_folder.items():
         newest_first = sorted(runs, key=lambda run: run.version, reverse=True)
         tested = [run for run in newest_first if run.finished]
         for run in reversed(tested):
             metrics = run.read_metrics()
-            newest[variant, metrics["seed"], metrics["split"]["fingerprint"] if every_split else None] = run
+            split = metrics["split"]["fingerprint"] if every_split else None
+            newest[folder_name, metrics["variant"], metrics["seed"], split] = run
         skipped += [] if tested else newest_first[:1]
-    return list(newest.values()), skipped if by_variant else [RunFolder(folder)]
+    return list(newest.values()), skipped if by_folder else [RunFolder(folder)]
 
 
-def _read_parquet(path: Path, columns: list[str] | None) -> pl.DataFrame:
+def _read_parquet(path: Path, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path, columns=columns)
+        table = pl.scan_parquet(path, glob=False)
+        if columns is not None:
+            there = table.collect_schema().names()
+            table = table.select(*columns, *(name for name in optional if name in there))
+        return table.collect()
     except FileNotFoundError:
         raise InputError(f"Expected a tested run with {path}, found no such file") from None
     except pl.exceptions.PolarsError as error:

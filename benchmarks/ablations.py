@@ -2,7 +2,7 @@
 
     python benchmarks/ablations.py [--folder runs/ablations] [--seeds 0 1 2] [--only sracl ...] [--jobs 2]
 
-A finished run is not repeated, an interrupted one goes on: after a change of what makes them, take a new folder.
+A finished run is not repeated, an interrupted one resumes: after a change of what makes them, take a new folder.
 Rows of a table differ in the named options alone; same epochs, not the same minutes. Prints, and writes to
 benchmarks/ablations.md, each row's paired difference to the first row, whatever its sign; tables of other terms stay.
 CLLMRec compares with what `anyo augment --kind summarise` has written: run that first.

@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py [--runs N] [--users N] [--seeds N] [--format rich]
 
-Writes synthetic run folders (string ids, one target a user, lists of ten, files in the same order as the evaluator
+Writes synthetic run folders (string ids, one target per user, lists of ten, files in the same order as the evaluator
 writes them) into a temporary folder and compares them in a process of its own, so that the memory is that of the job
 alone.
 """
@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
 
 from anyo_lightning.compare.table import compare
 from anyo_lightning.evaluation.intervals import bootstrap_means
 from anyo_lightning.evaluation.metrics import user_metrics
+from anyo_lightning.evaluation.slices import HISTORY_BANDS, band, popularity_band
 from anyo_lightning.runs import RunFolder
 
 ITEMS = 50_000
@@ -35,23 +35,25 @@ def write_synthetic(folder: Path, runs: int, users: int, seeds: int) -> None:
     ids = np.array([f"B{item:09d}" for item in range(ITEMS)])
     target, counts = random.integers(0, ITEMS, users), random.zipf(1.5, ITEMS).clip(max=10_000)
     ease = random.uniform(0, np.log(5000), users)
-    bands = {"head": 0.4, "middle": 0.4, "tail": 0.2}
+    lengths = random.integers(3, 300, users)
     shared = pl.DataFrame(
         {
             "user_id": [f"A{user:09d}USER" for user in range(users)],
             "target_item_id": ids[target],
             "top_item_ids": ids[random.integers(0, ITEMS, (users, 10))].tolist(),
             "history_item_ids": ids[random.integers(0, ITEMS, (users, 20))].tolist(),
-            "history_length": random.integers(3, 300, users),
+            "history_length": lengths,
             "target_count": counts[target],
+            "target_popularity": popularity_band(target, counts),
+            "history_band": band(lengths, HISTORY_BANDS),
             "target_tied": random.random(users) < 0.3,
         }
     )
     catalogue = pl.DataFrame({"item_id": ids, "text": [f"Title of {item}" for item in ids]})
     for number in range(runs):
         ranks = np.exp(np.abs(ease - 0.005 * (number // seeds) + random.normal(0, 0.5, users))).round()
-        values = user_metrics(torch.from_numpy(ranks), torch.arange(users), [10])
-        low, high = bootstrap_means(np.stack([value.numpy() for value in values.values()], axis=1))
+        values = user_metrics(ranks, np.arange(users), [10])
+        low, high = bootstrap_means(np.stack(list(values.values()), axis=1))
         ends = zip(values.items(), low, high, strict=True)
         run = RunFolder.new(folder, f"variant_{number // seeds}")
         run.write_catalogue(catalogue)
@@ -72,7 +74,7 @@ def write_synthetic(folder: Path, runs: int, users: int, seeds: int) -> None:
                     f"test/{name}": {"value": float(value.mean()), "low": float(a), "high": float(b)}
                     for (name, value), a, b in ends
                 },
-                "slices": {"target popularity": {name: {"rows": round(s * users)} for name, s in bands.items()}},
+                "slices": {},
                 "cost": {"train_seconds": 60.0 * (number + 1), "trainable_parameters": 1000},
                 "environment": {},
             }
@@ -84,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--seeds", type=int, default=1, help="runs a variant")
+    parser.add_argument("--seeds", type=int, default=1, help="runs per variant")
     parser.add_argument("--format", default="rich")
     parser.add_argument("--folder", type=Path, help="compare the runs of this folder instead of writing any")
     options = parser.parse_args()

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from anyo_lightning.evaluation.intervals import bootstrap_means
 from anyo_lightning.evaluation.metrics import user_metrics
+from anyo_lightning.evaluation.slices import HISTORY_BANDS, WORD_BANDS, band, popularity_band
 from anyo_lightning.runs import RunFolder
+
+COUNTS = np.array([0, 1, 2, 3, 4, 5, 6, 1, 1, 2, 2])  # of training interactions
 
 
 def write_run(
@@ -25,15 +27,17 @@ def write_run(
     user_prefix: str = "u",
     folder: str | None = None,
     lists: bool = False,
+    index: str = "Flat",
     titles: Sequence[str] = tuple("ABCDEFGHIJ"),
 ) -> Path:
     """A tested run with these ranks, its predictions in any order.
 
     User n has the target n % 7 with as many training interactions, tied if n is even, and a history of n % 90 + 1.
+    Heads are the targets 5 and 6, tails 1 and 2.
     """
     run = RunFolder.new(root, folder or variant)
-    by_user = user_metrics(torch.from_numpy(ranks), torch.arange(len(ranks)), [10])
-    values = torch.stack(list(by_user.values()), dim=1).numpy()
+    by_user = user_metrics(ranks, np.arange(len(ranks)), [10])
+    values = np.stack(list(by_user.values()), axis=1)
     low, high = bootstrap_means(values)
     figures = zip(by_user, values.mean(axis=0), low, high, strict=True)
     metrics: dict[str, Any] = {
@@ -41,22 +45,24 @@ def write_run(
     }
     metrics["test/coverage@10"] = {"value": 0.25, "low": None, "high": None}
     order = np.arange(len(ranks)) if order is None else order
+    words = np.array([len(title.split()) for title in titles])
     columns: dict[str, Any] = {
         "user_id": [f"{user_prefix}{user}" for user in order],
         "target_item_id": [f"i{user % 7}" for user in order],
         "rank": ranks[order],
         "history_length": order % 90 + 1,
         "target_count": order % 7,
+        "target_popularity": popularity_band(order % 7, COUNTS),
+        "history_band": band(order % 90 + 1, HISTORY_BANDS),
         "target_tied": order % 2 == 0,
+        "target_words_band": band(words[order % 7], WORD_BANDS),
+        "target_tokens_band": None,
     }
     if lists:
         columns["top_item_ids"] = [_top_list(user % 7, rank) for user, rank in zip(order, ranks[order], strict=True)]
         columns["history_item_ids"] = [[f"i{(user + step) % 10}" for step in range(user % 90 + 1)] for user in order]
     run.write_predictions(pl.DataFrame(columns))
     run.write_catalogue(pl.DataFrame({"item_id": [f"i{item}" for item in range(len(titles))], "text": list(titles)}))
-    bands = {"head": (5, 7), "middle": (3, 5), "tail": (1, 3), "unseen": (0, 1)}
-    counts = np.arange(len(ranks)) % 7
-    popularity = {name: {"rows": int(((counts >= a) & (counts < b)).sum())} for name, (a, b) in bands.items()}
     run.write_metrics(
         {
             "variant": variant,
@@ -68,9 +74,9 @@ def write_run(
                 "fingerprint": fingerprint,
                 "counts": {"users": len(ranks), "items": 1349},
             },
-            "protocol": {"cutoffs": [10], "history_masked": history_masked, "index": "Flat", "rows": len(ranks)},
+            "protocol": {"cutoffs": [10], "history_masked": history_masked, "index": index, "rows": len(ranks)},
             "metrics": metrics,
-            "slices": {"target popularity": popularity},
+            "slices": {},
             "cost": {"train_seconds": 90.0, "trainable_parameters": 1_234_567},
             "environment": {},
         }

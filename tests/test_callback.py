@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -18,7 +19,16 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.evaluation.ranking import block_rows, rank
-from anyo_lightning.evaluation.slices import popularity_bounds, slice_masks
+from anyo_lightning.evaluation.slices import (
+    GROUPS,
+    HISTORY_BANDS,
+    TOKEN_BANDS,
+    WORD_BANDS,
+    band,
+    popularity_band,
+    popularity_bounds,
+    slice_masks,
+)
 from anyo_lightning.runs import METRICS_KEYS, RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
@@ -83,7 +93,7 @@ class Rows(LightningDataModule):
 class Known(LightningModule):
     """Item vectors are one-hot, so that a query's entries are the scores; a target's rank is what `ranks` says.
 
-    `ranks[epoch]` holds one rank a validation row; the test uses the ranks of the epoch whose weights are loaded.
+    `ranks[epoch]` holds one rank per validation row; the test uses the ranks of the epoch whose weights are loaded.
     """
 
     def __init__(self, split: Split, ranks: list[list[int]]) -> None:
@@ -169,7 +179,7 @@ def make_trainer(folder: Path, *callbacks: Any, epochs: int = 1, sanity: int = 0
 def logged(
     split: Split, module: LightningModule, folder: Path, data: Rows | None = None, **settings: Any
 ) -> dict[str, float]:
-    """What a validation logs, but for its seconds."""
+    """What a validation logs, except its seconds."""
     trainer = make_trainer(folder, RetrievalMetrics(**settings))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -242,7 +252,7 @@ def many_rows() -> Split:
 
 @pytest.mark.parametrize("index", ["Flat", "HNSW8"])
 def test_figures_do_not_depend_on_batches_their_order_or_repeats(tmp_path: Path, index: str) -> None:
-    """Batches of 7, of 700 and shuffled rows with 23 repeats give the same figures to the last bit."""
+    """Batches of 7, of 700 and shuffled rows with 23 repeats give bit-identical figures."""
     split = many_rows()
     shuffled = np.random.default_rng(1).permutation(700).tolist()
     variations = [
@@ -266,7 +276,7 @@ def test_an_approximate_index_logs_its_recall_and_cost_and_leaves_ranks_exact(tm
         assert rough[f"val/{name}@10"] == exact[f"val/{name}@10"]
 
 
-def test_several_targets_a_user_count_by_user_and_repeated_targets_once(tmp_path: Path) -> None:
+def test_several_targets_of_a_user_count_by_user_and_repeated_targets_once(tmp_path: Path) -> None:
     """User 0 has targets at ranks 1 and 9 and the first one twice; user 1 one target at rank 9."""
     split = make_split([[0], [1]], [[20, 21, 20], [22]], [[23], [24]], CATALOGUE)
     figures = logged(split, Known(split, [[1, 9, 1, 9]]), tmp_path, cutoffs=[5])
@@ -300,7 +310,9 @@ def test_test_writes_the_run_folder(tmp_path: Path) -> None:
     assert predictions["history_item_ids"][1].to_list() == ["i1", "i2", "i3", "i21"]
     assert predictions["history_length"].to_list() == [4] * USERS
     assert predictions["target_count"].to_list() == split.training_counts()[10:16].tolist()
-    assert predictions["target_tokens"].null_count() == USERS
+    assert predictions["target_tokens"].null_count() == predictions["target_tokens_band"].null_count() == USERS
+    bands = predictions.select("target_popularity", "history_band", "target_words_band")
+    assert bands.unique().rows() == [("unseen", "1-20", "1-4")]
     for row, (items, scores) in enumerate(zip(predictions["top_item_ids"], predictions["top_scores"], strict=True)):
         assert len(items) == len(scores) == 10
         assert (f"i{10 + row}" in items) == (predictions["rank"][row] <= 10)
@@ -358,14 +370,17 @@ def test_slices_part_the_rows() -> None:
     """Each group's masks hold each row once; the head is the fifth with most interactions, the tail half the items."""
     counts = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
     assert popularity_bounds(counts) == (9, 5)
-    masks = slice_masks(
-        target=np.arange(11),
-        history_length=np.array([1, 20, 21, 50, 51, 100, 101, 200, 201, 500, 3]),
-        tied=np.arange(11) < 4,
-        training_counts=counts,
-        item_words=np.arange(11) + 1,
-        item_tokens=np.arange(11) * 4,
+    rows = pl.DataFrame(
+        {
+            "target_popularity": popularity_band(np.arange(11), counts),
+            "history_band": band(np.array([1, 20, 21, 50, 51, 100, 101, 200, 201, 500, 3]), HISTORY_BANDS),
+            "target_tied": np.arange(11) < 4,
+            "target_words_band": band(np.arange(11) + 1, WORD_BANDS),
+            "target_tokens_band": band(np.arange(11) * 4, TOKEN_BANDS),
+        }
     )
+    masks = slice_masks(rows)
+    assert list(masks) == list(GROUPS)
     for group in masks.values():
         assert (sum(mask.astype(int) for mask in group.values()) == 1).all()
     popularity = {name: np.flatnonzero(mask).tolist() for name, mask in masks["target popularity"].items()}
@@ -374,3 +389,4 @@ def test_slices_part_the_rows() -> None:
     assert lengths == {"1-20": 3, "21-50": 2, "51-100": 2, "101-200": 2, "over 200": 2}
     assert list(masks["target words"]) == ["1-4", "5-8", "9-16"]
     assert list(masks["target tokens"]) == ["1-8", "9-16", "17-32", "over 32"]
+    assert list(slice_masks(rows.drop("history_band"))) == [group for group in GROUPS if group != "history length"]

@@ -3,7 +3,10 @@
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,6 +19,7 @@ from anyo_lightning.compare.render import as_rich
 from anyo_lightning.compare.results import load_results
 from anyo_lightning.compare.table import compare
 from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.slices import TOKEN_BANDS, band
 from anyo_lightning.runs import RunFolder
 
 USERS = 300
@@ -80,7 +84,7 @@ def test_terminal_table(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def ledger(run: Path, **cost: float) -> None:
-    """Give a run a ledger, as runs have one since there is one."""
+    """Give a run a ledger, which runs of earlier versions lack."""
     folder = RunFolder(run)
     content = folder.read_metrics()
     folder.write_metrics(content | {"cost": content["cost"] | cost})
@@ -120,6 +124,24 @@ def test_the_ledger_is_in_every_form_and_blank_where_a_run_has_none(
     table = pl.read_csv(io.StringIO(capsys.readouterr().out)).filter(pl.col("slice").is_null())
     tokens = dict(table.select("variant", "tokens").iter_rows())
     assert tokens == {"sasrec": 7_681_932, "e4srec": None, "markov": 0}
+
+
+def test_lists_of_an_approximate_index_are_marked(
+    runs: Path, ranks: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Coverage is that of its lists: below a table that shows it, and in JSON and CSV; ranks are exact in any case."""
+    write_run(runs, "anyo", ranks, index="IVF64,Flat:nprobe=4")
+    note = "Lists, and so coverage, Gini and popularity, of anyo are of an approximate index: IVF64,Flat:nprobe=4."
+    compare([runs], metrics=["test/hr@10", "test/coverage@10"])
+    assert note in capsys.readouterr().out
+    compare([runs])
+    assert "approximate" not in capsys.readouterr().out
+    compare([runs], format="json")
+    indexes = {row["variant"]: row["index"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert indexes == {"anyo": "IVF64,Flat:nprobe=4", "e4srec": "Flat", "markov": "Flat", "sasrec": "Flat"}
+    compare([runs], format="csv", metrics=["test/coverage@10"])
+    table = pl.read_csv(io.StringIO(capsys.readouterr().out))
+    assert dict(table.select("variant", "index").iter_rows()) == indexes
 
 
 def test_columns_choose_from_the_ledger(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,6 +245,21 @@ def test_folders_may_be_called_anything(tmp_path: Path, ranks: np.ndarray) -> No
         compare([tmp_path / "c [bold]", tmp_path / "d["])
 
 
+def test_a_folder_is_no_pattern(tmp_path: Path, ranks: np.ndarray) -> None:
+    """`a[1]` is not read as `a1`, which lies beside it."""
+    for folder, own in (("a[1]", ranks), ("a1", ranks * 5)):
+        run = RunFolder(write_run(tmp_path, folder, own, lists=True, titles=[f"{folder} {n}" for n in range(10)]))
+        run.write_curves(pl.DataFrame({"step": [1], "variant": folder}))
+    lines = load_results([tmp_path], metrics=["test/hr@7"]).results.lines
+    found = {line.variant: line.cells["test/hr@7"].value for line in lines}
+    assert found == {"a[1]": (ranks <= 7).mean(), "a1": (ranks * 5 <= 7).mean()}
+    run = RunFolder(tmp_path / "a[1]" / "version_0")
+    assert run.read_catalogue()["text"][0] == "a[1] 0"
+    curves = run.read_curves()
+    assert curves is not None
+    assert curves["variant"].to_list() == ["a[1]"]
+
+
 def test_runs_of_different_protocols_are_refused(tmp_path: Path, ranks: np.ndarray) -> None:
     """History masked and not masked; all rows and some of them."""
     write_run(tmp_path / "a", "markov", ranks)
@@ -304,6 +341,31 @@ def test_seeds_of_other_settings_are_rows_of_their_own(runs: Path, ranks: np.nda
     }
 
 
+@pytest.mark.parametrize(
+    ("block", "values", "same"),
+    [
+        ("trainer", [{"limit_val_batches": 2}, {"limit_val_batches": 4}], False),
+        ("trainer", [{"callbacks": [{"class_path": "Own", "init_args": {"rate": n}}]} for n in (1, 2)], False),
+        ("early_stopping", [{"stopping_threshold": 0.1}, {"stopping_threshold": 0.2}], False),
+        ("metrics", [{"index": "Flat"}, {"index": "HNSW32"}], False),
+        ("own_block", [{"weight": 1}, {"weight": 2}], False),
+        ("metrics", [{"cutoffs": [10], "variant": "anyo"}, {"cutoffs": [5, 10], "variant": None}], True),
+        ("trainer", [{"accelerator": "cpu", "logger": False}, {"accelerator": "cuda", "logger": True}], True),
+        ("checkpoint", [{"dirpath": "runs/a", "verbose": True}, {"dirpath": "runs/b", "verbose": False}], True),
+        ("final_test", [True, False], True),
+    ],
+)
+def test_whatever_settings_differ_are_not_averaged(
+    tmp_path: Path, ranks: np.ndarray, block: str, values: list[Any], same: bool
+) -> None:
+    """Also those that a user's own classes have; what changes neither learning nor figures may differ."""
+    for seed, value in enumerate(values):
+        run = RunFolder(write_run(tmp_path, "anyo", ranks, seed=seed))
+        run.config_file.write_text(json.dumps({"seed_everything": seed, "model": {"lr": 0.1}, block: value}))
+    lines = load_results([tmp_path], metrics=["test/hr@10"]).results.lines
+    assert [line.seeds for line in lines] == ([(0, 1)] if same else [(0,), (1,)])
+
+
 def test_slices_part_the_users_and_match_the_whole(runs: Path, ranks: np.ndarray) -> None:
     """Each group's sizes add up, popularity bands are those that the run counted, and figures are the slices' own."""
     results = load_results([runs], metrics=["test/hr@10"]).results
@@ -321,6 +383,42 @@ def test_slices_part_the_users_and_match_the_whole(runs: Path, ranks: np.ndarray
         assert part.users == mask.sum()
         assert figure.value == pytest.approx((ranks[mask] <= 10).mean())
         assert figure.low <= figure.value <= figure.high
+
+
+def test_slices_are_those_that_all_runs_agree_on(runs: Path, ranks: np.ndarray) -> None:
+    """Tokens are known to two of three runs, and one run's texts have other words; a run of an earlier version."""
+    tokens = band(np.arange(USERS) % 20 + 1, TOKEN_BANDS)
+    for name in ("markov", "sasrec"):
+        run = RunFolder(runs / name / "version_0")
+        run.write_predictions(run.read_predictions().with_columns(target_tokens_band=tokens))
+
+    def groups(*names: str) -> list[str]:
+        results = load_results([runs / name for name in names], metrics=["test/hr@10"]).results
+        return list(dict.fromkeys(part.group for part in results.slices))
+
+    known_to_all = ["target popularity", "history length", "target tied", "target words"]
+    assert groups("markov", "sasrec") == [*known_to_all, "target tokens"]
+    assert groups("markov", "sasrec", "e4srec") == known_to_all
+    write_run(runs, "anyo", ranks, titles=["A title of many words"] * 10)
+    assert groups("anyo", "sasrec") == known_to_all[:3]
+    run = RunFolder(runs / "anyo" / "version_0")
+    run.write_predictions(run.read_predictions().drop("target_popularity", "history_band", "target_words_band"))
+    assert groups("anyo", "sasrec") == groups("sasrec", "anyo") == ["target tied"]
+
+
+def test_a_comparison_loads_no_torch(tmp_path: Path, ranks: np.ndarray) -> None:
+    """Nor Lightning nor transformers, in any form: a table of finished runs needs none of them."""
+    for variant in ("markov", "sasrec"):
+        write_run(tmp_path, variant, ranks, lists=True)
+    script = f"""
+import sys
+from pathlib import Path
+from anyo_lightning.compare.table import compare
+for form in ("rich", "markdown", "latex", "csv", "json", "html"):
+    compare([Path({str(tmp_path)!r})], baseline="markov", format=form, output=Path({str(tmp_path / "table")!r}))
+print(sorted({{"torch", "lightning", "transformers"}} & set(sys.modules)))
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_what_is_not_told_from_the_best_is_marked(runs: Path, ranks: np.ndarray) -> None:
@@ -355,7 +453,7 @@ def test_latex_has_booktabs_and_escapes_what_latex_reads_as_commands(tmp_path: P
 
 
 def test_csv_is_long_and_full(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line a variant and metric, then a line a slice; the difference with its p-values."""
+    """One line per variant and metric, then one per slice; the difference with its p-values."""
     compare([runs], baseline="markov", format="csv")
     table = pl.read_csv(io.StringIO(capsys.readouterr().out))
     whole = table.filter(pl.col("slice").is_null())
@@ -363,6 +461,16 @@ def test_csv_is_long_and_full(runs: Path, capsys: pytest.CaptureFixture[str]) ->
     best = whole.row(0, named=True)
     assert (best["variant"], best["best"], best["difference_p_holm"] < 0.05) == ("e4srec", True, True)
     assert table.filter(slice_group="target tied", slice="yes", metric="test/ndcg@10").height == 3
+
+
+def test_versions_of_one_folder_may_be_several_variants(runs: Path, ranks: np.ndarray) -> None:
+    """`--metrics.variant` gives two versions of `sasrec` names of their own: two rows, each its newest version."""
+    for variant, step in (("wide", 2), ("narrow", 3), ("wide", 4)):
+        write_run(runs, variant, np.roll(ranks, step), folder="sasrec")
+    results = load_results([runs], metrics=["test/hr@10"]).results
+    assert sorted(line.variant for line in results.lines) == ["e4srec", "markov", "narrow", "sasrec", "wide"]
+    (wide,) = [line for line in results.lines if line.variant == "wide"]
+    assert wide.folders == (runs / "sasrec" / "version_3",)
 
 
 def test_two_versions_of_one_variant_and_seed_can_be_told_apart(runs: Path, ranks: np.ndarray) -> None:

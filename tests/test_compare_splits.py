@@ -1,4 +1,4 @@
-"""`anyo compare --across_splits true`: what moves when ties are drawn anew."""
+"""`anyo compare --across_splits true`: what moves when ties are drawn again."""
 
 import re
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def test_mean_deviation_and_range_are_over_splits(drawn: Path, capsys: pytest.Ca
 
 
 def test_without_it_splits_are_refused_and_the_newest_counts(drawn: Path) -> None:
-    """One version a seed as before; runs of two splits in one table are refused."""
+    """One version per seed as before; runs of two splits in one table are refused."""
     assert sorted(run.version for run in find_runs(drawn / "markov")[0]) == [3, 4]
     assert sorted(run.version for run in find_runs(drawn / "markov", every_split=True)[0]) == [1, 2, 3, 4]
     with pytest.raises(InputError, match="one split"):
@@ -61,7 +61,7 @@ def test_without_it_splits_are_refused_and_the_newest_counts(drawn: Path) -> Non
 
 
 def test_mistakes_are_refused(drawn: Path) -> None:
-    """Another protocol, a baseline, a form that there is not, a metric that is unknown."""
+    """Another protocol, a baseline, a form that does not exist, a metric that is unknown."""
     for options in ({"baseline": "markov"}, {"format": "json"}, {"slices": True}):
         with pytest.raises(InputError, match="across_splits without"):
             compare([drawn], across_splits=True, **options)  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def test_mistakes_are_refused(drawn: Path) -> None:
         compare([drawn], across_splits=True)
 
 
-def test_floors_on_ties_drawn_anew(
+def test_floors_on_ties_drawn_again(
     anyo: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_data: tuple[Path, Path]
 ) -> None:
     """The README's loop: each draw has a split, a fingerprint and a folder of its own, and a line sums them up."""

@@ -14,8 +14,9 @@ from anyo_lightning.cli.restore import restore
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.fidelity import measure as fidelity
+from anyo_lightning.fidelity.index_page import as_page
+from anyo_lightning.fidelity.index_table import FidelityTable, as_text
 from anyo_lightning.fidelity.measure import Fidelity, measure
-from anyo_lightning.fidelity.output import FidelityTable, as_page, as_text
 from anyo_lightning.runs import RunFolder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -46,7 +47,7 @@ def fit(anyo: Anyo, tiny_data: tuple[Path, Path], tiny_llm: str, tmp_path: Path)
 
 
 def test_figures_are_those_of_plain_numpy(tiny_data: tuple[Path, Path]) -> None:
-    """Recall and NDCG of the lists that the index gives, by hand; vectors of unlike length, so that cosines differ."""
+    """Recall and NDCG of the lists that the index gives, by hand; vectors of unequal length, so cosines differ."""
     data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1])
     data.setup("test")
     queries, random = data.queries("test"), np.random.default_rng(0)
@@ -103,7 +104,7 @@ def test_a_complete_search_loses_nothing_where_items_tie(tiny_data: tuple[Path, 
 
 @pytest.mark.parametrize("name", ["sasrec", "e4srec_hybrid", "popularity"])
 def test_a_run_is_restored_as_its_test_had_it(name: str, fit: Callable[[str], Path], tmp_path: Path) -> None:
-    """The exact lists and scores are those in predictions.parquet, to the bit, and no file of the run is touched."""
+    """Exact lists and scores are bit-identical to those in predictions.parquet, and no file of the run is touched."""
     run = RunFolder(fit(name))
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     found = restore(run.path)

@@ -16,8 +16,9 @@ from fake_runs import write_run
 
 from anyo_lightning.compare.table import compare
 from anyo_lightning.errors import InputError
+from anyo_lightning.fidelity.index_page import as_page
+from anyo_lightning.fidelity.index_table import FidelityTable
 from anyo_lightning.fidelity.measure import Fidelity
-from anyo_lightning.fidelity.output import FidelityTable, as_page
 from anyo_lightning.runs import RunFolder
 
 USERS = 120
@@ -164,7 +165,7 @@ def test_a_terminal_is_not_flooded(page_file: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_probes_are_of_the_variants_that_have_been_probed(page_file: Path) -> None:
-    """A line a probe and one a question, with the paired change; others have none."""
+    """One line per probe and one per question, with the paired change; others have none."""
     content = json.loads(re.search(r'id="data">(.*?)</script>', page_file.read_text(), re.DOTALL)[1])  # type: ignore[index]
     figures, memory = content["probes"]["tables"]
     assert figures["headers"] == ["variant", "probe", "HR@10", "change", "NDCG@10", "change", "left"]
@@ -186,6 +187,18 @@ def test_probes_are_those_of_the_split_and_of_any_seed(tmp_path: Path) -> None:
         compare([tmp_path], format="html", output=output)
         content = json.loads(re.search(r'id="data">(.*?)</script>', output.read_text(), re.DOTALL)[1])  # type: ignore[index]
         assert len(content["probes"]["tables"]) == tables
+
+
+def test_lists_of_an_approximate_index_are_marked_in_the_case_browser(tmp_path: Path) -> None:
+    """Beside those of an exact one, which need no note."""
+    ranks = np.arange(1, 31).astype(float)
+    write_run(tmp_path, "sasrec", ranks, lists=True)
+    write_run(tmp_path, "anyo", ranks, lists=True, index="HNSW32")
+    output = tmp_path / "report.html"
+    compare([tmp_path], format="html", output=output)
+    content = json.loads(re.search(r'id="data">(.*?)</script>', output.read_text(), re.DOTALL)[1])  # type: ignore[index]
+    assert content["cases"]["note"].endswith("of anyo are of an approximate index: HNSW32.")
+    assert "sasrec" not in content["cases"]["note"]
 
 
 @pytest.mark.browser
@@ -242,7 +255,7 @@ def test_the_table_sorts_by_mouse_and_keyboard(page: Any) -> None:
 
 @pytest.mark.browser
 def test_the_case_browser_works_with_mouse_and_keyboard(page: Any) -> None:
-    """Next, arrow keys, search and the filter each show another user, with a list a variant and the target marked."""
+    """Next, arrow keys, search and the filter each show another user, one list per variant, the target marked."""
     facts, picker = page.locator("#case .facts"), page.locator("#case-list")
     first = facts.text_content()
     page.get_by_role("button", name="Next").click()
@@ -305,7 +318,7 @@ def test_nothing_is_wider_than_a_phone_and_print_and_dark_are_readable(browser: 
 
 @pytest.mark.browser
 def test_the_page_of_index_fidelity_draws(browser: Any, tmp_path: Path) -> None:
-    """A trace an index that was built, names as text, a table, no complaint, no sideways scrolling on a phone."""
+    """One trace per index that was built, names as text, a table, no complaint, no sideways scrolling on a phone."""
     searched = [("Flat", 1.0), ("IVF64,Flat:nprobe=2", 0.6), ("IVF64,Flat:nprobe=8", 0.9)]
     indexes = tuple(
         Fidelity(name, recall, 0.1, 0.0, 0.01, 345_389, 5e4 * (1.1 - recall), ()) for name, recall in searched

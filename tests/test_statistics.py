@@ -22,7 +22,7 @@ def values(generator: np.random.Generator, metric: str, users: int = USERS) -> t
 
 @pytest.mark.parametrize("kind", ["few", "hr", "ndcg", "all differ"])
 def test_sign_flips_agree_with_scipy(kind: str) -> None:
-    """Exactly where all sign patterns are tried, else within the error of 20,000 permutations."""
+    """Exactly where all sign patterns are tried, otherwise within the error of 20,000 permutations."""
     generator = np.random.default_rng(1)
     if kind in ("hr", "ndcg"):
         first, second = values(generator, kind)

@@ -7,11 +7,12 @@ from rich.console import Console
 from rich.progress import track
 
 from anyo_lightning.cli.restore import restore
-from anyo_lightning.compare.render import write_out
+from anyo_lightning.compare.render import Format, write_out
 from anyo_lightning.data.splits import Stage
 from anyo_lightning.errors import InputError
+from anyo_lightning.fidelity.index_page import as_page
+from anyo_lightning.fidelity.index_table import FidelityTable, as_rich, as_text
 from anyo_lightning.fidelity.measure import measure
-from anyo_lightning.fidelity.output import FidelityTable, Format, as_page, as_rich, as_text
 from anyo_lightning.runs import RunFolder
 
 

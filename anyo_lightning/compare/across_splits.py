@@ -1,4 +1,4 @@
-"""`anyo compare --across_splits true`: how far figures move when the ties of the split are drawn anew.
+"""`anyo compare --across_splits true`: how far figures move when the ties of the split are drawn again.
 
 Nobody knows the order of interactions at one timestamp, and each order is another split: other test items, other
 training items. A row is a variant trained on several such splits. Users are not paired, since their targets differ, so
@@ -20,7 +20,7 @@ from anyo_lightning.compare.render import markdown_table, rich_table
 from anyo_lightning.compare.variants import Variant, read_splits
 from anyo_lightning.errors import InputError
 
-NOTE = "Mean, standard deviation and range over splits whose ties were drawn anew; a split's seeds are averaged first."
+NOTE = "Mean, standard deviation and range over splits whose ties were drawn again; a split's seeds are averaged first."
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Spread:
     """One variant's figures on several splits."""
 
     variant: str
-    figures: dict[str, list[float]]  # for each metric one value a split
+    figures: dict[str, list[float]]  # for each metric one value per split
 
 
 def spreads(paths: Sequence[Path], metrics: Sequence[str]) -> list[Spread]:
@@ -47,7 +47,7 @@ def spreads(paths: Sequence[Path], metrics: Sequence[str]) -> list[Spread]:
 
 
 def spread_columns(rows: Sequence[Spread]) -> list[Column]:
-    """A line a variant."""
+    """One line per variant."""
     plain: list[Style] = ["plain"] * len(rows)
     first = next(iter(rows[0].figures))
     columns = [

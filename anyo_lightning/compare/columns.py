@@ -1,11 +1,14 @@
 """A table's columns as text and style, the same for the terminal, Markdown and LaTeX; and the sentences around it."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
 from anyo_lightning.compare.costs import COSTS, NONE, cost_notes
 from anyo_lightning.compare.results import Cell, Results, is_higher_better
+from anyo_lightning.compare.rows import is_rank_metric
 
+EXACT_INDEX = "Flat"
 FINE_INTERVAL = 0.002  # below it, a third decimal hides what the interval can tell apart
 
 Style = Literal["plain", "best", "higher", "lower", "faint"]
@@ -40,7 +43,7 @@ def table_columns(results: Results) -> list[Column]:
 
 
 def slice_columns(results: Results) -> list[Column]:
-    """One line a slice and variant, one column a metric; a slice is named in its first line."""
+    """One line per slice and variant, one column per metric; a slice is named in its first line."""
     entries = [(part, line, row) for part in results.slices for row, line in enumerate(results.lines)]
     plain: list[Style] = ["plain"] * len(entries)
     columns = [
@@ -85,7 +88,21 @@ def notes(results: Results) -> list[str]:
         )
     if any(cell.best for cell in cells) or results.baseline is not None:
         found.append("Tests: sign-flip permutation, Holm-corrected over the rows, 5%.")
+    if not all(map(is_rank_metric, results.metrics)):
+        found += approximate_lists(results)
     return [*found, cost_notes(results.costs)] if results.costs else found
+
+
+def approximate_lists(results: Results) -> list[str]:
+    """A sentence for each approximate index that gives lists."""
+    variants = defaultdict(list)
+    for line in results.lines:
+        variants[line.index].append(line.variant)
+    return [
+        f"Lists, and so coverage, Gini and popularity, of {', '.join(names)} are of an approximate index: {index}."
+        for index, names in variants.items()
+        if index != EXACT_INDEX
+    ]
 
 
 def number(value: float, decimals: int) -> str:

@@ -33,7 +33,7 @@ class Cost:
         return None if stored is None else stored / self.unit
 
     def shown(self, cost: Mapping[str, Any]) -> str:
-        """The figure as text, a dash where there is none."""
+        """The figure as text, a dash if there is none."""
         value = self.value(cost)
         return NONE if value is None else self.text(value)
 

@@ -1,4 +1,4 @@
-"""A table's forms for programs, in full precision: JSON with everything, CSV with a line a figure."""
+"""A table's forms for programs, in full precision: JSON with everything, CSV with one line per figure."""
 
 import dataclasses
 import json
@@ -67,6 +67,7 @@ def _lines(results: Results) -> Iterator[dict[str, Any]]:
                 "best": cell.best,
                 "near_best": cell.near_best,
                 "is_baseline": line.is_baseline,
+                "index": line.index,
                 **{"difference" if name == "value" else f"difference_{name}": v for name, v in difference.items()},
                 **{key: line.cost.get(key) for key in KEYS},
             }

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -16,6 +17,7 @@ from anyo_lightning.compare.columns import Column, Style, about, notes, slice_co
 from anyo_lightning.compare.results import Results
 from anyo_lightning.disk import renamed_to
 
+Format = Literal["rich", "markdown", "latex", "csv", "json"]  # of every table
 RICH_STYLES: dict[Style, str] = {"plain": "", "best": "bold", "higher": "green", "lower": "red", "faint": "dim"}
 LEFT = ("variant", "slice", "probe", "question", "factory")  # headers of columns of names
 WIDTH_OF_A_FILE = 200
@@ -38,7 +40,7 @@ def as_rich(results: Results, *, width: int) -> Group:
 
     Args:
         results: What to show; slices, where they were worked out, in a table of their own.
-        width: Of the terminal; where a table of one line a run is wider, intervals go below their figures, and where
+        width: Of the terminal; where a table of one line per run is wider, intervals go below their figures, and where
             that is wider still, p and d are left out.
     """
     parts: list[RenderableType] = [Text(about(results), "dim"), "", rich_table(table_columns(results), width), ""]

@@ -1,24 +1,20 @@
 """`anyo compare --format html`: one file with a table that sorts, plots and a case browser; it needs no network.
 
-The page is report.html with report.css, the report's scripts, plotly.js (from the `plotly` package: SVG that prints
-well, tooltips, a legend that hides lines) and one block of JSON. Everything a user or a catalogue may have named
-reaches the page through that JSON and `textContent`, never as HTML.
+What the page shows is worked out here; report.html and its scripts draw it.
 """
 
-import json
 import math
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import polars as pl
-from plotly.offline import get_plotlyjs
 
-from anyo_lightning.compare.columns import about, as_p, decimals_of, notes, number, title
+from anyo_lightning.compare.columns import about, approximate_lists, as_p, decimals_of, notes, number, title
 from anyo_lightning.compare.costs import COSTS, cost_notes
+from anyo_lightning.compare.page import fill_page
 from anyo_lightning.compare.results import Cell, Comparison, is_higher_better
-from anyo_lightning.compare.rows import KEYS, SharedRows, is_rank_metric
+from anyo_lightning.compare.rows import KEYS, SharedRows, in_order, is_rank_metric
 from anyo_lightning.compare.variants import TestedRun, Variant
 from anyo_lightning.probes.display import MEMORY_NOTE, PROBE_NOTE, memory_columns, probe_columns
 
@@ -35,30 +31,6 @@ CURVE_AXES = ("step", "tokens", "seconds")
 def as_html(comparison: Comparison) -> str:
     """The whole page as one text."""
     return fill_page("anyo compare", "compare/report.html", SCRIPTS, _content(comparison))
-
-
-def fill_page(name: str, body: str, scripts: Sequence[str], content: dict[str, Any]) -> str:
-    """A page that stands alone: `page.html` with a body and scripts of the package, style, plotly.js and its data."""
-    folder = files("anyo_lightning")
-    page = folder.joinpath("compare/page.html").read_text(encoding="utf-8")
-    parts = {
-        "/* title */": name,
-        "/* body */\n": folder.joinpath(body).read_text(encoding="utf-8"),
-        "/* style */": folder.joinpath("compare/report.css").read_text(encoding="utf-8"),
-        "/* data */": _inside_script(content),
-        "/* scripts */": "\n".join(folder.joinpath(script).read_text(encoding="utf-8") for script in scripts),
-        "/* plotly */": get_plotlyjs(),
-    }
-    for place, text in parts.items():
-        before, after = page.split(place)
-        page = before + text + after
-    return page
-
-
-def _inside_script(content: dict[str, Any]) -> str:
-    """JSON that no text in it can end: `</script>` and `<!--` need a `<`, which JSON may write as an escape."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c")
 
 
 def _content(comparison: Comparison) -> dict[str, Any]:
@@ -174,7 +146,8 @@ def _cases(comparison: Comparison) -> dict[str, Any]:
     keys = shared.keys[chosen]
     facts = ["history_item_ids", "history_length", "target_count", "target_tied"]
     rows = _predictions(variants[0], keys, facts)
-    texts = dict(zip(*(comparison.catalogue[name].to_list() for name in ("item_id", "text")), strict=True))
+    catalogue = _fullest_catalogue(variants)
+    texts = dict(zip(*(catalogue[name].to_list() for name in ("item_id", "text")), strict=True))
     items: dict[str, int] = {}
 
     def place(item: str) -> int:
@@ -206,6 +179,7 @@ def _cases(comparison: Comparison) -> dict[str, Any]:
     note = f"A random sample of {count:,} of the {whole:,} test rows." if count < whole else f"All {whole:,} test rows."
     if any(len(variant.runs) > 1 for variant in variants):
         note += " Lists are of each variant's first seed."
+    note = " ".join([note, *approximate_lists(comparison.results)])
     return {"note": note, "items": [_shortened(texts.get(item) or item) for item in items], "rows": cases}
 
 
@@ -234,15 +208,20 @@ def _probes(comparison: Comparison) -> dict[str, Any]:
 
 
 def _own_probes(run: TestedRun) -> dict[str, Any] | None:
-    """A run's probes.json, unless it is of another split than its figures: a floor may have been tested anew."""
+    """A run's probes.json, unless it is of another split than its figures: a floor may have been tested again."""
     content = run.folder.read_probes()
     return content if content is not None and content["split"] == run.content["split"]["fingerprint"] else None
 
 
 def _predictions(variant: Variant, keys: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     """Some columns of the first seed's predictions, for some rows and in their order."""
-    table = variant.runs[0].folder.read_predictions([*KEYS, *columns])
-    return keys.join(table, on=KEYS, how="left", maintain_order="left")
+    return in_order(variant.runs[0].folder.read_predictions([*KEYS, *columns]), keys)
+
+
+def _fullest_catalogue(variants: Sequence[Variant]) -> pl.DataFrame:
+    """The catalogue of the variant with most text: runs of the same split may read titles or titles and more."""
+    catalogues = (variant.runs[0].folder.read_catalogue() for variant in variants)
+    return max(catalogues, key=lambda catalogue: int(catalogue["text"].str.len_chars().sum() or 0))
 
 
 def _shortened(text: str) -> str:

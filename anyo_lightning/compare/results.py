@@ -1,4 +1,4 @@
-"""What a comparison says, without its form: a line a variant, with intervals, differences, slices and cost."""
+"""What a comparison says, without its form: one line per variant, with intervals, differences, slices and cost."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from anyo_lightning.compare.costs import DEFAULT_COSTS
 from anyo_lightning.compare.rows import SharedRows, is_rank_metric
@@ -47,6 +46,7 @@ class Line:
     seeds: tuple[int | None, ...]
     folders: tuple[Path, ...]
     is_baseline: bool
+    index: str  # that gives the lists; ranks are exact whatever it is
     cells: dict[str, Cell]
     cost: dict[str, Any]  # means over seeds
 
@@ -72,7 +72,6 @@ class Comparison:
     results: Results
     variants: tuple[Variant, ...]  # in the order of the lines
     shared: SharedRows
-    catalogue: pl.DataFrame  # of the run that knows most text of its items
 
 
 def load_results(
@@ -114,12 +113,12 @@ def load_results(
             seeds=tuple(run.seed for run in variant.runs),
             folders=tuple(run.folder.path for run in variant.runs),
             is_baseline=variant is base,
+            index=variant.runs[0].content["protocol"]["index"],
             cells={metric: columns[metric][row] for metric in metrics},
             cost=_mean_cost(variant.runs),
         )
         for variant, row in zip(variants, order, strict=True)
     )
-    catalogue = _fullest_catalogue(variants) if slices else pl.DataFrame()
     rank_metrics = [metric for metric in metrics if is_rank_metric(metric)]
     content = variants[0].runs[0].content
     results = Results(
@@ -128,11 +127,11 @@ def load_results(
         baseline=None if base is None else base.label,
         split=content["split"],
         protocol=content["protocol"],
-        slices=slice_table(variants, shared, catalogue, rank_metrics) if slices and rank_metrics else (),
+        slices=slice_table(variants, shared, rank_metrics) if slices and rank_metrics else (),
         passed_over=tuple(passed_over),
         costs=tuple(costs),
     )
-    return Comparison(results, tuple(variants), shared, catalogue)
+    return Comparison(results, tuple(variants), shared)
 
 
 def is_higher_better(metric: str) -> bool:
@@ -198,9 +197,3 @@ def _mean_cost(runs: Sequence[TestedRun]) -> dict[str, Any]:
     names = [name for name in costs[0] if all(isinstance(cost.get(name), int | float) for cost in costs)]
     means = {name: float(np.mean([cost[name] for cost in costs])) for name in names}
     return {name: int(mean) if mean.is_integer() else mean for name, mean in means.items()}
-
-
-def _fullest_catalogue(variants: Sequence[Variant]) -> pl.DataFrame:
-    """The catalogue of the variant with most text: runs of the same split may read titles or titles and more."""
-    catalogues = (variant.runs[0].folder.read_catalogue() for variant in variants)
-    return max(catalogues, key=lambda catalogue: int(catalogue["text"].str.len_chars().sum() or 0))

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-import torch
 from jaxtyping import Bool, Float, Int
 
 from anyo_lightning.compare.variants import TestedRun, Variant
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation.metrics import hit_rate, mrr, ndcg, recall
+from anyo_lightning.evaluation.metrics import RANK_METRICS
 
 KEYS = ["user_id", "target_item_id"]
-RANK_METRICS = {"hr": hit_rate, "recall": recall, "ndcg": ndcg, "mrr": mrr}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +59,9 @@ class SharedRows:
         user = self.user
         if mask is not None:
             ranks, user = ranks[mask], user[mask]
-        if self.users == len(self.user):  # one row a user: no need to gather, and the order is nobody's business
+        if self.users == len(self.user):  # one row per user: no need to gather, and the order is nobody's business
             user = np.arange(len(user))
-        return RANK_METRICS[name](torch.from_numpy(ranks), torch.from_numpy(user), int(cutoff)).numpy()
+        return RANK_METRICS[name](ranks, user, int(cutoff))
 
 
 def is_rank_metric(metric: str) -> bool:
@@ -72,15 +70,20 @@ def is_rank_metric(metric: str) -> bool:
     return metric.startswith("test/") and name in RANK_METRICS and cutoff.isdigit() and int(cutoff) > 0
 
 
+def in_order(rows: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
+    """Rows in the order of the keys; those of other users or targets are left out."""
+    if rows.select(KEYS).equals(keys):
+        return rows
+    return keys.join(rows, on=KEYS, how="inner", maintain_order="left")
+
+
 def _ranks(run: TestedRun, keys: pl.DataFrame, first: TestedRun) -> np.ndarray:
     """A run's ranks in the order of the keys."""
     found = run.folder.read_predictions([*KEYS, "rank"])
-    if not found.select(KEYS).equals(keys):
-        ordered = keys.join(found, on=KEYS, how="left", maintain_order="left")
-        if len(found) != len(keys) or ordered["rank"].null_count():
-            raise InputError(
-                f"Expected the predictions of {run.folder.path} and of {first.folder.path} to be of the same "
-                f"users and targets, got {len(found)} and {len(keys)} rows that differ"
-            )
-        found = ordered
-    return found["rank"].to_numpy(writable=True)
+    ordered = in_order(found, keys)
+    if not len(found) == len(ordered) == len(keys):
+        raise InputError(
+            f"Expected the predictions of {run.folder.path} and of {first.folder.path} to be of the same "
+            f"users and targets, got {len(found)} and {len(keys)} rows that differ"
+        )
+    return ordered["rank"].to_numpy()

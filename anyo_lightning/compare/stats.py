@@ -2,7 +2,7 @@
 
 What two systems have in common (hard users, easy users) cancels in a paired difference, so that its interval is far
 narrower than the two systems' own intervals make one think. The user is the unit: users are independent, their rows
-and seeds are not, so both are averaged to one value a user first.
+and seeds are not, so both are averaged to one value per user first.
 
 Reference:
     Smucker, Allan and Carterette, "A Comparison of Statistical Significance Tests for Information Retrieval
@@ -42,46 +42,39 @@ class Difference:
 
 
 def paired_differences(
-    systems: Float[np.ndarray, "users systems"],
-    reference: Float[np.ndarray, "users"],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    systems: Float[np.ndarray, "users systems"], reference: Float[np.ndarray, "users"]
 ) -> list[Difference]:
-    """Each system against one reference, corrected for their number.
+    """Each system against one reference, corrected for their number; all see the same bootstrap users.
 
     Args:
-        systems: One value a user and system.
+        systems: One value per user and system.
         reference: The reference's values for the same users in the same order.
-        resamples: Of the permutation test.
-        seed: Of all draws; all systems see the same bootstrap users.
 
     Returns:
-        One difference a system, positive where the system is higher.
+        One difference per system, positive where the system is higher.
     """
     assert len(systems) == len(reference), f"Expected the same users, got {len(systems)} and {len(reference)}"
     if systems.shape[1] == 0:
         return []
     differences = systems - reference[:, None]
-    low, high = bootstrap_means(differences, seed=seed)
-    p = [sign_flip_p(column, resamples=resamples, seed=seed) for column in differences.T]
+    low, high = bootstrap_means(differences)
+    p = [sign_flip_p(column) for column in differences.T]
     columns = zip(differences.mean(axis=0), low, high, p, holm(p), effect_sizes(differences), strict=True)
     return [Difference(*map(float, column)) for column in columns]
 
 
-def sign_flip_p(differences: Float[np.ndarray, "users"], *, resamples: int = RESAMPLES, seed: int = 0) -> float:
+def sign_flip_p(differences: Float[np.ndarray, "users"], *, resamples: int = RESAMPLES) -> float:
     """Two-sided paired permutation test: were the two systems the same, each difference might as well be negated.
 
     It is `scipy.stats.permutation_test` with `permutation_type="samples"` on the mean difference, and is that where the
     differing users are few enough for all sign patterns. Otherwise users are grouped by |difference|, of which rank
     metrics know only a few: the signed sum of n users with the same v is v · (2 · Binomial(n, ½) − n), so a permutation
-    costs a draw a group instead of one a user. With many groups or very many users, where that sum is normal, its
+    costs one draw per group instead of one per user. With many groups or very many users, where that sum is normal, its
     normal distribution with variance Σ difference² is used.
 
     Args:
-        differences: One a user. Zeros take no part, since negating them changes nothing.
-        resamples: Permutations drawn.
-        seed: Of the draws.
+        differences: One per user. Zeros take no part, since negating them changes nothing.
+        resamples: Permutations drawn, always with the same seed.
 
     Returns:
         The p-value, 1 where no user differs or one alone.
@@ -97,7 +90,7 @@ def sign_flip_p(differences: Float[np.ndarray, "users"], *, resamples: int = RES
     magnitudes, counts = np.unique(np.abs(differing).round(9), return_counts=True)
     if len(differing) > SMALLEST_APPROXIMATED or len(magnitudes) > MAGNITUDES_APPROXIMATED:
         return float(2 * stats.norm.sf(total / np.sqrt(np.sum(differing**2))))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     flipped = (2 * generator.binomial(counts, 0.5, size=(resamples, len(counts))) - counts) @ magnitudes
     return float((1 + np.sum(np.abs(flipped) >= total - 1e-6)) / (1 + resamples))
 

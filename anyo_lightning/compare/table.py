@@ -9,12 +9,11 @@ from rich.console import Console
 from anyo_lightning.compare.across_splits import spread_as_markdown, spread_as_rich, spreads
 from anyo_lightning.compare.costs import choose_costs
 from anyo_lightning.compare.exports import as_csv, as_json
-from anyo_lightning.compare.render import WIDTH_OF_A_FILE, as_latex, as_markdown, as_plain, as_rich, write_out
+from anyo_lightning.compare.render import WIDTH_OF_A_FILE, Format, as_latex, as_markdown, as_plain, as_rich, write_out
 from anyo_lightning.compare.report import as_html
 from anyo_lightning.compare.results import Comparison, load_results
 from anyo_lightning.errors import InputError
 
-Format = Literal["rich", "markdown", "latex", "csv", "json", "html"]
 ALWAYS_SLICED = ("csv", "json", "html")
 
 
@@ -22,7 +21,7 @@ def compare(
     runs: list[Path],
     *,
     baseline: str | None = None,
-    format: Format = "rich",  # noqa: A002
+    format: Literal[Format, "html"] = "rich",  # noqa: A002
     metrics: list[str] | None = None,
     columns: list[str] | str | None = None,
     slices: bool = False,
@@ -41,7 +40,7 @@ def compare(
             targets, pflop, ndcg/pflop, memory, trained, checkpoint, catalogue, index, queries/s and views, or `all`; a
             note below the table says what each is. csv, json and html have all of it anyway.
         slices: Whether a table of slices follows (by popularity and ties of the target, length of the history and of
-            the item's text); csv, json and html have them anyway.
+            the item's text, where all runs agree which row is in which); csv, json and html have them anyway.
         across_splits: Instead, each variant's mean, deviation and range over splits that differ in the draw of their
             ties (`--data.ties shuffle --data.ties_seed N`); as `rich` or `markdown`, without a baseline.
         output: File to write instead of the terminal.
@@ -80,7 +79,7 @@ def compare(
         write_out(_as_text(comparison, format), output)
 
 
-def _as_text(comparison: Comparison, format: Format) -> str:  # noqa: A002
+def _as_text(comparison: Comparison, format: Literal[Format, "html"]) -> str:  # noqa: A002
     """The table in one of its forms, as wide as it needs to be."""
     results = comparison.results
     texts = {"markdown": as_markdown, "latex": as_latex, "csv": as_csv, "json": as_json}

@@ -19,22 +19,24 @@ from rich.text import Text
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder, find_runs
 
-# Of the trainer's settings, those that change what is learnt; of the others, seeds and folders differ between seeds.
-TRAINER_SETTINGS = (
-    "max_epochs",
-    "max_steps",
-    "max_time",
-    "limit_train_batches",
-    "overfit_batches",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "precision",
-    "devices",  # batches are a process's: more of them make a larger global batch
-    "num_nodes",
-    "check_val_every_n_epoch",
-    "val_check_interval",
-)
-CALLBACK_SETTINGS = ("monitor", "mode", "patience", "min_delta")  # of early stopping and of the best checkpoint
+# Settings that change neither what is learnt nor what is measured, so that seeds of a variant may differ in them.
+FREE_SETTINGS = {
+    "trainer": (
+        "accelerator",
+        "strategy",
+        "deterministic",
+        "benchmark",
+        "default_root_dir",
+        "logger",
+        "log_every_n_steps",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "profiler",
+    ),
+    "checkpoint": ("dirpath", "verbose", "save_last", "save_top_k"),
+    "early_stopping": ("verbose",),
+    "metrics": ("cutoffs", "top_k", "variant"),
+}
 FOLDER_SETTINGS = ("init_from", "item_vectors_from")  # folders of runs, of which only the variant matters
 
 
@@ -164,24 +166,20 @@ def _grouped(runs: Sequence[TestedRun], *, may_differ: tuple[str, ...] = ("seed"
 
 
 def _settings(folder: RunFolder, may_differ: tuple[str, ...]) -> str:
-    """What a run was trained with, but for its seeds: the same text for runs that may be averaged."""
+    """What a run was trained and tested with, except its seeds: the same text for runs that may be averaged."""
     try:
         config = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ""
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"Expected {folder.config_file} to be YAML, got: {str(error).splitlines()[0]}") from None
-    if not isinstance(config, dict):
-        return ""
-    model, data, trainer = (config.get(name) or {} for name in ("model", "data", "trainer"))
-    data = {name: value for name, value in data.items() if name not in may_differ}
-    callbacks = [
-        [(config.get(block) or {}).get(name) for name in CALLBACK_SETTINGS]
-        for block in ("early_stopping", "checkpoint")
-    ]
-    return json.dumps(
-        [_variants_for_folders(model), data, [trainer.get(name) for name in TRAINER_SETTINGS], callbacks], default=str
-    )
+    free = FREE_SETTINGS | {"data": may_differ}
+    blocks = {  # what stands outside of blocks is about the command: its folder, what it does at its end
+        name: {setting: value for setting, value in block.items() if setting not in free.get(name, ())}
+        for name, block in (config if isinstance(config, dict) else {}).items()
+        if isinstance(block, dict)
+    }
+    return json.dumps(_variants_for_folders(blocks), default=str)
 
 
 def _variants_for_folders(settings: Any) -> Any:

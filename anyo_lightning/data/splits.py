@@ -19,7 +19,7 @@ from rich.console import Console
 from anyo_lightning.data.filtering import Ties, filtered, in_order
 from anyo_lightning.data.item_texts import item_texts
 from anyo_lightning.data.schema import Source, first_few
-from anyo_lightning.data.strategies import TEST, TRAIN, VALIDATION, Settings, Strategy, assign_stages
+from anyo_lightning.data.strategies import TRAIN, VALIDATION, Settings, Strategy, assign_stages
 
 __all__ = ["Queries", "Split", "Strategy", "Ties", "make_split"]
 
@@ -27,7 +27,7 @@ Stage = Literal["validation", "test"]
 
 LARGE_TABLE_ROWS = 500_000  # about a second of sorting
 STAGE_NAMES = ("train", "validation", "test")
-STAGES: dict[Stage, int] = {"validation": VALIDATION, "test": TEST}
+MISSING = -1  # an empty place in a list of items or users: no id
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +132,10 @@ class Split:
         Returns:
             One row per target.
         """
-        rows = np.flatnonzero(self.stages == STAGES[stage])
+        number = STAGE_NAMES.index(stage)
+        rows = np.flatnonzero(self.stages == number)
         users = self.user_of_interaction[rows]
-        earlier = np.concatenate([[0], np.cumsum(self.stages < STAGES[stage])])
+        earlier = np.concatenate([[0], np.cumsum(self.stages < number)])
         start = self.offsets[users]
         end = start + earlier[self.offsets[users + 1]] - earlier[start]
         kept = end > start

@@ -1,6 +1,6 @@
 """`RetrievalMetrics`: builds the index and ranks the whole catalogue in every validation epoch and in the test.
 
-The module gives a query vector a row and, when asked, the vectors of all items. Everything else is here: the index,
+The module gives one query vector per row and, when asked, the vectors of all items. Everything else is here: the index,
 the history mask, ranks, figures. What is logged (`val/ndcg@10` …) is what ModelCheckpoint and EarlyStopping monitor;
 the test also writes the run folder's metrics.json, predictions.parquet and catalogue.parquet.
 """
@@ -96,7 +96,7 @@ class RetrievalMetrics(Callback):
         self.index = index
         self.top_k = max(top_k, *self.cutoffs)
         self.variant, self.folder, self.seed = variant, folder, seed
-        self.collected: list[Evaluation] | None = None  # a probe's tests, in the place of the run folder's results
+        self.collected: list[Evaluation] | None = None  # a probe's tests, instead of the run folder's results
         self._rows: list[Tensor] = []
         self._queries: list[Tensor] = []
         self._started = 0.0

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from jaxtyping import Int
 
 from anyo_lightning.data.splits import Queries, Split
@@ -14,7 +13,15 @@ from anyo_lightning.evaluation.index import index_recall
 from anyo_lightning.evaluation.intervals import bootstrap_means
 from anyo_lightning.evaluation.metrics import average_popularity, coverage, gini, ndcg, user_metrics
 from anyo_lightning.evaluation.ranking import Ranking, list_ranks
-from anyo_lightning.evaluation.slices import slice_figures, slice_masks
+from anyo_lightning.evaluation.slices import (
+    HISTORY_BANDS,
+    TOKEN_BANDS,
+    WORD_BANDS,
+    band,
+    popularity_band,
+    slice_figures,
+    slice_masks,
+)
 
 Figure = dict[str, float | None]
 
@@ -31,29 +38,23 @@ class Evaluation:
     exact_index: bool
 
     def by_user(self) -> dict[str, np.ndarray]:
-        """Every figure that is a mean over users, as one value a user in ascending order of users."""
-        ranking, user = self.ranking, torch.from_numpy(self.queries.user[self.rows])
-        values = user_metrics(torch.from_numpy(ranking.ranks), user, self.cutoffs)
-        counts = torch.from_numpy(self.split.training_counts())
-        lists = torch.from_numpy(self._one_list_a_user(ranking.top_items))
+        """Every figure that is a mean over users, as one value per user in ascending order of users."""
+        ranking, user = self.ranking, self.queries.user[self.rows]
+        values = user_metrics(ranking.ranks, user, self.cutoffs)
+        counts, lists = self.split.training_counts(), self._one_list_per_user(ranking.top_items)
         for k in self.cutoffs:
             values[f"popularity@{k}"] = average_popularity(lists[:, :k], counts)
         if not self.exact_index:
-            target = self.queries.target[self.rows]
-            exact, found = (
-                torch.from_numpy(list_ranks(top, target)) for top in (ranking.exact_top_items, ranking.top_items)
-            )
+            target, exact_lists = self.queries.target[self.rows], self._one_list_per_user(ranking.exact_top_items)
+            exact, found = (list_ranks(top, target) for top in (ranking.exact_top_items, ranking.top_items))
             for k in self.cutoffs:
-                exact_lists, found_lists = (
-                    self._one_list_a_user(top)[:, :k] for top in (ranking.exact_top_items, ranking.top_items)
-                )
-                values[f"index_recall@{k}"] = torch.from_numpy(index_recall(found_lists, exact_lists))
+                values[f"index_recall@{k}"] = index_recall(lists[:, :k], exact_lists[:, :k])
                 values[f"index_ndcg_cost@{k}"] = ndcg(exact, user, k) - ndcg(found, user, k)
-        return {name: value.numpy() for name, value in values.items()}
+        return values
 
     def of_lists(self) -> dict[str, float]:
         """Figures of all lists together, which are not means over users."""
-        lists, size = torch.from_numpy(self._one_list_a_user(self.ranking.top_items)), self.split.catalogue_size
+        lists, size = self._one_list_per_user(self.ranking.top_items), self.split.catalogue_size
         values = {f"coverage@{k}": coverage(lists[:, :k], size) for k in self.cutoffs}
         return values | {f"gini@{k}": gini(lists[:, :k], size) for k in self.cutoffs}
 
@@ -76,19 +77,11 @@ class Evaluation:
 
     def slices(self, prefix: str, item_tokens: np.ndarray | None) -> dict[str, Any]:
         """Figures of each slice of the rows; `item_tokens` are the tokens of each item's text, where known."""
-        masks = slice_masks(
-            target=self.queries.target[self.rows],
-            history_length=self.queries.history_lengths[self.rows],
-            tied=self.queries.tied[self.rows],
-            training_counts=self.split.training_counts(),
-            item_words=np.array([len(text.split()) for text in self.split.item_texts]),
-            item_tokens=item_tokens,
-        )
-        user = self.queries.user[self.rows]
+        masks, user = slice_masks(self._parts(item_tokens)), self.queries.user[self.rows]
         return slice_figures(masks, self.ranking.ranks, user, self.cutoffs, prefix=prefix)
 
     def predictions(self, item_tokens: np.ndarray | None) -> pl.DataFrame:
-        """One line a row: whose, what, at which rank, what was recommended instead, and after which history."""
+        """One line per row: whose, what, at which rank, what was recommended, after which history, in which slices."""
         item_ids, queries, rows, ranking = self.split.item_ids, self.queries, self.rows, self.ranking
         target = queries.target[rows]
         present = ranking.top_items >= 0
@@ -106,12 +99,27 @@ class Evaluation:
                 pl.Series("history_item_ids", [item_ids[queries.history(int(row))].tolist() for row in rows], ids),
                 pl.Series("history_length", queries.history_lengths[rows], pl.Int64),
                 pl.Series("target_count", self.split.training_counts()[target], pl.Int64),
-                pl.Series("target_tied", queries.tied[rows], pl.Boolean),
                 pl.Series("target_tokens", tokens, pl.Int64),
             ]
+        ).hstack(self._parts(item_tokens))
+
+    def _parts(self, item_tokens: np.ndarray | None) -> pl.DataFrame:
+        """In which slice of each group a row is; null in the groups that are not known."""
+        queries, rows = self.queries, self.rows
+        target, counts = queries.target[rows], self.split.training_counts()
+        words = np.array([len(text.split()) for text in self.split.item_texts])
+        unknown = pl.Series([None] * len(rows), dtype=pl.String)
+        return pl.DataFrame(
+            {
+                "target_popularity": popularity_band(target, counts),
+                "history_band": band(queries.history_lengths[rows], HISTORY_BANDS),
+                "target_tied": queries.tied[rows],
+                "target_words_band": band(words[target], WORD_BANDS),
+                "target_tokens_band": unknown if item_tokens is None else band(item_tokens[target], TOKEN_BANDS),
+            }
         )
 
-    def _one_list_a_user(self, lists: np.ndarray) -> np.ndarray:
+    def _one_list_per_user(self, lists: np.ndarray) -> np.ndarray:
         """The list of each user's first row: a user with several targets is still shown one list."""
         kept: np.ndarray = lists[np.unique(self.queries.user[self.rows], return_index=True)[1]]
         return kept

@@ -21,9 +21,9 @@ import faiss
 import numpy as np
 from jaxtyping import Float, Int
 
+from anyo_lightning.data.splits import MISSING
 from anyo_lightning.errors import InputError
 
-MISSING = -1
 ROUNDING = 1e-5  # of a row's largest score: scores that differ by less tie
 
 
@@ -40,7 +40,7 @@ class ItemIndex:
         Where FAISS says that there are few vectors to train on, that is a warning: the index works, less well.
 
         Args:
-            vectors: One vector an item, finite.
+            vectors: One vector per item, finite.
             factory: FAISS factory string, `:` and search parameters after it where it has any: `IVF64,Flat:nprobe=8`,
                 `HNSW32:efSearch=64`.
 
@@ -86,7 +86,7 @@ class ItemIndex:
         """The k best items of each query that are not excluded, best first.
 
         Args:
-            queries: One vector a row, finite.
+            queries: One vector per row, finite.
             k: Length of the lists.
             excluded: The items that each row must not be given; None excludes nothing.
 
@@ -100,8 +100,8 @@ class ItemIndex:
         scores = np.full((rows, k), -np.inf, dtype=np.float32)
         lengths = np.zeros(rows, dtype=np.int64) if excluded is None else np.array([len(e) for e in excluded])
         assert len(lengths) == rows, f"Expected {rows} lists of excluded items, got {len(lengths)}"
-        # Rows are searched together with rows of a like history (up to 16, 32, 64 … items), so that one user with
-        # a very long history does not make everyone's search long.
+        # Rows are searched together with rows whose histories are of similar length (up to 16, 32, 64 … items), so
+        # that one user with a very long history does not make everyone's search long.
         extra = np.where(lengths == 0, 0, 2 ** np.ceil(np.log2(np.maximum(lengths, 16))).astype(np.int64))
         for more in np.unique(extra):
             group = np.flatnonzero(extra == more)
@@ -148,7 +148,7 @@ class ItemIndex:
 
 @contextmanager
 def _faiss_warnings(kind: str) -> Iterator[None]:
-    """What FAISS writes to stderr, past Python, as one warning a sentence: PQ16 says the same thing 16 times."""
+    """What FAISS writes to stderr, past Python, as one warning per sentence: PQ16 says the same thing 16 times."""
     sys.stderr.flush()
     before = os.dup(2)
     try:

@@ -1,7 +1,7 @@
 """95% bootstrap intervals of a mean over users.
 
-The user is what is drawn again: rows of one user are not independent, users are. The same seed and the same number of
-users give the same draws, so intervals can be repeated, and the two sides of a paired difference see the same users.
+The user is what is drawn again: rows of one user are not independent, users are. The same number of users gives the
+same draws, so intervals can be repeated, and the two sides of a paired difference see the same users.
 
 Reference:
     Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile interval).
@@ -17,7 +17,7 @@ DRAWS_AT_ONCE = 2**22  # 32 MiB of indices
 
 
 def bootstrap_means(
-    values: Float[np.ndarray, "users metrics"], *, resamples: int = 2000, seed: int = 0
+    values: Float[np.ndarray, "users metrics"], *, resamples: int = 2000
 ) -> Float[np.ndarray, "2 metrics"]:
     """Lower and upper end of the 95% percentile interval of each column's mean.
 
@@ -25,9 +25,8 @@ def bootstrap_means(
     to about a hundredth of its width, at a fraction of the time.
 
     Args:
-        values: One row a user.
+        values: One row per user.
         resamples: How many times the users are drawn again.
-        seed: Of the draws.
 
     Returns:
         The lower ends, then the upper ends. One user alone gives the mean itself twice.
@@ -37,7 +36,7 @@ def bootstrap_means(
     if users > LARGEST_RESAMPLED:
         half = NORMAL_QUANTILE * values.std(axis=0, ddof=1) / np.sqrt(users)
         return np.stack([values.mean(axis=0) - half, values.mean(axis=0) + half])
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     means = np.empty((resamples, metrics))
     step = max(1, DRAWS_AT_ONCE // users)
     for start in range(0, resamples, step):

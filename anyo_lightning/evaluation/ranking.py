@@ -2,7 +2,7 @@
 
 Rows are cut into blocks by their number alone, and each block meets the whole catalogue in one matrix of scores, from
 which come the target's score and everyone else's. The same row therefore has the same neighbours in the same matrix
-product whatever the batch size or the number of processes, and figures agree to the last bit. Several processes take
+product whatever the batch size or the number of processes, and figures are bit-identical. Several processes take
 whole blocks, and each gets what all have found.
 """
 
@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from rich import get_console
 from rich.errors import LiveError
 from rich.progress import Progress
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from anyo_lightning import distributed
 from anyo_lightning.evaluation.index import ItemIndex, as_found
-from anyo_lightning.evaluation.metrics import mid_ranks
 
 BLOCK_ROWS = 256
 BLOCK_SCORES = 2**26  # 256 MiB in float32
@@ -29,7 +28,7 @@ BLOCK_SCORES = 2**26  # 256 MiB in float32
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """What was ranked: one entry a row, in the order of the rows that were given."""
+    """What was ranked: one entry per row, in the order of the rows that were given."""
 
     ranks: Float[np.ndarray, "rows"]
     top_items: Int[np.ndarray, "rows k"]  # from the index; -1 where a list ends early
@@ -45,7 +44,7 @@ def block_rows(catalogue_size: int) -> int:
 def distinct_rows(
     rows: Int[np.ndarray, "rows"], user: Int[np.ndarray, "queries"], target: Int[np.ndarray, "queries"]
 ) -> Int[np.ndarray, "distinct"]:
-    """Where each (user, target) stands first, in ascending order of its row: a sampler may repeat rows, a user targets.
+    """Where each (user, target) stands first, in ascending order of its row: samplers may repeat rows, users targets.
 
     Args:
         rows: Numbers of rows, in any order.
@@ -117,6 +116,35 @@ def rank(
             for field in fields(Ranking)
         }
     )
+
+
+def mid_ranks(
+    scores: Float[Tensor, "rows catalogue"],
+    target: Int[Tensor, "rows"],
+    excluded: Bool[Tensor, "rows catalogue"] | None = None,
+) -> Float[Tensor, "rows"]:
+    """Rank of each row's target: 1 + (items that score higher) + (other items that score the same) / 2.
+
+    Args:
+        scores: Score of every item of the catalogue, any sign, finite.
+        target: Index of the target.
+        excluded: True where an item does not compete, such as the items of the history. The target always competes.
+
+    Returns:
+        Ranks in float64, from 1 on; with ties they may end in .5.
+
+    Example:
+        >>> mid_ranks(torch.tensor([[-1.0, -2.0, -1.0, -5.0]]), torch.tensor([0]))
+        tensor([1.5000], dtype=torch.float64)
+    """
+    target_scores = scores.gather(1, target[:, None])
+    higher = scores > target_scores
+    tied = scores == target_scores
+    if excluded is not None:
+        higher = higher & ~excluded
+        tied = tied & ~excluded
+    tied = tied.scatter(1, target[:, None], False)  # a target does not tie with itself
+    return 1 + higher.sum(1, dtype=torch.float64) + tied.sum(1, dtype=torch.float64) / 2
 
 
 def _nothing(k: int) -> Ranking:

@@ -1,7 +1,8 @@
 """Parts of the test rows that are worth a figure of their own, each with its number of rows and its intervals.
 
 A mean over all targets hides who pays: rare and unseen targets, short histories, and targets whose place in the
-history is a guess because their timestamp is shared.
+history is a guess because their timestamp is shared. Which part a row is in is a column of predictions.parquet, so that
+a comparison of runs cuts rows as each run's test did.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
+import polars as pl
 from jaxtyping import Bool, Float, Int
 
 from anyo_lightning.evaluation.intervals import bootstrap_means
@@ -17,53 +18,48 @@ from anyo_lightning.evaluation.metrics import user_metrics
 
 HEAD_SHARE = 0.2  # of the items with a training interaction, the most frequent
 TAIL_SHARE = 0.5  # the least frequent
+POPULARITY = ("head", "middle", "tail", "unseen")
 HISTORY_BANDS = (20, 50, 100, 200)
 TOKEN_BANDS = (8, 16, 32)
 WORD_BANDS = (4, 8, 16)
+GROUPS = {  # what is sliced by: its title, and its column in predictions.parquet
+    "target popularity": "target_popularity",
+    "history length": "history_band",
+    "target tied": "target_tied",
+    "target words": "target_words_band",
+    "target tokens": "target_tokens_band",
+}
 
 Masks = dict[str, dict[str, Bool[np.ndarray, "rows"]]]
 
 
-def slice_masks(
-    *,
-    target: Int[np.ndarray, "rows"],
-    history_length: Int[np.ndarray, "rows"],
-    tied: Bool[np.ndarray, "rows"],
-    training_counts: Int[np.ndarray, "catalogue"],
-    item_words: Int[np.ndarray, "catalogue"] | None = None,
-    item_tokens: Int[np.ndarray, "catalogue"] | None = None,
-) -> Masks:
-    """Which rows belong to which slice.
+def slice_masks(rows: pl.DataFrame) -> Masks:
+    """Which rows belong to which slice, as their columns say.
 
     Args:
-        target: Each row's target.
-        history_length: Number of items in each row's history.
-        tied: Whether the target shares its timestamp with another interaction of the user.
-        training_counts: Training interactions of each item of the catalogue.
-        item_words: Words of each item's text, where it has one: known to every run, unlike tokens.
-        item_tokens: Tokens of each item's text, where they are known.
+        rows: The columns of `GROUPS`: bands as `popularity_band` and `band` give them, `target_tied` as a Boolean. A
+            group whose column is missing or not known for each row is left out.
 
     Returns:
-        A mask for each name in each group: `target popularity` (head, middle, tail, unseen), `history length`,
-        `target tied` and, where known, `target words` and `target tokens`. Slices without a row are left out.
+        A mask for each name in each group, in the order of the bands; slices without a row are left out.
     """
+    masks: Masks = {}
+    for group, column in GROUPS.items():
+        if column not in rows.columns or rows[column].null_count():
+            continue
+        values, kind = rows[column], rows[column].dtype
+        names = {name: name for name in kind.categories} if isinstance(kind, pl.Enum) else {"yes": True, "no": False}
+        found = {name: (values == value).to_numpy() for name, value in names.items()}
+        masks[group] = {name: mask for name, mask in found.items() if mask.any()}
+    return masks
+
+
+def popularity_band(target: Int[np.ndarray, "rows"], training_counts: Int[np.ndarray, "catalogue"]) -> pl.Series:
+    """Of each row's target: `head`, `middle`, `tail`, or `unseen` in training (see `popularity_bounds`)."""
     count = training_counts[target]
     head, tail = popularity_bounds(training_counts)
-    groups: Masks = {
-        "target popularity": {
-            "head": count >= head,
-            "middle": (count > tail) & (count < head),
-            "tail": (count > 0) & (count <= tail) & (count < head),
-            "unseen": count == 0,
-        },
-        "history length": bands(history_length, HISTORY_BANDS),
-        "target tied": {"yes": tied, "no": ~tied},
-    }
-    if item_words is not None:
-        groups["target words"] = bands(item_words[target], WORD_BANDS)
-    if item_tokens is not None:
-        groups["target tokens"] = bands(item_tokens[target], TOKEN_BANDS)
-    return {group: {name: mask for name, mask in masks.items() if mask.any()} for group, masks in groups.items()}
+    band = np.select([count >= head, count > tail, count > 0], [0, 1, 2], 3)
+    return _enum(band, POPULARITY)
 
 
 def popularity_bounds(training_counts: Int[np.ndarray, "catalogue"]) -> tuple[int, int]:
@@ -80,13 +76,19 @@ def popularity_bounds(training_counts: Int[np.ndarray, "catalogue"]) -> tuple[in
     return head, tail
 
 
+def band(values: Int[np.ndarray, "rows"], edges: Sequence[int]) -> pl.Series:
+    """The band of each value: up to the first edge, between edges, or above the last one."""
+    names = [f"1-{edges[0]}", *(f"{low + 1}-{high}" for low, high in pairwise(edges)), f"over {edges[-1]}"]
+    return _enum(np.searchsorted(np.asarray(edges), values), names)
+
+
 def slice_figures(
     masks: Masks,
     ranks: Float[np.ndarray, "rows"],
     user: Int[np.ndarray, "rows"],
     cutoffs: Sequence[int],
     *,
-    prefix: str = "test/",
+    prefix: str,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Rank metrics of each slice, means over its users with the 95% intervals of those means.
 
@@ -106,17 +108,15 @@ def slice_figures(
     }
 
 
-def bands(values: Int[np.ndarray, "rows"], edges: Sequence[int]) -> dict[str, Bool[np.ndarray, "rows"]]:
-    """Masks of the values up to the first edge, between edges, and above the last one."""
-    band = np.searchsorted(np.asarray(edges), values)
-    names = [f"1-{edges[0]}", *(f"{low + 1}-{high}" for low, high in pairwise(edges))]
-    return {name: band == index for index, name in enumerate([*names, f"over {edges[-1]}"])}
+def _enum(numbers: np.ndarray, names: Sequence[str]) -> pl.Series:
+    """Names by their numbers, as a type that keeps their order, also in a Parquet file."""
+    return pl.Series(np.asarray(names, dtype=object)[numbers], dtype=pl.Enum(names))
 
 
 def _slice(ranks: np.ndarray, user: np.ndarray, cutoffs: Sequence[int], prefix: str) -> dict[str, Any]:
     """One slice's figures."""
-    by_user = user_metrics(torch.from_numpy(ranks), torch.from_numpy(user), cutoffs)
-    values = torch.stack(list(by_user.values()), dim=1).numpy()
+    by_user = user_metrics(ranks, user, cutoffs)
+    values = np.stack(list(by_user.values()), axis=1)
     metrics = {
         prefix + name: {"value": float(mean), "low": float(low), "high": float(high)}
         for name, mean, low, high in zip(by_user, values.mean(axis=0), *bootstrap_means(values), strict=True)

@@ -53,7 +53,7 @@ def log_slices(loggers: Iterable[Any], slices: dict[str, Any], *, tag: str, step
 
 
 def log_costs(loggers: Iterable[Any], cost: dict[str, float], *, step: int) -> None:
-    """Write the ledger (as in metrics.json), a figure a curve of one point, below `cost/`."""
+    """Write the ledger (as in metrics.json), each figure as a curve of one point, below `cost/`."""
     for writer in _writers(loggers):
         for name, value in cost.items():
             writer.add_scalar(f"cost/{name}", value, step)

@@ -61,7 +61,7 @@ def measure(
         split: The split that the rows are of.
         queries: The rows of one stage.
         rows: Numbers of distinct rows, ascending.
-        query_vectors: A query vector a row.
+        query_vectors: One query vector per row.
         vectors: All item vectors.
         k: Length of the lists.
         mask_history: Whether the items of a history are left out.

@@ -15,7 +15,8 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Split
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation.metrics import mid_ranks, ndcg
+from anyo_lightning.evaluation.metrics import ndcg
+from anyo_lightning.evaluation.ranking import mid_ranks
 from anyo_lightning.models.base import RetrievalModule
 
 LARGEST_CATALOGUE = 30_000  # one-hot item vectors take catalogue² floats: 3.6 GB
@@ -214,7 +215,6 @@ CHOICES = {
 def _best_transitions(data: RecDataModule) -> Transitions:
     """The choice with the highest validation NDCG@10 (the first of equals)."""
     queries, size = data.queries("validation"), data.split.catalogue_size
-    users = torch.from_numpy(queries.user)
     target = torch.from_numpy(queries.target).long()
     seen = torch.zeros(len(queries), size, dtype=torch.bool)
     for row in range(len(queries)):
@@ -230,7 +230,7 @@ def _best_transitions(data: RecDataModule) -> Transitions:
                 latest = torch.from_numpy(queries.history(row)[::-1][:recent].copy()).long()
                 weights[row].index_add_(0, latest, float(decay) ** torch.arange(len(latest), dtype=torch.float32))
             ranks = mid_ranks(weights @ matrix, target, seen)
-            value = float(ndcg(ranks, users, 10).mean())
+            value = float(ndcg(ranks.numpy(), queries.user, 10).mean())
             if value > best_value:
                 best, best_value = Transitions(base.window, base.counts, base.power, recent, float(decay)), value
     return best

@@ -13,10 +13,11 @@ from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
+from anyo_lightning.data.splits import MISSING
 from anyo_lightning.encoders.live import LiveTextEncoders, LiveTextItems, recomputed
 from anyo_lightning.encoders.whitening import Whitened
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation.index import MISSING, ItemIndex
+from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.losses import info_nce
 from anyo_lightning.models.base import RetrievalModule

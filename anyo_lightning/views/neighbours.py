@@ -19,12 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.data.splits import Split
+from anyo_lightning.data.splits import MISSING, Split
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.text_vectors import Pooling, frozen_vectors
 
 UserSemantics = Literal["mean", "texts"]
-MISSING = -1
 PROFILE_TOKENS = 256  # MiniLM's training length; texts are newest first, so that a cut drops the oldest items
 
 

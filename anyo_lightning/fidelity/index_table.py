@@ -1,10 +1,9 @@
-"""Index fidelity as a table (terminal, Markdown, LaTeX, CSV, JSON) and as one page with a plot."""
+"""Index fidelity as a table: terminal, Markdown, LaTeX, CSV, JSON."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import faiss
 import polars as pl
@@ -13,12 +12,8 @@ from rich.text import Text
 
 from anyo_lightning.compare.columns import Column, Style, number
 from anyo_lightning.compare.costs import as_figures
-from anyo_lightning.compare.render import WIDTH_OF_A_FILE, as_plain, latex_table, markdown_table, rich_table
-from anyo_lightning.compare.report import fill_page
+from anyo_lightning.compare.render import WIDTH_OF_A_FILE, Format, as_plain, latex_table, markdown_table, rich_table
 from anyo_lightning.fidelity.measure import Fidelity
-
-Format = Literal["rich", "markdown", "latex", "csv", "json"]
-SCRIPTS = ("compare/report_shared.js", "fidelity/fidelity.js")
 
 
 @dataclass(frozen=True)
@@ -88,22 +83,6 @@ def as_rich(table: FidelityTable, *, width: int) -> Group:
     return Group(Text(table.about, "dim"), "", rich_table(fidelity_columns(table), width), "", notes)
 
 
-def as_page(table: FidelityTable) -> str:
-    """A page with recall against queries a second and the table, as one text."""
-    columns = fidelity_columns(table)
-    content = {
-        "about": table.about,
-        "notes": table.notes,
-        "k": table.k,
-        "columns": [{"header": column.header.strip(), "texts": column.texts} for column in columns],
-        "indexes": [
-            dataclasses.asdict(index) | dict(zip(("kind", "parameters"), _parts(index.factory), strict=True))
-            for index in table.indexes
-        ],
-    }
-    return fill_page("anyo index", "fidelity/fidelity.html", SCRIPTS, content)
-
-
 def fidelity_columns(table: FidelityTable) -> list[Column]:
     """All columns as text."""
     indexes = table.indexes
@@ -126,9 +105,3 @@ def fidelity_columns(table: FidelityTable) -> list[Column]:
 def _signed(change: float) -> str:
     text = number(change, 4)
     return text if text.startswith("-") or not round(change, 4) else f"+{text}"
-
-
-def _parts(factory: str) -> tuple[str, str]:
-    """What was built, and how it was searched: lines of the plot join the same thing built."""
-    kind, _, parameters = factory.partition(":")
-    return kind, parameters
