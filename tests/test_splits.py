@@ -136,19 +136,19 @@ def test_rating_threshold() -> None:
     source = make_source(TOY, rating=[5.0, 5, 5, 5, 1, 5, 5, 5, 5])
     split = make_split(source, k_core=0, rating_threshold=2.0)
     assert sequence(split, "u") == ["a", "b", "c"]
-    refused("a rating column for rating_threshold 2.0", lambda: make_split(make_source(TOY), rating_threshold=2.0))
+    refused("data.columns.rating for .* 2.0", lambda: make_split(make_source(TOY), rating_threshold=2.0))
 
 
 def test_options_out_of_range_and_too_little_data() -> None:
     """Each option is named with what was expected and found."""
     source = make_source(TOY)
-    refused("at least 3 interactions to be left with k_core 5 .* got 0 of 9", lambda: make_split(source))
+    refused("at least 3 interactions to be left with data.k_core 5 .* got 0 of 9", lambda: make_split(source))
     refused("k_core to be 0 or more, got -1", lambda: make_split(source, k_core=-1))
     for ratios in ((0.5, 0.5), (0.0, 0.1)):
-        refused("two positive ratios", lambda r=ratios: make_split(source, k_core=0, strategy="ratio", ratios=r))
+        refused("data.ratios to be positive", lambda r=ratios: make_split(source, k_core=0, strategy="ratio", ratios=r))
     for options in ({"times": (8.0, 3.0)}, {"quantiles": (0.9, 0.8)}):
         refused(
-            "before that of test|increasing quantiles",
+            "data.times to start validation before test|data.quantiles to increase",
             lambda o=options: make_split(source, k_core=0, strategy="global_time", **o),
         )
     pairs: list[Row] = [(user, item, 0.0) for user in "uv" for item in "ab"]

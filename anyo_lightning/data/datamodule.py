@@ -1,11 +1,12 @@
 """One DataModule for every variant: source, split, windows, batches."""
 
 import copy
+import inspect
 import os
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -17,7 +18,7 @@ from anyo_lightning.data.item_texts import item_texts
 from anyo_lightning.data.loader import ResumableLoader
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.sources import Columns, Source, load_source, read_files
-from anyo_lightning.data.splits import Queries, Split, Strategy, Ties, make_split
+from anyo_lightning.data.splits import Queries, Split, make_split
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.data.windows import (
     Supervision,
@@ -38,16 +39,7 @@ class RecDataModule(LightningDataModule):
         interactions: The user's own file of interactions (CSV, TSV, Parquet, JSONL, also .gz).
         items: The user's own catalogue file.
         columns: Names of the columns of these two files.
-        template: Item text with `{column}` fields, such as `{title} ({year}), {genres}`; by default what is there.
         titles_only: Read histories by the first field of the template alone, the title: fewer tokens.
-        k_core: Every user and every item left has at least this many interactions.
-        rating_threshold: Keep only interactions rated at least this.
-        ties: Order of a user's interactions at one timestamp.
-        ties_seed: Seed of `ties: shuffle`.
-        strategy: How to split.
-        ratios: For `ratio`: shares of validation and test.
-        times: For `global_time`: first timestamps of validation and of test.
-        quantiles: For `global_time` without `times`: shares of interactions before validation and before test.
         supervision: `all` trains every item boundary of a window in one pass, `last` one prefix a sample.
         max_items: Most items of a history that are read.
         overlap: Share of a training window that the next one reads again, as context: less is cheaper.
@@ -62,6 +54,7 @@ class RecDataModule(LightningDataModule):
         evaluation_batch_tokens: The same for validation, test and prediction.
         seed: Seed of batches, shuffled ties and cuts; None takes that of `seed_everything`.
         num_workers: Processes that assemble batches; 0 is fast enough for most.
+        **split: Options of `make_split`.
     """
 
     def __init__(
@@ -71,16 +64,7 @@ class RecDataModule(LightningDataModule):
         interactions: Path | None = None,
         items: Path | None = None,
         columns: Columns = Columns(),  # noqa: B008 - frozen
-        template: str | None = None,
         titles_only: bool = False,
-        k_core: int = 5,
-        rating_threshold: float | None = None,
-        ties: Ties = "file_order",
-        ties_seed: int = 0,
-        strategy: Strategy = "leave_one_out",
-        ratios: tuple[float, float] = (0.1, 0.1),
-        times: tuple[float, float] | None = None,
-        quantiles: tuple[float, float] = (0.8, 0.9),
         supervision: Supervision = "all",
         max_items: int = 100,
         overlap: float = 0.5,
@@ -93,6 +77,7 @@ class RecDataModule(LightningDataModule):
         evaluation_batch_tokens: int = 16384,
         seed: int | None = None,
         num_workers: int = 0,
+        **split: Any,
     ) -> None:
         super().__init__()
         sizes = {
@@ -111,17 +96,8 @@ class RecDataModule(LightningDataModule):
                 f"got {max_tokens}"
             )
         self.source, self.interactions, self.items, self.columns = source, interactions, items, columns
-        self.split_settings = {
-            "template": template,
-            "k_core": k_core,
-            "rating_threshold": rating_threshold,
-            "ties": ties,
-            "ties_seed": ties_seed,
-            "strategy": strategy,
-            "ratios": ratios,
-            "times": times,
-            "quantiles": quantiles,
-        }
+        inspect.signature(make_split).bind(None, **split)  # a name that it lacks is a TypeError here, not in `setup`
+        self.split_options = split
         self.titles_only = titles_only
         self.supervision: Supervision = supervision
         self.max_items, self.max_tokens, self.max_item_tokens = max_items, max_tokens, max_item_tokens
@@ -164,7 +140,7 @@ class RecDataModule(LightningDataModule):
         """Fetch and read once, on one process, so that the others find the files."""
         if self._split is None:
             source = self.read()
-            self._split = make_split(source, **self.split_settings)  # type: ignore[arg-type]
+            self._split = make_split(source, **self.split_options)
             self.titles = self._item_titles(source)
 
     def setup(self, stage: str) -> None:
@@ -285,7 +261,7 @@ class RecDataModule(LightningDataModule):
 
     def _item_titles(self, source: Source) -> list[str]:
         """The catalogue's texts by the first field of the template alone."""
-        template = self.split_settings["template"] or source.template
+        template = self.split_options.get("template") or source.template
         title = next((field for _, field, _, _ in string.Formatter().parse(str(template)) if field), None)
         if title is None:  # a catalogue without text
             return self.split.item_texts
