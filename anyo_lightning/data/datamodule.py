@@ -17,7 +17,7 @@ from anyo_lightning.data.batches import HistoryBatch, HistoryDataset, collate
 from anyo_lightning.data.item_texts import item_texts
 from anyo_lightning.data.loader import ResumableLoader
 from anyo_lightning.data.sampler import TokenBudgetBatches
-from anyo_lightning.data.sources import Columns, Source, load_source, read_files
+from anyo_lightning.data.sources import NAMES, Columns, Source, load_source, read_files
 from anyo_lightning.data.splits import Queries, Split, make_split
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.data.windows import (
@@ -36,9 +36,9 @@ class RecDataModule(LightningDataModule):
 
     Args:
         source: Named data set (`ml-100k`) or folder in a published form; not with `interactions`.
-        interactions: The user's own file of interactions (CSV, TSV, Parquet, JSONL, also .gz).
+        interactions: The user's own file of interactions (CSV, TSV, Parquet, JSON; also .gz, .zip).
         items: The user's own catalogue file.
-        columns: Names of the columns of these two files.
+        columns: Names of the columns of these two files, or their positions.
         titles_only: Read histories by the first field of the template alone, the title: fewer tokens.
         supervision: `all` trains every item boundary of a window in one pass, `last` one prefix a sample.
         max_items: Most items of a history that are read.
@@ -131,9 +131,13 @@ class RecDataModule(LightningDataModule):
             InputError: When it cannot be found or read.
         """
         if self.interactions is not None:
+            if self.source not in NAMES:
+                raise InputError(f"Expected data.source or data.interactions, got both: {self.source}")
             return read_files(self.interactions, self.items, columns=self.columns)
-        if self.items is not None:
-            raise InputError("Expected data.interactions beside data.items, got no file")
+        for name, value in {"items": self.items, **vars(self.columns)}.items():
+            if value != getattr(Columns, name, None):
+                name = name if name == "items" else f"columns.{name}"
+                raise InputError(f"Expected data.interactions beside data.{name} {value}, got no file")
         return load_source(self.source)
 
     def prepare_data(self) -> None:
