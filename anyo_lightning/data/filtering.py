@@ -10,13 +10,17 @@ from anyo_lightning.data.schema import Source, first_few
 from anyo_lightning.errors import InputError
 
 Ties = Literal["file_order", "item_id", "shuffle"]
+Duplicates = Literal["keep", "first", "last"]
 
 
-def filtered(source: Source, *, rating_threshold: float | None, k_core: int) -> tuple[pl.DataFrame, pl.Series]:
+def filtered(
+    source: Source, *, duplicates: Duplicates, rating_threshold: float | None, k_core: int
+) -> tuple[pl.DataFrame, pl.Series]:
     """The interactions that are rated highly enough and belong to the k-core, with integers for the ids.
 
     Args:
         source: What was read.
+        duplicates: Which of the rows that are equal in all columns are kept: all, the first or the last one.
         rating_threshold: The lowest rating that is kept; `None` keeps all.
         k_core: Every user and item left has at least this many of the interactions left.
 
@@ -31,6 +35,14 @@ def filtered(source: Source, *, rating_threshold: float | None, k_core: int) -> 
     if k_core < 0:
         raise InputError(f"Expected data.k_core to be 0 or more, got {k_core}")
     table = source.interactions
+    match duplicates:
+        case "first" | "last":
+            compared = [name for name in table.columns if source.timed or name != "timestamp"]
+            table = table.unique(compared, keep=duplicates, maintain_order=True)
+        case "keep":
+            pass
+        case _:
+            raise InputError(f"Expected data.duplicates keep, first or last, got {duplicates!r}")
     if rating_threshold is not None:
         if "rating" not in table.columns:
             raise InputError(f"Expected data.columns.rating for data.rating_threshold {rating_threshold}, got none")
