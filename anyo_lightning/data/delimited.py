@@ -76,11 +76,10 @@ def read_delimited(
         width = len(names)
         uneven = ((fields < width) if len(separator) > 1 else (fields != width)).fill_null(False)
         if quotes and found["quote"].any():
-            rows, problem = _quoted(source, separator, width, path)
+            rows, problem = _quoted(source, separator, width, [names.index(name) for name in wanted], path)
             if not problem and (len(rows) == len(fields) - fields.null_count() or uneven.any()):
-                kept = [names.index(name) for name in wanted]
-                data = [[row[place] for place in kept] for row in rows[has_header:]]
-                return not_empty(pl.DataFrame(data, schema=dict.fromkeys(wanted, pl.String), orient="row"), path)
+                values = zip(*rows[has_header:], strict=True)
+                return not_empty(pl.DataFrame(dict(zip(wanted, values, strict=False))), path)
             if uneven.any() or separator != "\t":
                 raise InputError(
                     problem or f"Expected each quote in {path} to close in its own line, got one that swallows rows"
@@ -119,9 +118,11 @@ def _header(line: str, separator: str, path: Path, *, quotes: bool) -> list[str]
     return names
 
 
-def _quoted(source: Content, separator: str, width: int, path: Path) -> tuple[list[list[str]], str]:
-    """All records, header included, by RFC 4180; or what is wrong with one."""
-    rows: list[list[str]] = []
+def _quoted(
+    source: Content, separator: str, width: int, kept: list[int], path: Path
+) -> tuple[list[tuple[str, ...]], str]:
+    """These fields of all records, header included, by RFC 4180; or what is wrong with one."""
+    rows: list[tuple[str, ...]] = []
     with io.TextIOWrapper(open_binary(source), encoding="utf-8-sig", newline="") as text:
         reader = csv.reader(text, delimiter=separator, strict=True)
         line = 1
@@ -130,7 +131,7 @@ def _quoted(source: Content, separator: str, width: int, path: Path) -> tuple[li
                 if row and len(row) != width:
                     return [], f"Expected {_count(width)} in line {line} of {path}, got {len(row)}"
                 if row:
-                    rows.append(row)
+                    rows.append(tuple([row[place] for place in kept]))
                 line = reader.line_num + 1
         except csv.Error as error:
             return [], f"Expected well-formed quotes in line {line} of {path}, got: {error}"

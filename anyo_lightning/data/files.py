@@ -55,14 +55,19 @@ def open_binary(source: Content) -> IO[bytes]:
 
 
 def first_line(source: Content) -> str:
-    """The first line that is not blank; empty when there is none.
+    """The first line that is not blank.
 
     Args:
         source: What `content` gave.
+
+    Raises:
+        NoDataError: When there is none; `explaining` turns it into a sentence.
     """
     with open_binary(source) as file:
         lines = (line.decode("utf-8-sig", errors="replace").strip() for line in file)
-        return next(filter(None, lines), "")
+        if found := next(filter(None, lines), ""):
+            return found
+    raise NoDataError
 
 
 def check_columns(names: Sequence[str], required: Sequence[str], path: Path | str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from polars.exceptions import NoDataError
 
 from anyo_lightning.data.files import Content, check_columns, content, first_line, not_empty, open_binary, reading
 from anyo_lightning.errors import InputError
@@ -39,7 +40,8 @@ def read_json(path: Path, *, required: Sequence[str], optional: Sequence[str] | 
                 frame = pl.read_json(file.read(), infer_schema_length=None).lazy()
         else:
             frame = pl.scan_ndjson(_never_a_pattern(source), infer_schema_length=None)
-        names = frame.collect_schema().names()
+        if not (names := frame.collect_schema().names()):
+            raise NoDataError
         check_columns(names, required, path)
         table = frame.select(n for n in names if optional is None or n in {*required, *optional}).collect()
     return not_empty(table, path)

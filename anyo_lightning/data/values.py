@@ -122,7 +122,7 @@ def text(column: pl.Series) -> pl.Series:
         column = column.cast(pl.Int64, strict=False)
     strings = column.cast(pl.String)
     filled = strings.filter(strings != "")
-    if column.dtype == pl.String and len(filled) and filled.str.contains(WHOLE).all():
+    if column.dtype == pl.String and len(filled) and filled[0].endswith(".0") and filled.str.contains(WHOLE).all():
         strings = strings.str.strip_suffix(".0")
     return strings
 
