@@ -81,6 +81,7 @@ INTERACTIONS: list[tuple[str, str | bytes | None, str, str]] = [
     ),
     ("x.json", "{'user_id': 1}\n{'user_id': open}\n", "", "Expected a dictionary in line 2 of .*x.json, got \"{'user"),
     ("x.json", "{'user_id': 1}\n" + "[" * 100_000, "", "Expected a dictionary in line 2 of .*x.json"),
+    ("x.csv", LOG.replace("\n", "\r"), "", "Expected a readable, well-formed file at .*x.csv, got: new-line character"),
     # columns
     ("x.csv", LOG, "--columns.user who", "Expected column who in .*x.csv, got the columns user_id, item_id, timestamp"),
     ("x.parquet", parquet(), "--columns.rating stars", "Expected column stars in .*x.parquet, got the columns user_id"),
@@ -113,7 +114,7 @@ INTERACTIONS: list[tuple[str, str | bytes | None, str, str]] = [
     ("x.csv", LOG + "w,i,\n", "", "Expected a number as timestamp in .*x.csv, got None in row 4"),
     (
         "x.csv",
-        LOG + "w,i,0.12345678901234567\nw,j,0.12345678901234568\n",
+        LOG + "w,i,1700000000.123456701\nw,j,1700000000.123456702\n",
         "",
         "Expected numbers of at most 15 digits as timestamp in .*x.csv",
     ),

@@ -109,7 +109,7 @@ def test_recbole_benchmark_files_become_a_split_column(tmp_path: Path) -> None:
 
 
 def test_movielens_100k_folder(tmp_path: Path) -> None:
-    """GroupLens's own ML-100K: Latin-1, a flag a genre, the year in the title."""
+    """GroupLens's own ML-100K: Latin-1, one flag per genre, the year in the title."""
     write(tmp_path / "u.data", _lines("\t"))
     flags = ["0"] * 19
     flags[5] = flags[16] = "1"
@@ -228,6 +228,10 @@ def test_json_arrays_and_python_dictionaries(tmp_path: Path) -> None:
             source = read_files(log, catalogue, columns=Columns(rating="rating"))
             expect(source, ["Käse", ""])
             assert source.items["tags"].to_list() == ["a, it's", ""]
+    marked = write(tmp_path / "marked.jsonl", "\ufeff" + forms["lines"](users))
+    assert read_files(marked, None, columns=Columns()).interactions.height == 3
+    mixed = write(tmp_path / "mixed.json", "{'item_id': 'i1', 'price': 4.99}\n{'item_id': 'i2', 'price': 'Free'}\n")
+    assert read_files(log, mixed, columns=Columns()).items["price"].to_list() == ["4.99", "Free"]
 
 
 def test_dates_as_text(tmp_path: Path) -> None:
@@ -414,7 +418,7 @@ def test_amazon_folders_with_bad_files(tmp_path: Path) -> None:
     write(tmp_path / "meta_X.jsonl.gz", '{"parent_asin":"i","title":"t"}\n')
     refused("one file with reviews and one meta_ file in .*, got meta_X.jsonl.gz", lambda: load_source(tmp_path))
     reviews = write(tmp_path / "X.jsonl.gz", "")
-    refused("rows in .*X.jsonl.gz, got an empty table", lambda: load_source(tmp_path))
+    refused("rows in .*X.jsonl.gz, got an empty file", lambda: load_source(tmp_path))
     write(reviews, '{"user_id":"u","parent_asin":"i","rating":1,"time":1}\n')
     refused("column timestamp in .*, got the columns user_id, parent_asin, rating, time", lambda: load_source(tmp_path))
     write(tmp_path / "Y.jsonl", "{}\n")

@@ -1,6 +1,7 @@
 """What a file holds, plain, gzip or zip, and what is wrong with it in one sentence."""
 
 import codecs
+import csv
 import gzip
 import io
 import zipfile
@@ -149,7 +150,14 @@ def explaining(path: Path) -> Iterator[None]:
         raise InputError(f"Expected UTF-8 text in {path}, got other bytes") from None
     except EOFError:
         raise InputError(f"Expected a complete file at {path}, got a truncated one") from None
-    except (PolarsError, OSError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: a password
+    except (
+        PolarsError,
+        OSError,
+        zlib.error,
+        zipfile.BadZipFile,
+        csv.Error,
+        RuntimeError,
+    ) as error:  # a password is a RuntimeError
         reason = " ".join(str(error).split())
         if "empty reader" in reason:  # what polars calls a gzip file of no lines
             raise InputError(f"Expected rows in {path}, got an empty file") from None

@@ -1,6 +1,7 @@
 """JSON: one object per line, an array of them, or Python dictionaries, one per line, as some data sets have."""
 
 import ast
+import codecs
 import io
 import json
 import re
@@ -39,7 +40,7 @@ def read_json(path: Path, *, required: Sequence[str], optional: Sequence[str] | 
             with open_binary(source) as file:
                 frame = pl.read_json(file.read(), infer_schema_length=None).lazy()
         else:
-            frame = pl.scan_ndjson(_never_a_pattern(source), infer_schema_length=None)
+            frame = pl.scan_ndjson(_for_polars(source), infer_schema_length=None)
         if not (names := frame.collect_schema().names()):
             raise NoDataError
         check_columns(names, required, path)
@@ -68,16 +69,21 @@ def read_json_lines(path: Path, *, required: Sequence[str], optional: Sequence[s
             rows = ([_json_text(row.get(name)) for name in fields] for row in _literals(path, path))
             table = pl.DataFrame(list(rows), schema=schema, orient="row")
         else:
-            table = pl.scan_ndjson(_never_a_pattern(path), schema=schema).collect()
+            table = pl.scan_ndjson(_for_polars(path), schema=schema).collect()
     not_empty(table, path)
     if any(table[name].null_count() == table.height for name in required):
         check_columns(read_json(path, required=()).columns, required, path)
     return table
 
 
-def _never_a_pattern(source: Content) -> Content:
-    """What polars reads as it is: a path with one of these characters would be a pattern to it."""
-    return io.BytesIO(source.read_bytes()) if isinstance(source, Path) and set("*?[") & set(str(source)) else source
+def _for_polars(source: Content) -> Content:
+    """The bytes themselves where polars takes a path for a pattern, or stumbles over a mark of byte order."""
+    with open_binary(source) as file:
+        marked = file.read(3) == codecs.BOM_UTF8
+        if not marked and not set("*?[") & set(str(source)):
+            return source
+        file.seek(0)
+        return io.BytesIO(file.read().removeprefix(codecs.BOM_UTF8))
 
 
 def _is_literal(line: str) -> bool:
