@@ -67,7 +67,7 @@ def test_stray_quotes_in_tab_separated_files_are_text(tmp_path: Path) -> None:
     [
         ("x.csv", 'a,b\n1,"x\n2,y\n3,z\n', "well-formed quotes in line 2 of .*x.csv, got: unexpected end of data"),
         ("x.csv", 'a,b\n0,q\n1,"x" y\n2,y\n', "well-formed quotes in line 3 of .*x.csv, got: ',' expected after '\"'"),
-        ("x.csv", 'a,b\n1,"\n2,y\n3,"\n', "each quote in .*x.csv to close in its own line, got one that swallows rows"),
+        ("x.csv", 'a,b\n1,"\n2,y\n3,"\n', "the quote in line 2 of .*x.csv to close there, got one that swallows rows"),
         ("x.csv", 'a,b\n1,"x"\n2\n', "2 fields in line 3 of .*x.csv, got 1"),
         ("x.csv", 'a,b\n\n1,"x\ny"\n2,y,z\n', "2 fields in line 5 of .*x.csv, got 3"),
         ("x.tsv", 'a\tb\n1\t"x\n2\ty\tz\n', "well-formed quotes in line 2 of .*x.tsv"),
@@ -135,6 +135,10 @@ def test_positions_in_files_without_a_header(tmp_path: Path) -> None:
     assert source.interactions.rows() == [("0", "22847", 1287532527.0), ("0", "420315", 1287440263.0)]
     assert source.items.rows() == [("22847", "Place A"), ("420315", "Place B")]
     assert source.template == "{0}"
+    quoted = _written(tmp_path / "q.csv", '"a, b",i,1\n')
+    assert read_files(quoted, None, columns=Columns(user="0", item="1", timestamp="2")).interactions.rows() == [
+        ("a, b", "i", 1)
+    ]
     with pytest.raises(InputError, match=r"column 9 in .*x.txt, got the columns 0, 1, 2, 3"):
         read_files(log, None, columns=Columns(user="9", item="3", timestamp="1"))
 

@@ -271,7 +271,7 @@ def test_moments_closer_than_a_microsecond_stay_apart(tmp_path: Path) -> None:
 
 
 def test_ids_of_every_kind(tmp_path: Path) -> None:
-    """Large unsigned integers stay as they are; floating-point numbers that several ids become are refused."""
+    """Large unsigned integers stay as they are; floating-point numbers that stand for several ids are refused."""
     large = pl.Series([2**64 - 1, 2**64 - 2], dtype=pl.UInt64)
     table = pl.DataFrame({"user_id": large, "item_id": ["i", "j"], "timestamp": [1, 2]})
     source = read_files(write_table(table, tmp_path / "a.parquet"), None, columns=Columns())
@@ -281,7 +281,7 @@ def test_ids_of_every_kind(tmp_path: Path) -> None:
         bad = table[:1].with_columns(user_id=pl.Series(values, dtype=dtype))
         path = write_table(bad, tmp_path / f"b{number}.parquet")
         refused(
-            "user_id in .* as integers or text, got the floating", lambda p=path: read_files(p, None, columns=Columns())
+            "user_id in .* as integers or text, got floating", lambda p=path: read_files(p, None, columns=Columns())
         )
     log = write(tmp_path / "c.csv", "user_id,item_id,timestamp\n1.0,2.0,3.0\n")  # pandas, where a value was missing
     items = write(tmp_path / "i.csv", "Item,Title,Release Year\n2,T,1950.0\n3,U,\n")

@@ -66,24 +66,25 @@ def read_delimited(
         positions = bool(required) and all(name.isdecimal() for name in required)
         if columns is not None:
             names = list(columns)
-        elif positions:
-            names = [str(position) for position in range(fields[start])]
         else:
-            names = _header(lines.slice(start, 1).collect().item(), separator, path, quotes=quotes)
+            first = lines.slice(start, 1).collect().item()
+            names = next(csv.reader([first], delimiter=separator)) if quotes else first.split(separator)
+            names = [str(place) if positions else name.strip() or str(place) for place, name in enumerate(names)]
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise InputError(f"Expected each column once in {path}, got {', '.join(repeated)} repeatedly")
         check_columns(names, required, path)
         wanted = [name for name in names if optional is None or name in {*required, *optional}]
         has_header = columns is None and not positions
         width = len(names)
         uneven = ((fields < width) if len(separator) > 1 else (fields != width)).fill_null(False)
         if quotes and found["quote"].any():
-            rows, problem = _quoted(source, separator, width, [names.index(name) for name in wanted], path)
-            if not problem and (len(rows) == len(fields) - fields.null_count() or uneven.any()):
+            kept = [names.index(name) for name in wanted]
+            rows, problem = _quoted(source, separator, width, kept, path, across_lines=uneven.any())
+            if not problem:
                 values = zip(*rows[has_header:], strict=True)
                 return not_empty(pl.DataFrame(dict(zip(wanted, values, strict=False))), path)
             if uneven.any() or separator != "\t":
-                raise InputError(
-                    problem or f"Expected each quote in {path} to close in its own line, got one that swallows rows"
-                )
+                raise InputError(problem)
         if uneven.any():
             number = uneven.arg_max() or 0
             raise InputError(f"Expected {_count(width)} in line {number + 1} of {path}, got {fields[number]}")
@@ -110,16 +111,8 @@ def _scan(source: Content, names: Sequence[str], separator: str, *, skip: int = 
     )
 
 
-def _header(line: str, separator: str, path: Path, *, quotes: bool) -> list[str]:
-    fields = next(csv.reader([line], delimiter=separator)) if quotes else line.split(separator)
-    names = [field.strip() or str(position) for position, field in enumerate(fields)]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"Expected each column once in {path}, got {', '.join(repeated)} repeatedly")
-    return names
-
-
 def _quoted(
-    source: Content, separator: str, width: int, kept: list[int], path: Path
+    source: Content, separator: str, width: int, kept: list[int], path: Path, *, across_lines: bool
 ) -> tuple[list[tuple[str, ...]], str]:
     """These fields of all records, header included, by RFC 4180; or what is wrong with one."""
     rows: list[tuple[str, ...]] = []
@@ -132,6 +125,8 @@ def _quoted(
                     return [], f"Expected {_count(width)} in line {line} of {path}, got {len(row)}"
                 if row:
                     rows.append(tuple([row[place] for place in kept]))
+                if reader.line_num > line and not across_lines:
+                    return [], f"Expected the quote in line {line} of {path} to close there, got one that swallows rows"
                 line = reader.line_num + 1
         except csv.Error as error:
             return [], f"Expected well-formed quotes in line {line} of {path}, got: {error}"

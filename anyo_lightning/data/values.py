@@ -29,8 +29,8 @@ def identifiers(column: pl.Series, path: Path) -> pl.Series:
         large = (column.abs() >= (2**24 if column.dtype == pl.Float32 else 2**53)).fill_null(False)
         if large.any():
             raise InputError(
-                f"Expected {column.name} in {path} as integers or text, got the floating-point number "
-                f"{column[large.arg_max() or 0]!r} in {_row(large)}, which several ids become"
+                f"Expected {column.name} in {path} as integers or text, got floating-point numbers too large to tell "
+                f"ids apart: {column[large.arg_max() or 0]!r} in {_row(large)}"
             )
     ids = text(column)
     empty = ids.is_null() | (ids == "")
