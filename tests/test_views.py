@@ -138,7 +138,7 @@ def test_store_finds_answers_by_what_was_asked(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="damaged"):
         assert len(first.read()) == 1
     assert len(first.read()) == 1
-    assert len(list(first.folder.glob("*.damaged"))) == 1
+    assert len(list(first.folder.glob("*.damaged-1"))) == 1
 
 
 def test_views_leave_out_the_last_training_item(

@@ -1,20 +1,17 @@
-"""Amazon reviews with their metadata, one category a folder: JSON lines of 2014, 2018 and 2023."""
+"""Amazon reviews with their metadata, one folder per category: JSON lines of 2014, 2018 and 2023."""
 
-import ast
-import gzip
+import html
 import json
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import polars as pl
-import rich.progress
-from rich.console import Console
 
-from anyo_lightning.data.files import explaining, not_empty, read_json_lines
-from anyo_lightning.data.schema import Columns, Source, first_few, make_source
+from anyo_lightning.data.files import explaining, first_line
+from anyo_lightning.data.json_lines import read_json_lines
+from anyo_lightning.data.schema import Columns, Source, make_source
 from anyo_lightning.errors import InputError
 
 UNTIL_2018 = Columns(user="reviewerID", item="asin", timestamp="unixReviewTime", rating="overall")
@@ -27,22 +24,29 @@ TEXTS = {
     "price": ("price",),
     "categories": ("categories", "category"),
     "description": ("description",),
+    "features": ("features", "feature"),
+    "details": ("details",),
 }
-ENTITIES = {"&amp;": "&", "&quot;": '"', "&#39;": "'", "&lt;": "<", "&gt;": ">", "&nbsp;": " "}
+LISTS = ("categories", "description", "features", "details")  # JSON text, or in some releases plain text
+TAGS = re.compile(
+    r"</?(?:a|b|big|blockquote|br|center|div|em|font|h[1-6]|hr|i|img|li|ol|p|small|span|strong|sub|sup|table|tbody|td"
+    r"|th|tr|u|ul)\b[^<>]*>",
+    re.IGNORECASE,
+)
 
 
 def read_amazon(folder: Path) -> Source | None:
     """Read the reviews and metadata of one category, plain or gzip.
 
     The published metadata repeat some items (the first one counts) and lack others (they are kept, without text).
-    Both are counted in a warning.
+    Both are counted in a warning. HTML in texts is read as what it shows.
 
     Args:
         folder: Folder with one `meta_*.json*` file and one other `*.json*` file with the reviews.
 
     Returns:
-        The data set with `title`, `brand`, `price`, `categories` and `description`, or `None` when the folder has no
-        `meta_*.json*` file.
+        The data set with `title`, `brand`, `price`, `categories`, `description`, `features` and `details`, or `None`
+        when the folder has no `meta_*.json*` file.
 
     Raises:
         InputError: When there is not one file with reviews and one with metadata, or a file is bad.
@@ -57,78 +61,51 @@ def read_amazon(folder: Path) -> Source | None:
             f"Expected one file with reviews and one meta_ file in {folder}, got {', '.join(p.name for p in files)}"
         )
     path, items_path = reviews[0], metadata[0]
-    columns = UNTIL_2018 if '"reviewerID"' in _first_line(path) else SINCE_2023
-    wanted = [columns.user, columns.item, columns.timestamp, str(columns.rating)]
+    with explaining(path):
+        columns = UNTIL_2018 if '"reviewerID"' in first_line(path) else SINCE_2023
+    wanted = [columns.user, columns.item, str(columns.timestamp), str(columns.rating)]
     interactions = read_json_lines(path, required=wanted)
-    items = _metadata(items_path, columns.item)
-    items = _one_row_each(items, interactions[columns.item].unique(maintain_order=True), columns.item, items_path)
-    return make_source(folder.name, interactions, items, columns=columns, paths=(path, items_path))
+    items = read_json_lines(
+        items_path, required=[columns.item], optional=[name for names in TEXTS.values() for name in names]
+    )
+    items = items.join(interactions, on=columns.item, how="semi", maintain_order="left") if items.height else items
+    texts = (_plain(items, ours, names) for ours, names in TEXTS.items())
+    return make_source(
+        folder.name, interactions, items.select(columns.item, *texts), columns=columns, paths=(path, items_path)
+    )
 
 
-def _metadata(path: Path, item: str) -> pl.DataFrame:
-    fields = [name for names in TEXTS.values() for name in names]
-    if _first_line(path).lstrip().startswith("{'"):
-        table = pl.DataFrame(
-            list(_literals(path, [item, *fields])), schema=dict.fromkeys([item, *fields], pl.String), orient="row"
-        )
-        not_empty(table, path)
-    else:
-        table = read_json_lines(path, required=[item], optional=fields)
-    texts = (pl.coalesce(_plain(pl.col(name)) for name in names).alias(ours) for ours, names in TEXTS.items())
-    return table.select(item, *texts)
+def _plain(items: pl.DataFrame, ours: str, names: tuple[str, ...]) -> pl.Series:
+    values = items.select(pl.coalesce(names)).to_series()
+    read = (_joined(value) if ours in LISTS and value else value for value in values)
+    return pl.Series(ours, [value and _without_html(value) for value in read], dtype=pl.String)
 
 
-def _plain(text: pl.Expr) -> pl.Expr:
-    """Join the strings of a JSON list with commas, each once; leave any other text as it is."""
-    strings = text.str.extract_all(r'"(?:[^"\\]|\\.)+"')
-    joined = strings.list.eval(pl.element().str.slice(1).str.head(-1)).list.unique(maintain_order=True).list.join(", ")
-    plain = pl.when(text.str.starts_with("[")).then(joined.str.replace_all(r'\\(["\\/])', "$1")).otherwise(text)
-    return plain.str.replace_many(ENTITIES)
+def _joined(text: str) -> str:
+    """The strings of a JSON list, however deep, and `key: value` of an object, each once; any other text as it is."""
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return ", ".join(dict.fromkeys(_strings(json.loads(text))))
+    except ValueError:
+        return text
 
 
-def _one_row_each(items: pl.DataFrame, wanted: pl.Series, item: str, path: Path) -> pl.DataFrame:
-    """The rows of the items that have reviews, the first of each, and empty rows for items that are not there."""
-    items = items.join(wanted.to_frame(item), on=item, how="semi", maintain_order="left")
-    unique = items.unique(item, keep="first", maintain_order=True)
-    if repeated := items.height - unique.height:
-        warnings.warn(f"{repeated} rows of {path.name} repeat an item: the first row counts.", stacklevel=4)
-    lacking = wanted.to_frame(item).join(unique, on=item, how="anti", maintain_order="left")
-    if lacking.height:
-        warnings.warn(
-            f"{path.name} lacks {lacking.height} of {len(wanted)} items with reviews ({first_few(lacking[item])}): "
-            "they are kept, without text.",
-            stacklevel=4,
-        )
-    return pl.concat([unique, lacking], how="diagonal")
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        for part in value:
+            yield from _strings(part)
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            if joined := ", ".join(_strings(part)):
+                yield f"{name}: {joined}"
+    elif value is not None and value != "":
+        yield str(value)
 
 
-def _first_line(path: Path) -> str:
-    with explaining(path), path.open("rb") as raw:
-        return next(_lines(raw, path), b"").decode("utf8", errors="replace")
-
-
-def _literals(path: Path, fields: list[str]) -> Iterator[tuple[str | None, ...]]:
-    """The named fields of lines that are Python dictionaries, as 2014's metadata are."""
-    description = f"Reading {path.name}"
-    with explaining(path), rich.progress.open(path, "rb", description=description, console=Console(stderr=True)) as raw:
-        for number, line in enumerate(_lines(raw, path), 1):
-            text = line.decode("utf8")
-            try:
-                row = ast.literal_eval(text)
-            except (SyntaxError, ValueError):
-                row = None
-            if not isinstance(row, dict):
-                raise InputError(f"Expected a dictionary in line {number} of {path}, got {text[:40]!r}")
-            yield tuple(_string(row.get(name)) for name in fields)
-
-
-def _lines(raw: IO[bytes], path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        is_gzip = file.read(2) == b"\x1f\x8b"
-    return iter(gzip.GzipFile(fileobj=raw) if is_gzip else raw)
-
-
-def _string(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+def _without_html(text: str) -> str:
+    """What a browser shows: entities as characters, also those that were escaped twice, and no tags."""
+    for _ in range(2):
+        if "&" in text:
+            text = re.sub(r"&#?\w+;", lambda entity: html.unescape(entity[0]), text)
+    return TAGS.sub(" ", text) if "<" in text else text

@@ -1,10 +1,11 @@
 """One DataModule for every variant: source, split, windows, batches."""
 
 import copy
+import inspect
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -14,8 +15,8 @@ from anyo_lightning.data.batches import HistoryBatch, HistoryDataset, collate
 from anyo_lightning.data.item_texts import item_texts
 from anyo_lightning.data.loader import ResumableLoader
 from anyo_lightning.data.sampler import TokenBudgetBatches
-from anyo_lightning.data.sources import Columns, Source, load_source, read_files
-from anyo_lightning.data.splits import Queries, Split, Strategy, Ties, make_split
+from anyo_lightning.data.sources import NAMES, Columns, Source, load_source, read_files
+from anyo_lightning.data.splits import Queries, Split, make_split
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.data.windows import (
     Supervision,
@@ -41,19 +42,10 @@ class RecDataModule(LightningDataModule):
 
     Args:
         source: Named data set (`ml-100k`) or folder in a published form; not with `interactions`.
-        interactions: The user's own file of interactions (CSV, TSV, Parquet, JSONL, also .gz).
+        interactions: The user's own file of interactions (CSV, TSV, Parquet, JSON; also .gz, .zip).
         items: The user's own catalogue file.
-        columns: Names of the columns of these two files.
-        template: Item text with `{column}` fields, such as `{title} ({year}), {genres}`; by default what is there.
+        columns: Names of the columns of these two files, or their positions.
         titles_only: Read histories by the first field of the template alone, the title: fewer tokens.
-        k_core: Every user and every item left has at least this many interactions.
-        rating_threshold: Keep only interactions rated at least this.
-        ties: Order of a user's interactions at one timestamp.
-        ties_seed: Seed of `ties: shuffle`.
-        strategy: How to split.
-        ratios: For `ratio`: shares of validation and test.
-        times: For `global_time`: first timestamps of validation and of test.
-        quantiles: For `global_time` without `times`: shares of interactions before validation and before test.
         supervision: `all` trains every item boundary of a window in one pass, `last` one prefix a sample.
         max_items: Most items of a history that are read.
         overlap: Share of a training window that the next one reads again, as context: less is cheaper.
@@ -69,6 +61,7 @@ class RecDataModule(LightningDataModule):
         seed: Seed of batches, shuffled ties and cuts, and of what a module draws in each step; on the command line that
             of `seed_everything` where none is given.
         num_workers: Processes that assemble batches; 0 is fast enough for most.
+        **split: Options of `make_split`.
     """
 
     def __init__(
@@ -78,16 +71,7 @@ class RecDataModule(LightningDataModule):
         interactions: Path | None = None,
         items: Path | None = None,
         columns: Columns = Columns(),  # noqa: B008 - frozen
-        template: str | None = None,
         titles_only: bool = False,
-        k_core: int = 5,
-        rating_threshold: float | None = None,
-        ties: Ties = "file_order",
-        ties_seed: int = 0,
-        strategy: Strategy = "leave_one_out",
-        ratios: tuple[float, float] = (0.1, 0.1),
-        times: tuple[float, float] | None = None,
-        quantiles: tuple[float, float] = (0.8, 0.9),
         supervision: Supervision = "all",
         max_items: int = 100,
         overlap: float = 0.5,
@@ -100,6 +84,7 @@ class RecDataModule(LightningDataModule):
         evaluation_batch_tokens: int = 16384,
         seed: int | None = None,
         num_workers: int = 0,
+        **split: Any,
     ) -> None:
         super().__init__()
         sizes = {
@@ -118,17 +103,8 @@ class RecDataModule(LightningDataModule):
                 f"got {max_tokens}"
             )
         self.source, self.interactions, self.items, self.columns = source, interactions, items, columns
-        self.split_settings = {
-            "template": template,
-            "k_core": k_core,
-            "rating_threshold": rating_threshold,
-            "ties": ties,
-            "ties_seed": ties_seed,
-            "strategy": strategy,
-            "ratios": ratios,
-            "times": times,
-            "quantiles": quantiles,
-        }
+        inspect.signature(make_split).bind(None, **split)  # a name that it lacks is a TypeError here, not in `setup`
+        self.split_options = split
         self.titles_only = titles_only
         self.supervision: Supervision = supervision
         self.max_items, self.max_tokens, self.max_item_tokens = max_items, max_tokens, max_item_tokens
@@ -162,16 +138,20 @@ class RecDataModule(LightningDataModule):
             InputError: When it cannot be found or read.
         """
         if self.interactions is not None:
+            if self.source not in NAMES:
+                raise InputError(f"Expected data.source or data.interactions, got both: {self.source}")
             return read_files(self.interactions, self.items, columns=self.columns)
-        if self.items is not None:
-            raise InputError("Expected data.interactions beside data.items, got no file")
+        for name, value in {"items": self.items, **vars(self.columns)}.items():
+            if value != getattr(Columns, name, None):
+                name = name if name == "items" else f"columns.{name}"
+                raise InputError(f"Expected data.interactions beside data.{name} {value}, got no file")
         return load_source(self.source)
 
     def prepare_data(self) -> None:
         """Fetch and read once, on one process, so that the others find the files."""
         if self._split is None:
             source = self.read()
-            self._split = make_split(source, **self.split_settings)  # type: ignore[arg-type]
+            self._split = make_split(source, **self.split_options)
             self.titles = self._item_titles(source)
 
     def setup(self, stage: str) -> None:
@@ -289,7 +269,7 @@ class RecDataModule(LightningDataModule):
 
     def _item_titles(self, source: Source) -> list[str]:
         """The catalogue's texts by the first field of the template alone."""
-        template = self.split_settings["template"] or source.template
+        template = self.split_options.get("template") or source.template
         title = next((field for _, field, _, _ in string.Formatter().parse(str(template)) if field), None)
         if title is None:  # a catalogue without text
             return self.split.item_texts

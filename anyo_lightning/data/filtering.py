@@ -10,13 +10,17 @@ from anyo_lightning.data.schema import Source, first_few
 from anyo_lightning.errors import InputError
 
 Ties = Literal["file_order", "item_id", "shuffle"]
+Duplicates = Literal["keep", "first", "last"]
 
 
-def filtered(source: Source, *, rating_threshold: float | None, k_core: int) -> tuple[pl.DataFrame, pl.Series]:
+def filtered(
+    source: Source, *, duplicates: Duplicates, rating_threshold: float | None, k_core: int
+) -> tuple[pl.DataFrame, pl.Series]:
     """The interactions that are rated highly enough and belong to the k-core, with integers for the ids.
 
     Args:
         source: What was read.
+        duplicates: Which of the rows that are equal in all columns are kept: all, the first or the last one.
         rating_threshold: The lowest rating that is kept; `None` keeps all.
         k_core: Every user and item left has at least this many of the interactions left.
 
@@ -29,17 +33,25 @@ def filtered(source: Source, *, rating_threshold: float | None, k_core: int) -> 
             the interactions, or fewer than 3 interactions are left.
     """
     if k_core < 0:
-        raise InputError(f"Expected k_core to be 0 or more, got {k_core}")
+        raise InputError(f"Expected data.k_core to be 0 or more, got {k_core}")
     table = source.interactions
+    match duplicates:
+        case "first" | "last":
+            compared = [name for name in table.columns if source.timed or name != "timestamp"]
+            table = table.unique(compared, keep=duplicates, maintain_order=True)
+        case "keep":
+            pass
+        case _:
+            raise InputError(f"Expected data.duplicates keep, first or last, got {duplicates!r}")
     if rating_threshold is not None:
         if "rating" not in table.columns:
-            raise InputError(f"Expected a rating column for rating_threshold {rating_threshold}, got none")
+            raise InputError(f"Expected data.columns.rating for data.rating_threshold {rating_threshold}, got none")
         table = table.filter(pl.col("rating") >= rating_threshold)
     user_ids = table["user_id"].unique(maintain_order=True)
     table = _k_core(_with_indices(table, user_ids, source.items["item_id"]), k_core)
     if table.height < 3:
         raise InputError(
-            f"Expected at least 3 interactions to be left with k_core {k_core} and rating_threshold "
+            f"Expected at least 3 interactions to be left with data.k_core {k_core} and data.rating_threshold "
             f"{rating_threshold}, got {table.height} of {source.interactions.height}"
         )
     return table, user_ids
@@ -70,7 +82,7 @@ def in_order(
         case "shuffle":
             key = [pl.Series("key", np.random.default_rng(seed).random(table.height))]
         case _:
-            raise InputError(f"Expected ties file_order, item_id or shuffle, got {ties!r}")
+            raise InputError(f"Expected data.ties file_order, item_id or shuffle, got {ties!r}")
     by = ["user", "timestamp", *(series.name for series in key)]
     table = table.with_columns(key).sort(by, maintain_order=True).drop("key", strict=False)
     users, moments = table["user"].to_numpy(), table["timestamp"].to_numpy()

@@ -52,7 +52,7 @@ def item_texts(items: pl.DataFrame, template: str) -> list[str]:
 
 
 def default_template(columns: Sequence[str]) -> str:
-    """Title, year and genres as far as there are such columns, else all columns, separated by commas.
+    """Title, year and genres as far as there are such columns, otherwise all columns, separated by commas.
 
     Args:
         columns: The text columns of a catalogue.
@@ -60,7 +60,8 @@ def default_template(columns: Sequence[str]) -> str:
     Returns:
         A template; empty when there are no columns.
     """
-    found = [next((name for name in names if name in columns), None) for names in (TITLES, YEARS, GENRES)]
+    known = {re.sub(r"[\s-]+", "_", name.strip().lower()): name for name in reversed(columns)}
+    found = [next((known[name] for name in names if name in known), None) for names in (TITLES, YEARS, GENRES)]
     title, year, genres = found
     if title is None:
         return ", ".join(f"{{{name}}}" for name in columns)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import polars as pl
 
-from anyo_lightning.data.files import check_columns, explaining, read_delimited, read_table
+from anyo_lightning.data.delimited import read_delimited
+from anyo_lightning.data.files import check_columns, explaining
 from anyo_lightning.data.schema import Columns, Source, make_source
+from anyo_lightning.data.tables import read_table
 from anyo_lightning.errors import InputError
 
 GENRES = (  # the flags of 100K's `u.item`, after "unknown"

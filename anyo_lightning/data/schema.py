@@ -1,5 +1,6 @@
 """The two tables that every reader gives, interactions and catalogue, and the checks they must pass."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,26 +8,31 @@ import polars as pl
 
 from anyo_lightning.data.files import not_empty
 from anyo_lightning.data.item_texts import check_template, default_template
+from anyo_lightning.data.values import identifiers, is_text, moments, numbers, text
 from anyo_lightning.errors import InputError
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns in the user's own files.
+    """The names of the columns in the user's own files; in delimited files without a header their positions, from 0.
 
     Args:
         user: Column with the user.
         item: Column with the item, in both files.
-        timestamp: Column with a number that grows with time.
+        catalogue_item: Column with the item in the catalogue's file, where it has another name there.
+        timestamp: Column with a number that grows with time, or with ISO dates; null takes the order of the file.
         rating: Column with the rating, if there is one to filter by.
         split: Column that says train, validation or test, for the split strategy `column`.
+        separator: Character between the fields of delimited files; by default a comma in .csv, a tab in .tsv and .txt.
     """
 
     user: str = "user_id"
     item: str = "item_id"
-    timestamp: str = "timestamp"
+    catalogue_item: str | None = None
+    timestamp: str | None = "timestamp"
     rating: str | None = None
     split: str | None = None
+    separator: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +45,14 @@ class Source:
             (Float64) and `split` (string); rows in file order.
         items: `item_id` and the text columns as given (strings); rows in file order, item ids unique.
         template: How an item's text is made from the columns of `items`, unless the user says otherwise.
+        timed: Whether the timestamps are the data's own; otherwise they are the rows' numbers in the file.
     """
 
     name: str
     interactions: pl.DataFrame
     items: pl.DataFrame
     template: str
+    timed: bool = True
 
 
 def make_source(
@@ -61,8 +69,9 @@ def make_source(
     Args:
         name: The data set's name.
         interactions: A table with the named columns.
-        items: A table with the named item column and text columns; `None` when there is no catalogue file: then the
-            catalogue is the items of the interactions, in order of first appearance, without text.
+        items: A table with the named item column and text columns: the first row of an item counts, and items that
+            it lacks get a row without text, both counted in a warning. `None` when there is no catalogue file: then
+            the catalogue is the items of the interactions, in order of first appearance, without text.
         columns: The names in the tables.
         paths: What to call the two tables in errors.
         template: The item text's template; by default title, year and genres as far as they are there.
@@ -71,103 +80,62 @@ def make_source(
         The checked source.
 
     Raises:
-        InputError: When a user, item, rating or split is missing or a list, an item id is twice in the catalogue, or
-            a timestamp or rating is not a finite number.
+        InputError: When a user, item, rating or split is missing or a list, an id is a floating-point number that
+            stands for several, the catalogue has none of the items, or a timestamp or rating is not a finite number.
     """
     path, items_path = paths
-    table = pl.DataFrame(
-        [
-            _identifiers(interactions[columns.user], path).alias("user_id"),
-            _identifiers(interactions[columns.item], path).alias("item_id"),
-            _numbers(interactions[columns.timestamp], path).alias("timestamp"),
-        ]
-    )
-    if columns.rating is not None:
-        table = table.with_columns(_numbers(interactions[columns.rating], path).cast(pl.Float64).alias("rating"))
-    if columns.split is not None:
-        table = table.with_columns(_identifiers(interactions[columns.split], path).alias("split"))
-    if items is None:
-        catalogue = table.select(pl.col("item_id").unique(maintain_order=True))
+    ids = [
+        identifiers(interactions[columns.user], path).alias("user_id"),
+        identifiers(interactions[columns.item], path).alias("item_id"),
+    ]
+    if columns.timestamp is None:
+        when = pl.int_range(interactions.height, eager=True)
     else:
+        when = moments(interactions[columns.timestamp], path)
+    table = pl.DataFrame([*ids, when.alias("timestamp")])
+    if columns.rating is not None:
+        table = table.with_columns(numbers(interactions[columns.rating], path).cast(pl.Float64).alias("rating"))
+    if columns.split is not None:
+        table = table.with_columns(identifiers(interactions[columns.split], path).alias("split"))
+    catalogue = table.select(pl.col("item_id").unique(maintain_order=True))
+    if items is not None:
         assert items_path is not None
-        catalogue = _catalogue(not_empty(items, items_path), columns.item, items_path)
+        own = _catalogue(not_empty(items, items_path), columns.catalogue_item or columns.item, items_path)
+        catalogue = _one_row_each(own, catalogue, items_path)
     if template is None:
         template = default_template(catalogue.columns[1:])
     elif catalogue.width > 1:
         check_template(template, catalogue.columns)
-    return Source(name=name, interactions=table, items=catalogue, template=template)
+    return Source(
+        name=name, interactions=table, items=catalogue, template=template, timed=columns.timestamp is not None
+    )
 
 
 def _catalogue(items: pl.DataFrame, item: str, path: Path) -> pl.DataFrame:
-    identifiers = _identifiers(items[item], path).alias("item_id")
-    if identifiers.n_unique() < len(identifiers):
-        repeated = identifiers.filter(identifiers.is_duplicated()).unique(maintain_order=True)
+    texts = [text(column) for column in items.drop(item, "item_id", strict=False) if is_text(column)]
+    return pl.DataFrame([identifiers(items[item], path).alias("item_id"), *texts])
+
+
+def _one_row_each(items: pl.DataFrame, wanted: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """The first row of each item, and rows without text for the items of the interactions that are not there."""
+    unique = items.unique("item_id", keep="first", maintain_order=True)
+    if repeated := items.height - unique.height:
+        warnings.warn(f"{repeated} rows of {path.name} repeat an item: the first row counts.", stacklevel=4)
+    lacking = wanted.join(unique, on="item_id", how="anti", maintain_order="left")
+    if lacking.height == wanted.height:
         raise InputError(
-            f"Expected each item once in {path}, got {len(repeated)} item ids repeatedly: {first_few(repeated)}"
+            f"Expected items of the interactions ({first_few(wanted['item_id'])}) in {path}, "
+            f"got others ({first_few(unique['item_id'])})"
         )
-    texts = [_text(column) for column in items.drop(item, "item_id", strict=False) if _is_text(column)]
-    return pl.DataFrame([identifiers, *texts])
+    if lacking.height:
+        warnings.warn(
+            f"{path.name} lacks {lacking.height} of {wanted.height} items of the interactions "
+            f"({first_few(lacking['item_id'])}): they are kept, without text.",
+            stacklevel=4,
+        )
+    return pl.concat([unique, lacking], how="diagonal")
 
 
 def first_few(values: pl.Series) -> str:
     """The first three values of a series, for an error's sentence."""
     return ", ".join(str(value) for value in values.head(3)) + (", …" if len(values) > 3 else "")
-
-
-def _identifiers(column: pl.Series, path: Path) -> pl.Series:
-    _refuse_nested(column, path)
-    if column.dtype.is_float():
-        column = column.fill_nan(None)
-        if (column == column.floor()).all():
-            column = column.cast(pl.Int64)  # integers with a gap come as floats from pandas
-    text = column.cast(pl.String)
-    empty = text.is_null() | (text == "")
-    if empty.any():
-        raise InputError(f"Expected a value of {column.name} in each row of {path}, got none in {_row(empty)}")
-    return text
-
-
-def _numbers(column: pl.Series, path: Path) -> pl.Series:
-    """Int64 where every value is an integer, else Float64; dates become seconds since 1970."""
-    _refuse_nested(column, path)
-    if column.dtype == pl.Date or isinstance(column.dtype, pl.Datetime):
-        numbers = column.cast(pl.Datetime("us")).to_physical() / 1e6
-    elif column.dtype.is_integer():
-        numbers = column.cast(pl.Int64)
-    elif column.dtype.is_numeric():
-        numbers = column.cast(pl.Float64)
-    else:
-        text = column.cast(pl.String, strict=False)
-        numbers = text.cast(pl.Int64, strict=False)
-        if numbers.null_count():
-            numbers = text.cast(pl.Float64, strict=False)
-    bad = numbers.is_null()
-    if numbers.dtype == pl.Float64:
-        bad |= ~numbers.is_finite().fill_null(False)
-    if bad.any():
-        value = column[bad.arg_max() or 0]
-        raise InputError(f"Expected a number as {column.name} in {path}, got {value!r} in {_row(bad)}")
-    return numbers
-
-
-def _refuse_nested(column: pl.Series, path: Path) -> None:
-    if column.dtype.is_nested():
-        raise InputError(f"Expected one value a row as {column.name} in {path}, got {column.dtype}")
-
-
-def _row(bad: pl.Series) -> str:
-    return f"row {(bad.arg_max() or 0) + 1} ({bad.sum()} such rows)"
-
-
-def _is_text(column: pl.Series) -> bool:
-    """Whether the column holds strings, numbers or dates, or lists of them."""
-    kind = column.dtype.inner if isinstance(column.dtype, pl.List) else column.dtype
-    return not kind.is_nested() and kind not in (pl.Binary, pl.Object, pl.Null)
-
-
-def _text(column: pl.Series) -> pl.Series:
-    if column.dtype.is_float() and (column.drop_nulls() == column.drop_nulls().floor()).all():
-        column = column.cast(pl.Int64, strict=False)  # a year with gaps comes as 1995.0 from pandas
-    if isinstance(column.dtype, pl.List):
-        return column.cast(pl.List(pl.String)).list.drop_nulls().list.join(", ")
-    return column.cast(pl.String)

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from anyo_lightning.data.amazon import read_amazon
-from anyo_lightning.data.files import read_table
 from anyo_lightning.data.readers import read_movielens, read_recbole
 from anyo_lightning.data.schema import Columns, Source, make_source
+from anyo_lightning.data.tables import read_table
 from anyo_lightning.disk import cache_folder, file_sha256, set_aside
 from anyo_lightning.errors import InputError
 from anyo_lightning.fetch import fetch_wheel
@@ -54,11 +54,11 @@ def load_source(source: str | Path) -> Source:
 
 
 def read_files(interactions: Path, items: Path | None, *, columns: Columns) -> Source:
-    """Read CSV, TSV, Parquet or JSON lines, plain or gzip, with the user's names of columns.
+    """Read delimited text, Parquet or JSON, plain, gzip or zip, with the user's names of columns.
 
     Args:
-        interactions: File with one interaction a row.
-        items: File with one item a row, any further columns being its text; `None` for a catalogue without text.
+        interactions: File with one interaction per row.
+        items: File with one item per row, any further columns being its text; `None` for a catalogue without text.
         columns: The names of the columns.
 
     Returns:
@@ -69,10 +69,12 @@ def read_files(interactions: Path, items: Path | None, *, columns: Columns) -> S
     """
     named = (columns.user, columns.item, columns.timestamp, columns.rating, columns.split)
     required = [name for name in named if name is not None]
+    item, separator = columns.catalogue_item or columns.item, columns.separator
+    interactions, items = interactions.expanduser(), items and items.expanduser()
     return make_source(
         interactions.name.partition(".")[0],
-        read_table(interactions, required=required, optional=()),
-        read_table(items, required=[columns.item]) if items is not None else None,
+        read_table(interactions, required=required, optional=(), separator=separator),
+        read_table(items, required=[item], separator=separator) if items is not None else None,
         columns=columns,
         paths=(interactions, items),
     )

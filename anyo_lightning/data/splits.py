@@ -16,10 +16,11 @@ import polars as pl
 from jaxtyping import Bool, Int8, Int32, Int64
 from rich.console import Console
 
-from anyo_lightning.data.filtering import Ties, filtered, in_order
+from anyo_lightning.data.filtering import Duplicates, Ties, filtered, in_order
 from anyo_lightning.data.item_texts import item_texts
 from anyo_lightning.data.schema import Source, first_few
 from anyo_lightning.data.strategies import TRAIN, VALIDATION, Settings, Strategy, assign_stages
+from anyo_lightning.errors import InputError
 
 __all__ = ["Queries", "Split", "Strategy", "Ties", "make_split"]
 
@@ -155,6 +156,7 @@ def make_split(
     source: Source,
     *,
     template: str | None = None,
+    duplicates: Duplicates = "keep",
     k_core: int = 5,
     rating_threshold: float | None = None,
     ties: Ties = "file_order",
@@ -169,6 +171,7 @@ def make_split(
     Args:
         source: What was read.
         template: Item text with `{column}` fields; by default the source's own.
+        duplicates: Which of the interactions that are equal in all columns are kept: all, the first or the last one.
         k_core: Every user and every item left has at least this many interactions (iterated); 0 keeps all.
         rating_threshold: Keep only interactions rated at least this; `None` keeps all.
         ties: Order of a user's interactions with equal timestamps: as in the file, by item id, or shuffled.
@@ -186,9 +189,11 @@ def make_split(
         InputError: When an option is out of range, the catalogue lacks items of the interactions, ratings to threshold
             are missing, fewer than 3 interactions are left, or a stage would be empty.
     """
+    if strategy == "global_time" and not source.timed:
+        raise InputError("Expected data.columns.timestamp for data.strategy global_time, got null")
     console = Console(stderr=True, quiet=source.interactions.height < LARGE_TABLE_ROWS)
     with console.status(f"Splitting {source.interactions.height:,} interactions"):
-        table, user_ids = filtered(source, rating_threshold=rating_threshold, k_core=k_core)
+        table, user_ids = filtered(source, duplicates=duplicates, rating_threshold=rating_threshold, k_core=k_core)
         table, tied = in_order(table, source.items["item_id"], ties=ties, seed=ties_seed)
         stages, stage_settings = assign_stages(
             table, strategy=strategy, ratios=ratios, times=times, quantiles=quantiles
@@ -201,6 +206,8 @@ def make_split(
         "k_core": k_core,
         "rating_threshold": rating_threshold,
         "ties": f"shuffle {ties_seed}" if ties == "shuffle" else ties,
+        **({} if duplicates == "keep" else {"duplicates": duplicates}),
+        **({} if source.timed else {"timestamps": "file order"}),
         **stage_settings,
     }
     arrays = {

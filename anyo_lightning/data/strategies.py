@@ -53,24 +53,24 @@ def assign_stages(
         case "ratio":
             validation, test = ratios
             if not (validation > 0 and test > 0 and validation + test < 1):
-                raise InputError(f"Expected two positive ratios with a sum below 1, got {validation} and {test}")
+                raise InputError(f"Expected data.ratios to be positive with a sum below 1, got {validation} and {test}")
             settings["ratios"] = [validation, test]
             lengths, from_end = _positions(ordered)
             stages = _last(lengths, from_end, _share(lengths, validation), _share(lengths, test))
         case "global_time":
             start, end = _times(ordered["timestamp"], quantiles) if times is None else times
             if not start < end:
-                raise InputError(f"Expected the start of validation before that of test, got {start} and {end}")
+                raise InputError(f"Expected data.times to start validation before test, got {start} and {end}")
             settings["times"] = [start, end]
             moments = ordered["timestamp"].to_numpy()
             stages = (moments >= start).astype(np.int8) + (moments >= end)
         case "column":
             stages = _named(ordered)
         case _:
-            raise InputError(f"Expected strategy leave_one_out, global_time, ratio or column, got {strategy!r}")
+            raise InputError(f"Expected data.strategy leave_one_out, global_time, ratio or column, got {strategy!r}")
     for name, stage in (("training", TRAIN), ("validation", VALIDATION), ("test", TEST)):
         if not (stages == stage).any():
-            raise InputError(f"Expected the strategy {strategy} to leave interactions for {name}, got none")
+            raise InputError(f"Expected data.strategy {strategy} to leave interactions for {name}, got none")
     return stages.astype(np.int8), settings
 
 
@@ -95,14 +95,14 @@ def _share(lengths: np.ndarray, ratio: float) -> np.ndarray:
 def _times(timestamps: pl.Series, quantiles: tuple[float, float]) -> tuple[float, float]:
     start, end = quantiles
     if not 0 < start < end < 1:
-        raise InputError(f"Expected two increasing quantiles between 0 and 1, got {start} and {end}")
+        raise InputError(f"Expected data.quantiles to increase between 0 and 1, got {start} and {end}")
     moments = np.sort(timestamps.to_numpy())
     return float(moments[int(start * len(moments))]), float(moments[int(end * len(moments))])
 
 
 def _named(ordered: pl.DataFrame) -> np.ndarray:
     if "split" not in ordered.columns:
-        raise InputError("Expected columns.split to name a column for the strategy column, got none")
+        raise InputError("Expected data.columns.split to name a column for data.strategy column, got none")
     names = ordered["split"].str.strip_chars().str.to_lowercase()
     stages = names.replace_strict(STAGE_NAMES, default=None, return_dtype=pl.Int8)
     if stages.null_count():

@@ -1,6 +1,5 @@
 """What was read and what a split holds: figures for `anyo data`, and the normalised tables as Parquet."""
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from anyo_lightning.data.schema import Source
 from anyo_lightning.data.splits import STAGE_NAMES, Split, placeholder
+from anyo_lightning.disk import renamed_to
 
 Summary = dict[str, dict[str, str | int | float]]
 
@@ -101,7 +101,6 @@ def write_parquet(split: Split, folder: Path) -> None:
             (`item_id`, `text`), each under a temporary name first.
         split: The split.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     stages = np.array(STAGE_NAMES)
     interactions = pl.DataFrame(
         {
@@ -116,9 +115,8 @@ def write_parquet(split: Split, folder: Path) -> None:
         {"item_id": pl.Series(split.item_ids, dtype=pl.String), "text": pl.Series(texts, dtype=pl.String)}
     )
     for name, table in (("interactions", interactions), ("items", items)):
-        unfinished = folder / f".{name}.{os.getpid()}.parquet"
-        table.write_parquet(unfinished)
-        unfinished.replace(folder / f"{name}.parquet")
+        with renamed_to(folder / f"{name}.parquet") as unfinished:
+            table.write_parquet(unfinished)
 
 
 def _texts(split: Split) -> Iterable[tuple[str, str]]:

@@ -1,21 +1,19 @@
 """Item texts, tokenised once: a flat, memory-mapped array of token ids and the span of each item."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from anyo_lightning.disk import set_aside
+from anyo_lightning.disk import folder_renamed_to, set_aside, text_sha256
 
 Tokenize = Callable[[list[str]], list[list[int]]]
-HIDDEN = "unknown"  # what a text encoder reads in the place of an item that a view hides
+HIDDEN = "unknown"  # what a text encoder reads instead of an item that a view hides
 
 
 @dataclass(frozen=True)
@@ -52,30 +50,22 @@ class ItemTokenStore:
             texts: The catalogue's texts.
             tokenize: Texts to token ids, without special tokens.
             separator: Token that ends each item.
-            max_tokens: Most tokens an item, its separator included; the rest of the text is cut off.
-            folder: Where stores are kept, one folder a content hash.
+            max_tokens: Most tokens per item, its separator included; the rest of the text is cut off.
+            folder: Where stores are kept, one folder per content hash.
             identity: Name of the tokenizer, part of the hash.
 
         Returns:
             The store, memory-mapped.
         """
         key = json.dumps([identity, separator, max_tokens, list(texts)])
-        place = folder / hashlib.sha256(key.encode()).hexdigest()[:24]
+        place = folder / text_sha256(key)[:24]
         if place.is_dir() and not _is_whole(place):
             set_aside(place)
         if not place.is_dir():
             spans = [[*tokens[: max_tokens - 1], separator] for tokens in tokenize(list(texts))]
-            folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=folder, prefix=".tokens-") as temporary:
-                unfinished = Path(temporary) / "store"
-                unfinished.mkdir()
+            with folder_renamed_to(place) as unfinished:
                 np.save(unfinished / "token_ids.npy", np.concatenate([np.array(s, np.int32) for s in spans]))
                 np.save(unfinished / "offsets.npy", np.cumsum([0, *map(len, spans)], dtype=np.int64))
-                try:
-                    unfinished.rename(place)
-                except OSError:
-                    if not place.is_dir():  # else another process was faster, with the same bytes
-                        raise
         (hidden,) = tokenize([HIDDEN])
         return cls(
             np.load(place / "token_ids.npy", mmap_mode="r"),

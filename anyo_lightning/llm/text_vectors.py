@@ -8,7 +8,6 @@ killed loses the shard at hand and no more. A shard is named by its contents, so
 
 import hashlib
 import json
-import os
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from anyo_lightning import distributed
-from anyo_lightning.disk import cache_folder, set_aside
+from anyo_lightning.disk import cache_folder, renamed_to, set_aside
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone, load_tokenizer
 from anyo_lightning.llm.evaluation_mode import evaluating
@@ -72,7 +71,7 @@ def embed_texts(
         shard_texts: Texts in a shard: what a killed run may lose.
 
     Returns:
-        One float32 row a text, in the order given.
+        One float32 row per text, in the order given.
 
     Raises:
         InputError: When a text has no tokens, or a vector is not finite.
@@ -81,7 +80,8 @@ def embed_texts(
     store = folder / _digest(json.dumps(settings, sort_keys=True)).hex()
     store.mkdir(parents=True, exist_ok=True)
     if not (store / "settings.json").is_file():
-        _write(store / "settings.json", json.dumps(settings, indent=1).encode())
+        with renamed_to(store / "settings.json") as temporary:
+            temporary.write_text(json.dumps(settings, indent=1))
     distributed.barrier()  # all see the same store before one writes
     vectors = _read_shards(store)
     distributed.barrier()
@@ -199,16 +199,8 @@ def _read_shards(store: Path) -> dict[bytes, np.ndarray]:
 def _write_shard(store: Path, shard: dict[bytes, np.ndarray]) -> None:
     keys = np.frombuffer(b"".join(shard), dtype=np.uint8).reshape(len(shard), -1)
     path = store / f"{hashlib.sha256(keys.tobytes()).hexdigest()[:16]}.npz"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with renamed_to(path) as temporary, temporary.open("wb") as file:
         np.savez(file, keys=keys, vectors=np.stack(list(shard.values())))
-    temporary.replace(path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def _progress(texts: int) -> Progress:

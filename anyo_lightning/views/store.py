@@ -1,14 +1,11 @@
 """Where views are kept: answers by what was asked, in resumable shards, and the finished views of a split.
 
 An answer is found again by what made it: prompt with history, model, settings. So a changed history is asked for
-anew and the others are not. Shards are written to a temporary name and renamed: a run that is killed loses the batch
+again and the others are not. Shards are written to a temporary name and renamed: a run that is killed loses the batch
 at hand and no more. A shard is named by its contents, so several writers never meet in a name.
 """
 
-import hashlib
 import json
-import os
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from anyo_lightning.data.splits import Split
-from anyo_lightning.disk import cache_folder
+from anyo_lightning.disk import cache_folder, renamed_to, set_aside, text_sha256
 from anyo_lightning.errors import InputError
 from anyo_lightning.views.prompts import Kind
 
@@ -53,35 +50,30 @@ class AnswerStore:
     """Answers of one model under one prompt and settings, by the hash of what was asked.
 
     Args:
-        folder: Holds one folder a settings.
+        folder: Holds one folder per settings.
         settings: All that decides an answer beside the prompt itself.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         described = json.dumps(settings, sort_keys=True, indent=1)
-        self.folder = folder / hashlib.sha256(described.encode()).hexdigest()[:32]
+        self.folder = folder / text_sha256(described)[:32]
         self.settings = described
 
     def key(self, prompt: str) -> str:
         """The name of a prompt's answer."""
-        return hashlib.sha256(f"{self.settings}\n{prompt}".encode()).hexdigest()[:32]
+        return text_sha256(f"{self.settings}\n{prompt}")[:32]
 
     def read(self) -> dict[str, Answer]:
         """All answers; a damaged shard is set aside, which means that its prompts are asked again."""
         answers: dict[str, Answer] = {}
         for path in sorted(self.folder.glob("*.parquet")):
             try:
-                table = pl.read_parquet(path)
+                table = pl.read_parquet(path, glob=False)
                 known = dict(table.schema) in (ANSWERS, ANSWERS | COST)
                 if not known or table.select(list(ANSWERS)).null_count().sum_horizontal().item():
                     raise ValueError("other columns than those of an answer")
             except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-                aside = path.with_name(f"{path.name}.damaged")
-                path.replace(aside)
-                warnings.warn(
-                    f"Stored answers in {path.name} are damaged ({error}): kept as {aside.name}, asking again",
-                    stacklevel=2,
-                )
+                set_aside(path, reason=f"damaged ({error})")
                 continue
             answers |= {
                 row["key"]: Answer(row["answer"], row["finish"], row.get("tokens"), row.get("seconds"))
@@ -91,14 +83,12 @@ class AnswerStore:
 
     def write(self, answers: Mapping[str, Answer]) -> None:
         """Add a shard."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         note = self.folder / "settings.json"
         if not note.is_file():
-            temporary = note.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(self.settings)
-            temporary.replace(note)
+            with renamed_to(note) as temporary:
+                temporary.write_text(self.settings)
         rows = [(key, answer.text, answer.finish, answer.seconds, answer.tokens) for key, answer in answers.items()]
-        name = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        name = text_sha256(json.dumps(rows))[:16]
         _write_parquet(pl.DataFrame(rows, schema=ANSWERS | COST, orient="row"), self.folder / f"{name}.parquet")
 
 
@@ -108,7 +98,7 @@ class WrittenView:
 
     Attributes:
         items: (items,) what it was written from.
-        texts: For `summarise` one text; for `rewrite` one an item, None where the item's own text stands.
+        texts: For `summarise` one text; for `rewrite` one per item, None where the item's own text stands.
     """
 
     items: np.ndarray
@@ -145,7 +135,6 @@ def write_views(
         settings: What made them; noted in the file.
         cost: What `cost_of` says of their answers; noted in the file where it says something.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"kind": kind, "split": _identity(split), "settings": settings}
     if cost:
         metadata["cost"] = json.dumps(dict(cost))
@@ -161,7 +150,7 @@ def read_views(file: Path, *, kind: Kind, split: Split) -> dict[int, list[Writte
     if not file.is_file():
         raise InputError(f"Expected views written by `anyo augment --kind {kind}` with this --data, got no {file}")
     try:
-        found, table = pl.read_parquet_metadata(file), pl.read_parquet(file)
+        found, table = pl.read_parquet_metadata(file), pl.read_parquet(file, glob=False)
         rows = list(table.select(list(VIEWS)).iter_rows())
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"Expected a Parquet file of views, got {file}: {' '.join(str(error).split())}") from error
@@ -186,10 +175,9 @@ def read_views_cost(file: Path) -> dict[str, float]:
 
 def _identity(split: Split) -> str:
     """A hash over the split and the items' texts (which a split's fingerprint leaves out)."""
-    return hashlib.sha256(json.dumps([split.fingerprint, split.item_texts]).encode()).hexdigest()[:16]
+    return text_sha256(json.dumps([split.fingerprint, split.item_texts]))[:16]
 
 
 def _write_parquet(table: pl.DataFrame, path: Path, metadata: dict[str, str] | None = None) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    table.write_parquet(temporary, metadata=metadata)
-    temporary.replace(path)
+    with renamed_to(path) as temporary:
+        table.write_parquet(temporary, metadata=metadata)
