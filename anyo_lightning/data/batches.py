@@ -36,7 +36,8 @@ class HistoryBatch:
     boundaries: Int[Tensor, "batch items"] | None = None  # token position of each item's separator, 0 at padding
     hidden: Bool[Tensor, "batch items"] | None = None  # items whose identity a view hides: no text, no vector
     final: Bool[Tensor, " batch"] | None = None  # in training: whether the window ends in the user's last boundary
-    token_count: int = 0  # real tokens (or items, without text), for the cost ledger
+    token_count: int = 0  # real tokens (or items, without text) with each row's prompts, for the cost ledger
+    row_tokens: int = 0  # tokens that are read of each row beside its items: prompts and response markers
 
     def to(self, device: torch.device | str) -> "HistoryBatch":
         """The same batch on a device."""
@@ -82,6 +83,7 @@ class HistoryDataset(Dataset[HistoryBatch]):
         supervised: (rows,) first position whose state is asked for.
         target: (rows,) the target of the last position; of all others it is the next item.
         tokens: Token store, where a text encoder asks for tokens.
+        row_tokens: Tokens that are read of each row beside its items.
         final: (rows,) True where a training window ends in its user's last boundary.
     """
 
@@ -95,13 +97,17 @@ class HistoryDataset(Dataset[HistoryBatch]):
         supervised: np.ndarray,
         target: np.ndarray,
         tokens: ItemTokenStore | None,
+        row_tokens: int = 0,
         final: np.ndarray | None = None,
     ) -> None:
         self.items, self.user, self.start, self.end = items, user, start, end
-        self.supervised, self.target, self.tokens, self.final = supervised, target, tokens, final
+        self.supervised, self.target, self.final = supervised, target, final
+        self.tokens, self.row_tokens = tokens, row_tokens
 
     @classmethod
-    def training(cls, split: Split, windows: Windows, tokens: ItemTokenStore | None) -> "HistoryDataset":
+    def training(
+        cls, split: Split, windows: Windows, tokens: ItemTokenStore | None, row_tokens: int = 0
+    ) -> "HistoryDataset":
         """The training windows of a split."""
         return cls(
             split.items,
@@ -111,12 +117,17 @@ class HistoryDataset(Dataset[HistoryBatch]):
             supervised=windows.supervised,
             target=split.items[windows.end],
             tokens=tokens,
+            row_tokens=row_tokens,
             final=np.append(windows.user[1:] != windows.user[:-1], True),  # windows lie by user and position
         )
 
     @classmethod
     def evaluation(
-        cls, queries: Queries, bounds: tuple[np.ndarray, np.ndarray], tokens: ItemTokenStore | None
+        cls,
+        queries: Queries,
+        bounds: tuple[np.ndarray, np.ndarray],
+        tokens: ItemTokenStore | None,
+        row_tokens: int = 0,
     ) -> "HistoryDataset":
         """The queries of a stage; only each history's last state is asked for."""
         start, end = bounds
@@ -128,6 +139,7 @@ class HistoryDataset(Dataset[HistoryBatch]):
             supervised=end - 1,
             target=queries.target,
             tokens=tokens,
+            row_tokens=row_tokens,
         )
 
     def __len__(self) -> int:
@@ -136,7 +148,8 @@ class HistoryDataset(Dataset[HistoryBatch]):
     def __getitem__(self, rows: Sequence[int]) -> HistoryBatch:
         chosen = np.asarray(rows, dtype=np.int64)
         spans = list(zip(self.start[chosen], self.end[chosen], strict=True))
-        batch = collate([self.items[start:end] for start, end in spans], tokens=self.tokens)
+        histories = [self.items[start:end] for start, end in spans]
+        batch = collate(histories, tokens=self.tokens, row_tokens=self.row_tokens)
         targets, supervised = np.zeros(batch.item_ids.shape, dtype=np.int64), np.zeros(batch.item_ids.shape, dtype=bool)
         for i, (row, (start, end)) in enumerate(zip(chosen, spans, strict=True)):
             targets[i, : end - start - 1] = self.items[start + 1 : end]
@@ -156,6 +169,7 @@ def collate(
     histories: Sequence[np.ndarray],
     *,
     tokens: ItemTokenStore | None,
+    row_tokens: int = 0,
     hidden: Sequence[np.ndarray] | None = None,
     spans: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> HistoryBatch:
@@ -164,6 +178,7 @@ def collate(
     Args:
         histories: Item ids of each history, oldest first, at least one.
         tokens: Token store, where a text encoder asks for tokens.
+        row_tokens: Tokens that are read of each row beside its items.
         hidden: For each history, True at the items whose identity is hidden from the encoder.
         spans: For each history, the tokens that are read in the place of each item's own, separator included.
     """
@@ -184,7 +199,8 @@ def collate(
         target_ids=torch.zeros(mask.shape, dtype=torch.long),
         target_mask=torch.from_numpy(np.arange(mask.shape[1]) == counts[:, None] - 1),
         hidden=None if hides is None else torch.from_numpy(hides),
-        token_count=int(counts.sum()),
+        token_count=int(counts.sum()) + row_tokens * len(counts),
+        row_tokens=row_tokens,
     )
     if tokens is None:
         return batch
@@ -217,5 +233,5 @@ def with_spans(batch: HistoryBatch, spans: Sequence[Sequence[np.ndarray]], *, se
         batch,
         token_ids=torch.from_numpy(token_ids),
         boundaries=torch.from_numpy(np.where(mask, ends - 1, 0)),
-        token_count=int(totals.sum()),
+        token_count=int(totals.sum()) + batch.row_tokens * len(totals),
     )

@@ -37,6 +37,15 @@ class ReadsTokens(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsPrompts(Protocol):
+    """A module that reads more of a history than its items."""
+
+    def row_tokens(self, data: "RecDataModule") -> int:
+        """Tokens of prompts and response markers that are read with each history: they count in a batch's budget."""
+        ...
+
+
 class RecDataModule(LightningDataModule):
     """Histories of a data set, in token-budget batches, for training, validation, test and prediction.
 
@@ -46,7 +55,7 @@ class RecDataModule(LightningDataModule):
         items: The user's own catalogue file.
         columns: Names of the columns of these two files, or their positions.
         titles_only: Read histories by the first field of the template alone, the title: fewer tokens.
-        supervision: `all` trains every item boundary of a window in one pass, `last` one prefix a sample.
+        supervision: `all` trains every item boundary of a window in one pass, `last` one prefix per sample.
         max_items: Most items of a history that are read.
         overlap: Share of a training window that the next one reads again, as context: less is cheaper.
         shuffle_ties: In each epoch, put training items of one timestamp into another random order: an augmentation,
@@ -54,9 +63,9 @@ class RecDataModule(LightningDataModule):
         random_cuts: Cut the windows of long histories elsewhere in each epoch: an augmentation.
         max_tokens: Most tokens of a history that are read, where items are read as text.
         max_item_tokens: Most tokens of one item's text, its separator included.
-        group_by_length: Train on batches of rows of like length, which pads little; else on random rows, as many a
-            batch as would fit if all were as long as the longest: the literature's batches of one size.
-        batch_tokens: Most padded tokens a training batch (items, where no text is read).
+        group_by_length: Train on batches of rows of similar length, which pads little; otherwise on random rows, as
+            many per batch as would fit if all were as long as the longest: the literature's batches of one size.
+        batch_tokens: Most padded tokens of a training batch (items, where no text is read), prompts counted.
         evaluation_batch_tokens: The same for validation, test and prediction.
         seed: Seed of batches, shuffled ties and cuts, and of what a module draws in each step; on the command line that
             of `seed_everything` where none is given.
@@ -114,6 +123,7 @@ class RecDataModule(LightningDataModule):
         self.seed = 0 if seed is None else seed
         self.num_workers = num_workers
         self.tokens: ItemTokenStore | None = None
+        self.row_tokens = 0
         self._split: Split | None = None
         self._queries: dict[str, Queries] = {}
         self._text_of: np.ndarray | None = None
@@ -174,6 +184,7 @@ class RecDataModule(LightningDataModule):
             module: A module as `ReadsTokens` describes it, or any other: then batches carry item ids alone.
         """
         self.tokens = module.item_tokens(self) if isinstance(module, ReadsTokens) else None
+        self.row_tokens = module.row_tokens(self) if isinstance(module, ReadsPrompts) else 0
         if self.tokens is not None and self._text_of is not None:
             self.tokens = self.tokens.of_items(self._text_of)
 
@@ -218,11 +229,12 @@ class RecDataModule(LightningDataModule):
         if not len(windows):
             raise InputError("Expected a user with at least 2 training interactions, got none")
         lengths = windows.length if self.group_by_length else np.full_like(windows.length, windows.length.max())
+        lengths = lengths + self.row_tokens
         batches = TokenBudgetBatches(
             lengths, budget=self.batch_tokens, seed=self.seed, epoch=epoch, **self._processes()
         )
         return ResumableLoader(
-            HistoryDataset.training(split, windows, self.tokens),
+            HistoryDataset.training(split, windows, self.tokens, self.row_tokens),
             batches,
             consumed=self._consumed,
             num_workers=self.num_workers,
@@ -252,7 +264,7 @@ class RecDataModule(LightningDataModule):
         Args:
             histories: Item ids of each history, oldest first, at least one.
             hidden: For each history, True at the items whose identity is hidden from the encoder.
-            spans: For each history, the tokens that are read in the place of each item's own, separator included.
+            spans: For each history, the tokens that are read instead of each item's own, separator included.
         """
         own = self._item_lengths()
         lengths = [own[items] for items in histories] if spans is None else [list(map(len, of)) for of in spans]
@@ -263,9 +275,18 @@ class RecDataModule(LightningDataModule):
         return collate(
             [items[start:] for items, start in zip(histories, starts, strict=True)],
             tokens=self.tokens,
+            row_tokens=self.row_tokens,
             hidden=None if hidden is None else [kept[start:] for kept, start in zip(hidden, starts, strict=True)],
             spans=None if spans is None else [of[start:] for of, start in zip(spans, starts, strict=True)],
         )
+
+    def longest_history(self) -> int:
+        """The most tokens (items, where no text is read) of a history that is read: what positions must hold."""
+        split, lengths = self.split, self._item_lengths()
+        positions = np.concatenate([[0], np.cumsum(lengths[split.items], dtype=np.int64)])
+        ends = np.arange(1, len(split.items) + 1)
+        starts = np.maximum(np.repeat(split.offsets[:-1], np.diff(split.offsets)), ends - self.max_items)
+        return min(int((positions[ends] - positions[starts]).max()), self._max_length())
 
     def _item_titles(self, source: Source) -> list[str]:
         """The catalogue's texts by the first field of the template alone."""
@@ -281,11 +302,14 @@ class RecDataModule(LightningDataModule):
         queries, lengths = self.queries(stage), self._item_lengths()
         start, end = query_windows(queries, lengths, max_items=self.max_items, max_length=self._max_length())
         positions = np.concatenate([[0], np.cumsum(lengths[queries.items], dtype=np.int64)])
-        dataset = HistoryDataset.evaluation(queries, (start, end), self.tokens)
+        dataset = HistoryDataset.evaluation(queries, (start, end), self.tokens, self.row_tokens)
         if self._change is not None:
             dataset = self._change(dataset)
         batches = TokenBudgetBatches(
-            positions[end] - positions[start], budget=self.evaluation_batch_tokens, seed=None, **self._processes()
+            positions[end] - positions[start] + self.row_tokens,
+            budget=self.evaluation_batch_tokens,
+            seed=None,
+            **self._processes(),
         )
         # Each element is a whole batch already: the sampler yields lists of rows.
         return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=self.num_workers)

@@ -1,4 +1,4 @@
-"""A DataLoader that goes on in the middle of an epoch."""
+"""A DataLoader that resumes in the middle of an epoch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,20 +30,27 @@ class ResumableLoader(DataLoader[HistoryBatch]):
         self.batches, self.consumed = batches, consumed
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in which epoch, and on how many processes."""
-        return {"epoch": self.batches.epoch, "consumed": self.consumed(), "processes": self.batches.world_size}
+        """Where in which epoch, on how many processes, and in which batches."""
+        state = {"epoch": self.batches.epoch, "consumed": self.consumed(), "processes": self.batches.world_size}
+        return state | {"batches": self.batches.signature}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batches that were consumed, if the epoch is the same; a next one starts at its beginning.
+        """Continue after the batches that were consumed, if the epoch is the same; a next one starts at its beginning.
 
         Raises:
-            InputError: In the middle of an epoch with another number of processes, whose batches are others.
+            InputError: In the middle of an epoch with another number of processes or other options, whose batches are
+                others: targets would be left out, or trained twice.
         """
         if state["epoch"] != self.batches.epoch:
             return
         if state["processes"] != self.batches.world_size:
             raise InputError(
-                f"Expected {state['processes']} processes to go on in the middle of an epoch, as before, "
+                f"Expected {state['processes']} processes to resume in the middle of an epoch, as before, "
                 f"got {self.batches.world_size}"
+            )
+        if state["batches"] != self.batches.signature:
+            raise InputError(
+                "Expected the same batches to resume in the middle of an epoch, got others: give data.batch_tokens and "
+                "what else decides them as before, or another --run"
             )
         self.batches.resume(state["consumed"])

@@ -1,5 +1,6 @@
 """Token-budget batches: rows of like length together, shuffled by seed and epoch, the same cuts on every process."""
 
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -55,12 +56,17 @@ class TokenBudgetBatches(Sampler[list[int]]):
         if self.fillers and len(self.cuts) and self.cuts[0] == 1:
             self.cuts = self.cuts[1:]  # else a process would have a filler for its only row
 
+    @property
+    def signature(self) -> int:
+        """A number that other rows, budgets or seeds do not have."""
+        return zlib.crc32(repr((self.seed, self.cuts.tolist(), self.lengths.tolist())).encode())
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's shuffle (Lightning calls this)."""
         self.epoch = epoch
 
     def resume(self, batches: int) -> None:
-        """Go on within an epoch: the next iteration leaves out this process's first `batches` batches."""
+        """Resume within an epoch: the next iteration leaves out this process's first `batches` batches."""
         self.skip = batches
 
     def batches(self) -> list[np.ndarray]:

@@ -32,6 +32,10 @@ class Encoders(ABC):
         """The tokens that batches carry, for histories read as text; None for histories of ids or vectors."""
         return None
 
+    def row_tokens(self, data: RecDataModule) -> int:
+        """Tokens of prompts and response markers that are read with each history; they count in a batch's budget."""
+        return 0
+
     @abstractmethod
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None

@@ -7,9 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryBatch
+from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.llm.language_model import LLM
 
 PROMPT = "The user has liked these items, oldest first:"
 RESPONSE = "\n### Response:"
@@ -167,6 +169,34 @@ class ItemTokenHistory(nn.Module):
         rows, columns = batch.target_mask.nonzero(as_tuple=True)
         states = self.backbone(input_embeddings=embeddings, read=(rows, positions[rows, columns]))
         return self.projector(states.float())
+
+
+def prompt_length(llm: LLM, prompt: str, response: str, supervision: str) -> int:
+    """The tokens that `ItemTokenHistory` reads of each history beside its items.
+
+    Args:
+        llm: The LLM.
+        prompt: Text before the items.
+        response: Text after them, with `supervision: last`.
+        supervision: As in the DataModule.
+    """
+    return len(llm.tokens(prompt)) + (len(llm.tokens(response)) if supervision == "last" else 0)
+
+
+def check_histories(backbone: Backbone, data: RecDataModule, *, behind: int = 0) -> None:
+    """Refuse, before anything is trained, histories that an LLM cannot read.
+
+    Args:
+        backbone: The LLM.
+        data: The data module, set up, with tokens.
+        behind: Tokens behind each history.
+
+    Raises:
+        InputError: A token has no embedding, or a history is longer than the LLM's positions.
+    """
+    assert data.tokens is not None, "without a Trainer, call data.read_for(model) before model.prepare(data)"
+    backbone.check_token_ids(int(data.tokens.token_ids.max()))
+    backbone.check_positions(data.longest_history() + behind, "data.max_tokens")
 
 
 class IdHistory(nn.Module):

@@ -21,7 +21,7 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore, padded
 from anyo_lightning.encoders.base import Encoders
-from anyo_lightning.encoders.history import TextHistory
+from anyo_lightning.encoders.history import TextHistory, check_histories
 from anyo_lightning.encoders.pooling import PooledReader
 from anyo_lightning.encoders.projector import Projector, UnitLength
 from anyo_lightning.encoders.whitening import Whitened
@@ -195,17 +195,26 @@ class LiveTextEncoders(Encoders):
         """Tokens of what histories read."""
         return self.backbone.item_tokens(data.texts_read, max_tokens=data.max_item_tokens)
 
+    def row_tokens(self, data: RecDataModule) -> int:
+        """The NEXT prompt and its pooled tokens, less the separator that they replace."""
+        if data.supervision != "last":
+            return 0
+        return len(self.backbone.tokens(self.next_prompt)) + max(self.pooled_tokens, 1) - 1
+
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
     ) -> tuple[TextHistory | PromptedHistory, LiveTextItems]:
         """The dual encoder; `Whitened` parts are yet to be measured."""
         backbone = self.backbone.load(device)
+        check_histories(backbone, data, behind=self.row_tokens(data))
         projector = item_projector = None
         if self.dim is not None:
             make = partial(Projector, backbone.hidden_size, self.dim, dropout=self.dropout, norm=not self.whiten)
             projector = make()
             item_projector = projector if self.hidden is None else make(hidden=self.hidden)
         tokens = self.backbone.item_tokens(data.split.item_texts, max_tokens=data.max_item_tokens)
+        behind = len(self.backbone.tokens(self.self_prompt)) + max(self.pooled_tokens, 1) - 1
+        backbone.check_positions(int(tokens.lengths.max()) + behind, "data.max_item_tokens")
         reader = PooledReader(backbone, end=tokens.separator, added_tokens=self.pooled_tokens)
 
         def head(projector: nn.Module | None) -> nn.Module:

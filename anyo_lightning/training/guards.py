@@ -127,8 +127,8 @@ class Guards(Callback):
 
 
 def padded_tokens(batch: HistoryBatch) -> int:
-    """The size of a batch with its padding: tokens, or items where no text is read."""
-    return (batch.item_ids if batch.token_ids is None else batch.token_ids).numel()
+    """The size of a batch with its padding and prompts: tokens, or items where no text is read."""
+    return (batch.item_ids if batch.token_ids is None else batch.token_ids).numel() + batch.row_tokens * len(batch.user)
 
 
 def is_out_of_memory(exception: BaseException) -> bool:
