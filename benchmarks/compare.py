@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py [--runs N] [--users N] [--seeds N] [--format rich]
 
-Writes synthetic run folders (string ids, one target a user, lists of ten, files in the same order as the evaluator
+Writes synthetic run folders (string ids, one target per user, lists of ten, files in the same order as the evaluator
 writes them) into a temporary folder and compares them in a process of its own, so that the memory is that of the job
 alone.
 """
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--seeds", type=int, default=1, help="runs a variant")
+    parser.add_argument("--seeds", type=int, default=1, help="runs per variant")
     parser.add_argument("--format", default="rich")
     parser.add_argument("--folder", type=Path, help="compare the runs of this folder instead of writing any")
     options = parser.parse_args()
