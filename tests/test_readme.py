@@ -88,6 +88,20 @@ def words_of(command: str) -> list[str]:
     return words[1:]
 
 
+def test_what_the_readme_names_exists() -> None:
+    """Its links lead to files, its tests and the folders of its tree are there."""
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) > 10
+    assert [link for link in links if not (PROJECT / link).exists()] == []
+    tests = "".join(file.read_text() for file in (PROJECT / "tests").glob("test_*.py"))
+    assert [name for name in re.findall(r"`(test_\w+)`", README) if f"def {name}(" not in tests] == []
+    tree = re.search(r"\n    anyo_lightning/\n((?:      .*\n)+)", README)
+    assert tree is not None
+    named = {line.split()[0].rstrip("/") for line in tree[1].splitlines()}
+    folders = {path.name for path in (PROJECT / "anyo_lightning").iterdir() if (path / "__init__.py").is_file()}
+    assert folders <= named <= {path.name for path in (PROJECT / "anyo_lightning").iterdir()}
+
+
 @pytest.mark.parametrize("command", all_commands())
 def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command's options exist, and its files are where it says."""

@@ -1,9 +1,10 @@
 """Embed texts once: a content-hashed, resumable store of a frozen backbone's pooled vectors.
 
 A vector's key is what made it: the backbone's identity, pooling, layer, token limit and the text itself. So if one
-title changes only it is encoded again, a text that occurs twice is encoded once, and nothing has to be invalidated.
-Vectors are kept in shards (`.npz`, whose checksums tell a damaged one), written to a temporary name and renamed: a run
-that is killed loses the current shard only. A shard is named by its contents, so several writers never use one name.
+title changes, only that one is encoded again, a text that occurs twice is encoded once, and nothing has to be
+invalidated. Vectors are kept in shards (`.npz`, whose checksums reveal a damaged one), written to a temporary name and
+renamed: a run that is killed loses the current shard only. A shard is named by its contents, so several writers never
+use one name.
 """
 
 import hashlib

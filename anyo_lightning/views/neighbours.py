@@ -1,7 +1,7 @@
 """Semantic neighbours: which users and items have similar texts, from the training split alone.
 
-What stands for a user must not have seen the target of the state that it is used with. That state is a user's last
-supervised boundary, whose target is the last training item. So a user is his training history without it, and without
+A user's vector must not know the target of the state that it is used with. That state is a user's last supervised
+boundary, whose target is the last training item. So a user is his training history without that item, and without
 every item that takes its place in some epoch (`data.shuffle_ties`). There is one vector per user and none per prefix,
 so that no user finds his own prefixes, which contain his targets: the leak of SRA-CL's released code.
 
@@ -29,7 +29,7 @@ PROFILE_TOKENS = 256  # MiniLM's training length; texts are newest first, so tha
 
 
 def semantic_histories(split: Split, *, shuffled_ties: bool) -> list[np.ndarray]:
-    """What stands for each user: the training history without every item that may be its last one; copies.
+    """What represents each user: the training history without any item that may be its last one; copies.
 
     Args:
         split: The split; only interactions of stage 0 are used.
@@ -88,7 +88,7 @@ def user_text_vectors(
 
     Args:
         backbone: The encoder.
-        texts: What stands for each user: the item texts of a history (`profile_texts`), or a summary of it.
+        texts: What represents each user: the item texts of a history (`profile_texts`), or a summary of it.
         pooling: How a text's states become one vector.
     """
     there = torch.tensor([bool(text) for text in texts])
