@@ -2,8 +2,8 @@
 
     python benchmarks/ablations.py [--folder runs/ablations] [--seeds 0 1 2] [--only sracl ...] [--jobs 2]
 
-A finished run is not repeated, an interrupted one resumes: after a change of what makes them, take a new folder.
-Rows of a table differ in the named options alone; same epochs, not the same minutes. Prints, and writes to
+A finished run is not repeated, an interrupted one resumes: after a change to code or configs, take a new folder.
+Rows of a table differ only in the named options; they have the same epochs, not the same minutes. Prints, and writes to
 benchmarks/ablations.md, each row's paired difference to the first row, whatever its sign; tables of other terms stay.
 CLLMRec compares with what `anyo augment --kind summarise` has written: run that first.
 """
@@ -38,7 +38,7 @@ TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
         {"without": ["--model.init_args.weight=0"], "with": []},
     ),
     "sracl": (
-        "SRA-CL on SASRec: contrasts with semantic neighbours (between users some 10 histories a step), 20 epochs",
+        "SRA-CL on SASRec: contrasts with semantic neighbours (between users about 10 histories per step), 20 epochs",
         "sracl_paper",
         ["--data.shuffle_ties=true", "--trainer.max_epochs=20"],
         {
@@ -49,7 +49,7 @@ TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
         },
     ),
     "sracl_bank": (
-        "SRA-CL on text: neighbours' states from a bank or encoded anew in each step, one layer, 3 epochs, 20 items",
+        "SRA-CL on text: neighbours' states from a bank or encoded in each step, one layer, 3 epochs, 20 items",
         "sracl",
         ONE_LAYER,
         {"bank": [], "encoded anew": ["--model.init_args.bank=false"]},
@@ -104,7 +104,7 @@ def main() -> None:
             try:
                 for run in as_completed(runs):
                     run.result()
-            except BaseException:  # also an interruption: what has not begun is not begun
+            except BaseException:  # also an interruption: start no further runs
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     write(options.folder, options.only)
@@ -121,7 +121,7 @@ def write(folder: Path, names: Sequence[str]) -> None:
     """The tables of some terms; the page keeps those of the others."""
     page = PROJECT / "benchmarks" / "ablations.md"
     parts = page.read_text().split("\n## ")[1:] if page.is_file() else []
-    tables = {part.split(",")[0]: part for part in parts}  # a title up to its first comma says what; behind it, how
+    tables = {part.split(",")[0]: part for part in parts}  # a title says what up to its first comma, and how after it
     for name in names:
         what, *_, rows = TERMS[name]
         if len(rows) > 1:

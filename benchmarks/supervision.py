@@ -3,7 +3,7 @@
     python benchmarks/supervision.py [--users 8] [--layers 3]
 
 Trains both ways on the first users' training sequences of ML-100K with the real LLM and prints seconds, tokens and the
-ratio. `last` reads each prefix anew: about n/2 times the tokens, and attention on top.
+ratio. `last` reads each prefix from its start: about n/2 times the tokens, and attention on top.
 """
 
 import argparse

@@ -328,7 +328,7 @@ def test_written_views_need_text(
     make_model(tiny_llm, reads="vectors", weight=0).prepare(make_data())
     model, batch = prepared(make_model(tiny_llm, reads="vectors", views=("crop", "mask")), make_data())
     assert model.loss(model(batch), batch)[0].isfinite()
-    with pytest.raises(InputError, match="shares between 0 and 1"):
+    with pytest.raises(InputError, match=r"model\.crop_share between 0 and 1"):
         make_model(tiny_llm, crop_share=1.5).prepare(make_data())
     with pytest.raises(InputError, match="anyo augment --kind summarise"):
         fit(make_model(tiny_llm, views_from=tmp_path / "none.parquet"), make_data(), tmp_path)

@@ -351,7 +351,7 @@ def test_padding_does_not_change_an_answer(tiny_llm: str) -> None:
 def test_a_model_that_cannot_write_is_refused(tiny_llm: str, tiny_bert: str) -> None:
     with pytest.raises(InputError, match="causal LLM"):
         LocalWriter(tiny_bert).write(["Toy Story"], max_new_tokens=4)
-    with pytest.raises(InputError, match="fewer --max_items"):
+    with pytest.raises(InputError, match="lower --max_items"):
         LocalWriter(tiny_llm).write(["Toy Story"] * 2, max_new_tokens=600)
 
 
@@ -448,8 +448,8 @@ def test_endpoint_answers_are_data(
 def test_endpoint_mistakes_are_one_sentence(
     make_data: Callable[..., RecDataModule], endpoint: type[Endpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A refused request ends the run and says how to go on; a missing variable is named; no key is printed."""
-    with pytest.raises(InputError, match=r"NotFoundError.*no such model.*goes on") as error:
+    """A refused request ends the run and says how to resume; a missing variable is named; no key is printed."""
+    with pytest.raises(InputError, match=r"NotFoundError.*no such model.*to resume") as error:
         augment(make_data(), backend="endpoint", llm="missing", batch=1, parts=1)
     assert "secret" not in str(error.value)
     monkeypatch.delenv("OPENAI_API_KEY")

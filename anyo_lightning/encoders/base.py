@@ -44,7 +44,7 @@ class Encoders(ABC):
 
         Args:
             data: The data module, set up.
-            device: Where language models go; all else is made on the CPU and moved by Lightning.
+            device: Where language models go; everything else is made on the CPU and moved by Lightning.
             saved: The weights of the checkpoint that is about to be loaded, by the model's names: what they hold need
                 not be computed or read from elsewhere.
         """

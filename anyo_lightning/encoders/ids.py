@@ -23,7 +23,7 @@ class IdEncoders(Encoders):
         tied: Whether input and output embeddings are one table, as in the paper.
 
     Raises:
-        InputError: When `dim` is no multiple of `heads`.
+        InputError: When `dim` is not a multiple of `heads`.
 
     Reference: Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018 (arXiv 1808.09781).
     """
@@ -34,7 +34,9 @@ class IdEncoders(Encoders):
         self, *, dim: int = 64, layers: int = 2, heads: int = 2, dropout: float = 0.2, tied: bool = True
     ) -> None:
         if dim % heads:
-            raise InputError(f"Expected dim to be a multiple of heads, got {dim} and {heads}")
+            raise InputError(
+                f"Expected model.encoders.dim to be a multiple of model.encoders.heads, got {dim} and {heads}"
+            )
         self.dim, self.layers, self.heads, self.dropout, self.tied = dim, layers, heads, dropout, tied
 
     def build(

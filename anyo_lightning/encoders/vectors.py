@@ -60,7 +60,7 @@ class VectorEncoders(Encoders):
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
     ) -> tuple[ItemTokenHistory, IdItems]:
-        """The vectors come centred and scaled to variance 1, from the checkpoint where there is one."""
+        """The vectors are centred and scaled to variance 1; a checkpoint's are taken as they are."""
         backbone = self.backbone.load(device)
         backbone.check_positions(data.longest_history() + self.row_tokens(data), "data.max_items")
         injected = (saved or {}).get("history_encoder.injection.item_vectors")

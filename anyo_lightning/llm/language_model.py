@@ -1,4 +1,4 @@
-"""`LLM`: which language model, and how it is to be loaded. It is what a configuration's `backbone` says."""
+"""`LLM`: which language model, and how to load it: what a configuration's `backbone` says."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +31,7 @@ class LLM:
         """Load the model onto a device and check it.
 
         Args:
-            device: Where its weights go; of a sharded model this process's share.
+            device: Where its weights go (of a sharded model, this process's share).
 
         Raises:
             InputError: When the model cannot be loaded or fails the self-check.
@@ -47,7 +47,7 @@ class LLM:
         return load_tokenizer(self.name, self.revision)
 
     def tokens(self, text: str) -> list[int]:
-        """The token ids of a text, without special tokens; none of an empty one."""
+        """The token ids of a text, without special tokens; empty for an empty text."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 

@@ -23,7 +23,7 @@ def self_check(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that states are finite, do not depend on padding, respect causality and survive the dtype.
 
     Args:
-        backbone: As loaded; its mode comes back as it was.
+        backbone: As loaded; its mode is restored.
         tokenizer: The backbone's tokenizer.
 
     Raises:

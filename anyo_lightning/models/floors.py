@@ -70,7 +70,7 @@ class Markov(RetrievalModule):
         self.transitions, self.tuned = transitions, tuned
 
     def make_encoders(self, data: RecDataModule, saved: Any) -> tuple[nn.Module, nn.Module]:
-        """Count transitions in the training sequences; tune where asked to."""
+        """Count transitions in the training sequences; tune if `tuned`."""
         _refuse_large(data.split)
         if self.tuned:
             self.transitions = _best_transitions(data)
@@ -213,7 +213,7 @@ CHOICES = {
 
 
 def _best_transitions(data: RecDataModule) -> Transitions:
-    """The choice with the highest validation NDCG@10 (the first of equals)."""
+    """The choice with the highest validation NDCG@10, the first one in a tie."""
     queries, size = data.queries("validation"), data.split.catalogue_size
     target = torch.from_numpy(queries.target).long()
     seen = torch.zeros(len(queries), size, dtype=torch.bool)
