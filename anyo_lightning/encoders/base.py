@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
+from anyo_lightning.llm.language_model import LLM
 
 Side = Literal["histories", "items"]
 
@@ -27,6 +28,18 @@ class Encoders(ABC):
     """
 
     texts: frozenset[Side]  # the sides on which items' texts are read, as tokens or as vectors: what probes shuffle
+
+    trains_only: tuple[str, ...] = ("dropout", "input_dropout", "chunk_tokens", "item_vectors_from")
+
+    def settings(self) -> dict[str, str]:
+        """What decides the encoders' function beside their weights, for checkpoints: all but `trains_only`."""
+        found: dict[str, str] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, LLM):
+                found[f"{name}.lora"] = value.lora_settings
+            elif name not in self.trains_only:
+                found[name] = str(value)
+        return found
 
     def item_tokens(self, data: RecDataModule) -> ItemTokenStore | None:
         """The tokens that batches carry, for histories read as text; None for histories of ids or vectors."""

@@ -1,9 +1,11 @@
 """`LLM`: which language model, and how to load it: what a configuration's `backbone` says."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase
 
 from anyo_lightning.data.tokens import ItemTokenStore
@@ -40,6 +42,15 @@ class LLM:
         backbone.place(torch.device(device))
         self_check(backbone, self.tokenizer)
         return backbone
+
+    @property
+    def lora_settings(self) -> str:
+        """LoRA as it decides the model's function: all of its options but dropout."""
+        lora = self.options.get("lora")
+        if isinstance(lora, LoraConfig):
+            lora = lora.to_dict()
+        kept = {name: value for name, value in dict(lora or {}).items() if name != "lora_dropout"}
+        return json.dumps(kept, sort_keys=True, default=str)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
