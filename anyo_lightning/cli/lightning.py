@@ -35,6 +35,7 @@ from anyo_lightning.training.cost_ledger import CostLedger
 from anyo_lightning.training.guards import Guards
 
 MONITOR = "val/ndcg@10"
+PRECISIONS = (None, 32, 16, "32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")  # trained weights stay float32
 
 
 def run_lightning(arguments: list[str], *, cli: "Callable[..., AnyoCLI] | None" = None) -> "AnyoCLI":
@@ -95,7 +96,10 @@ class AnyoCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words that were given, and no others: Lightning's own would warn that `sys.argv` has words, too."""
-        self.config = parser.parse_args(nulls_as_configs(args))
+        try:
+            self.config = parser.parse_args(nulls_as_configs(args))
+        except UnicodeDecodeError as error:
+            raise InputError(f"Expected configuration files in UTF-8, got other bytes: {error}") from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add `--run` and the callbacks that every run has."""
@@ -299,6 +303,10 @@ def _check_trainer(config: Namespace) -> None:
         raise InputError(f"Expected trainer.strategy auto or one of Lightning's ddp strategies, got {strategy}")
     if not config.trainer.enable_checkpointing and config.trainer.enable_checkpointing is not None:
         raise InputError("Expected trainer.enable_checkpointing true: the best checkpoint is what is tested, got false")
+    precision = config.trainer.precision
+    if precision not in PRECISIONS:
+        shown = ", ".join(sorted({str(name) for name in PRECISIONS if isinstance(name, str)}))
+        raise InputError(f"Expected trainer.precision among {shown}, got {precision}")
     if config.trainer.overfit_batches:
         raise InputError(
             f"Expected trainer.overfit_batches 0, got {config.trainer.overfit_batches}: to train on few batches give "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
+from anyo_lightning.errors import InputError
 from anyo_lightning.llm.language_model import LLM
 
 Side = Literal["histories", "items"]
@@ -61,6 +62,20 @@ class Encoders(ABC):
             saved: The weights of the checkpoint that is about to be loaded, by the model's names: what they hold need
                 not be computed or read from elsewhere.
         """
+
+
+def check_dropout(**shares: float) -> None:
+    """Refuse shares of dropout outside [0, 1).
+
+    Args:
+        shares: By the options' names.
+
+    Raises:
+        InputError: Naming the option.
+    """
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise InputError(f"Expected model.encoders.{name} in [0, 1), got {share}")
 
 
 @runtime_checkable

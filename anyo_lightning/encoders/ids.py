@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.base import Encoders
+from anyo_lightning.encoders.base import Encoders, check_dropout
 from anyo_lightning.encoders.history import IdHistory
 from anyo_lightning.encoders.items import IdItems
 from anyo_lightning.errors import InputError
@@ -33,6 +33,10 @@ class IdEncoders(Encoders):
     def __init__(
         self, *, dim: int = 64, layers: int = 2, heads: int = 2, dropout: float = 0.2, tied: bool = True
     ) -> None:
+        for name, value in {"dim": dim, "layers": layers, "heads": heads}.items():
+            if value < 1:
+                raise InputError(f"Expected model.encoders.{name} to be positive, got {value}")
+        check_dropout(dropout=dropout)
         if dim % heads:
             raise InputError(
                 f"Expected model.encoders.dim to be a multiple of model.encoders.heads, got {dim} and {heads}"

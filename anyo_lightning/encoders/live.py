@@ -20,7 +20,7 @@ from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore, padded
-from anyo_lightning.encoders.base import Encoders
+from anyo_lightning.encoders.base import Encoders, check_dropout
 from anyo_lightning.encoders.history import TextHistory, check_histories
 from anyo_lightning.encoders.pooling import PooledReader
 from anyo_lightning.encoders.projector import Projector, UnitLength
@@ -183,6 +183,7 @@ class LiveTextEncoders(Encoders):
         pooled_tokens: int = 0,
         chunk_tokens: int | None = None,
     ) -> None:
+        check_dropout(dropout=dropout)
         if chunk_tokens is not None and chunk_tokens < 1:
             raise InputError(f"Expected model.encoders.chunk_tokens to be positive, got {chunk_tokens}")
         if hidden is not None and dim is None:
