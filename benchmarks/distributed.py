@@ -1,4 +1,4 @@
-"""Bytes sent a step, time in collectives, and speed of every variant on 1 and 2 processes, one thread each, over gloo.
+"""Bytes sent per step, time in collectives, and speed of every variant on 1 and 2 processes of one thread, over gloo.
 
     python benchmarks/distributed.py [--variants e4srec llara ...] [--steps 3]
 
@@ -9,7 +9,7 @@ where the backend runs it, DDP's included, with its tensor. From those: bytes th
     all-reduce 2 (n - 1) / n · tensor      all-gather (n - 1) · own part      broadcast (n - 1) / n · tensor
 
 (as a mean over processes). Bytes are exact, whatever else the machine does; times are not. Batches hold the same tokens
-a process, so that two processes do twice the work a step: the ideal ratio of targets/s is 2. Time in collectives
+per process, so that two processes do twice the work per step: the ideal ratio of targets/s is 2. Time in collectives
 includes waiting for the other process, and may overlap with the backward pass.
 """
 
@@ -36,8 +36,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "sasrec": (),
     "anyo": (),
     "e4srec": (),
-    "e4srec, sharded": ("--model.init_args.backbone.init_args.sharded=true",),
-    "cllmrec": ("--model.init_args.views=[original, importance]",),  # needs nothing that an LLM has written
+    "e4srec, sharded": ("--model.encoders.backbone.sharded=true",),
+    "cllmrec": ("--model.views=[original, importance]",),  # needs nothing that an LLM has written
     "sracl": (),
     "llara": (),
     "llara_pretrain": (),
@@ -71,7 +71,7 @@ class Ledger(Callback):
             raise SystemExit
 
     def found(self, trainer: Trainer) -> dict[str, Any]:
-        """Seconds and targets of the timed steps, and by kind of collective number, bytes and milliseconds a step."""
+        """Seconds and targets of the timed steps, and by kind of collective number, bytes and milliseconds per step."""
         kinds: dict[str, dict[str, float]] = {}
         for event in self.profiler.events() or []:
             if event.name.startswith("gloo:"):
@@ -112,15 +112,16 @@ def sent(kind: str, size: float, processes: int) -> float:
 
 
 def main() -> None:
-    """Print a row a variant."""
+    """Print a row per variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
     print(
-        "| variant | trained | KB sent a step: all-reduce | all-gather, broadcast | collectives | ms in them |", end=""
+        "| variant | trained | KB sent per step: all-reduce | all-gather, broadcast | collectives | ms in them |",
+        end="",
     )
-    print(" ms a step, 1 → 2 processes | targets/s, 1 → 2 | ratio |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    print(" ms per step, 1 → 2 processes | targets/s, 1 → 2 | ratio |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for name in options.variants:
         one, two = (measure(name, processes, options.steps) for processes in (1, 2))
         kinds = two["kinds"]

@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py configs/sasrec.yaml runs/sweep --trials 20 [options of anyo fit]
 
-The search space is below, to be changed. The study is in `study.db` of the folder: given again, the command goes on.
+The search space is below, to be changed. The study is in `study.db` of the folder: given again, the command resumes it.
 Only the best trial is tested, at the end.
 """
 
@@ -20,8 +20,8 @@ from anyo_lightning.runs import RunFolder
 def settings(trial: optuna.Trial) -> dict[str, object]:
     """What is searched: any options of the configuration."""
     return {
-        "model.init_args.optimizer.init_args.lr": trial.suggest_float("lr", 3e-4, 3e-3, log=True),
-        "model.init_args.dropout": trial.suggest_float("dropout", 0.1, 0.5, step=0.1),
+        "model.optimizer.lr": trial.suggest_float("lr", 3e-4, 3e-3, log=True),
+        "model.encoders.dropout": trial.suggest_float("dropout", 0.1, 0.5, step=0.1),
         "data.max_items": trial.suggest_categorical("max_items", [50, 100]),
     }
 
@@ -49,7 +49,7 @@ def main() -> None:
         direction="maximize",
         load_if_exists=True,
     )
-    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # with one seed it would begin anew each time
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # with one seed it would start again each time
     complete = [optuna.trial.TrialState.COMPLETE]
     missing = max(options.trials - len(study.get_trials(states=complete)), 0)
     study.optimize(objective, n_trials=missing, catch=(subprocess.CalledProcessError,))  # of settings that diverge
