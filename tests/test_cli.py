@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -203,6 +205,11 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], anyo: Any
     cases = {
         "max_epoch": ["fit", *sasrec, f"--config={typo}"],
         "Expected an option that SASRec has for model, got dimm": ["fit", *sasrec, "--model.dimm=3"],
+        "Expected an option that IdEncoders has for model.encoders, got dimm": [
+            "fit",
+            *sasrec,
+            "--model.encoders.dimm=3",
+        ],
         "Expected the name of a class for model, got SASRecc": ["fit", "--model=SASRecc"],
         "Expected data.ties to be one of 'file_order', 'item_id', 'shuffle', got x": ["fit", *sasrec, "--data.ties=x"],
         "Expected data.k_core to be of type int, got few": ["fit", *sasrec, "--data.k_core=few"],
@@ -214,6 +221,10 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], anyo: Any
         "nothing": ["compare", tmp_path / "nothing"],
         "nowhere.yaml": ["fit", f"--config={tmp_path / 'nowhere.yaml'}"],
         "max_items": ["fit", *sasrec, "--data.max_items=0"],
+        "Expected dim to be a multiple of heads, got 64 and 3": ["fit", *sasrec, "--model.encoders.heads=3"],
+        "multiple of heads, got 64 and 5": ["fit", *tiny("sracl_paper"), "--model.encoders.heads=5"],
+        "Expected temperature to be positive, got 0.0": ["fit", *tiny("llara"), "--model.temperature=0"],
+        "Expected chunk_tokens to be positive, got 0": ["fit", *tiny("llara"), "--model.encoders.chunk_tokens=0"],
         "cutoffs": ["fit", *sasrec, "--metrics.cutoffs=[5]"],
         "learning_rates": ["fit", *sasrec, "--model.learning_rates={item_encodr: 0.1}"],
         "nosuch": ["fit", *sasrec, f"--run={tmp_path / 'runs' / 'x' / 'version_0'}", "--data.source=nosuch", *NO_FILES],
@@ -252,3 +263,56 @@ def test_the_seed_of_a_run_is_that_of_its_batches(anyo: Anyo, tiny: Tiny, tmp_pa
         assert "dirpath" not in config["checkpoint"]
     anyo("test", f"--run={run.path}")
     assert run.read_metrics()["seed"] == 5
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The commands are listed at once, and `python -m anyo_lightning` is the same command line."""
+    script = "import sys; from anyo_lightning.cli.main import main; main(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    *shown, modules = done.stdout.splitlines()
+    assert "usage: anyo COMMAND [options]" in shown
+    heavy = {"torch", "lightning", "transformers", "polars", "numpy", "jsonargparse"}
+    assert not heavy & set(modules.split())
+    module = subprocess.run([sys.executable, "-m", "anyo_lightning"], capture_output=True, text=True, check=True)
+    assert module.stdout.splitlines() == shown
+
+
+MINE = """
+from anyo_lightning import SASRec
+
+
+class Mine(SASRec):
+    def loss(self, states, batch):
+        return super().loss(states, batch)[0], {"of_mine": states.sum()}
+"""
+
+
+def test_a_class_in_the_working_directory_is_found(
+    capsys: pytest.CaptureFixture[str], anyo: Anyo, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`class_path: my_module.Mine` trains a step; what cannot be imported is one sentence with its name and why."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    for name in ("my_module", "broken_module"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "my_module.py").write_text(MINE)
+    (tmp_path / "broken_module.py").write_text("import no_such_package\n")
+    own = tmp_path / "own.yaml"
+    own.write_text("model: {class_path: my_module.Mine, init_args: {encoders: {class_path: IdEncoders}}}\n")
+    run = RunFolder(tmp_path / "run")
+    options = [*tiny("sasrec")[1:], f"--config={own}"]
+    anyo("fit", *options, f"--run={run.path}")
+    assert torch.load(run.best_checkpoint, weights_only=True)["anyo_lightning"]["model"] == "Mine"
+    assert "train/of_mine" in pl.read_csv(run.curves_file).columns
+    cases = {
+        "my_module.Yours": "no attribute 'Yours'",
+        "my_modul.Mine": "No module named 'my_modul'",
+        "broken_module.Mine": "No module named 'no_such_package'",
+        "pathlib.Path": "RetrievalModule",
+    }
+    for path, reason in cases.items():
+        own.write_text(f"model: {{class_path: {path}, init_args: {{encoders: {{class_path: IdEncoders}}}}}}\n")
+        line = refused(capsys, anyo, "fit", *options)
+        assert path in line, line
+        assert reason in line, line
+        assert len(line) < 300, line

@@ -21,7 +21,7 @@ from anyo_lightning.cli import launch
 from anyo_lightning.cli.config_writer import ConfigWriter
 from anyo_lightning.cli.main import STAGES
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.errors import InputError
+from anyo_lightning.errors import InputError, constructor_sentence
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.hardware import fast_dtype
 from anyo_lightning.models.base import RetrievalModule
@@ -99,7 +99,7 @@ class AnyoCLI(LightningCLI):
             "--save_every_n_steps",
             type=int,
             default=0,
-            help="Steps between checkpoints to go on from, within an epoch; 0: at the end of each epoch only.",
+            help="Steps between checkpoints to resume from, within an epoch; 0: at the end of each epoch only.",
         )
         parser.add_argument(
             "--probe", action="store_true", help="With test: what takes the quality away; written to probes.json."
@@ -136,7 +136,7 @@ class AnyoCLI(LightningCLI):
             raise InputError(f"Expected --probe with test, got it with {self.subcommand}")
         for name, value in list(config.model.items()):  # nested ones by their path
             if name.endswith(".dtype") and value == "auto":
-                config.model[name] = fast_dtype()  # for config.yaml: a run goes on in it on any machine
+                config.model[name] = fast_dtype()  # for config.yaml: a run keeps it on any machine
         self._choose_folder(config)
         config.trainer.default_root_dir = str(self.run_folder.path)  # for files of Lightning's own
         config.checkpoint.dirpath = str(self.run_folder.checkpoints)
@@ -146,6 +146,17 @@ class AnyoCLI(LightningCLI):
         config.metrics.seed = seed
         if config.data.seed is None:
             config.data.seed = seed
+
+    def instantiate_classes(self) -> None:
+        """Make the objects; a mistake that the constructor of a nested one names is told in its own words."""
+        try:
+            super().instantiate_classes()
+        except InputError:
+            raise
+        except ValueError as error:  # jsonargparse's, which names all types that it tried
+            if (sentence := constructor_sentence(error)) is None:
+                raise
+            raise InputError(sentence) from error
 
     def _choose_folder(self, config: Namespace) -> None:
         """The run folder: named, or the next free one, or the one of the process that started this one."""
@@ -164,7 +175,7 @@ class AnyoCLI(LightningCLI):
         self.made_folder = self.run_folder if made else None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add what every run has: TensorBoard, the cost ledger, the guards, checkpoints to go on from."""
+        """Add what every run has: TensorBoard, the cost ledger, the guards, checkpoints to resume from."""
         config = self.config[self.subcommand]
         if self.probing:
             kwargs["logger"] = False  # figures of probes are not the run's
@@ -270,7 +281,7 @@ def _check_monitor(option: str, monitor: str | None, cutoffs: list[int]) -> None
 
 
 def _config_name(config: Namespace) -> str:
-    """The stem of the first configuration file, else the model's name."""
+    """The stem of the first configuration file, otherwise the model's name."""
     if config.get("config"):
         return Path(str(config.config[0])).stem
     return str(config.model.class_path).rpartition(".")[2].lower()
