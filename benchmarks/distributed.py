@@ -36,8 +36,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "sasrec": (),
     "anyo": (),
     "e4srec": (),
-    "e4srec, sharded": ("--model.init_args.backbone.init_args.sharded=true",),
-    "cllmrec": ("--model.init_args.views=[original, importance]",),  # needs nothing that an LLM has written
+    "e4srec, sharded": ("--model.encoders.backbone.sharded=true",),
+    "cllmrec": ("--model.views=[original, importance]",),  # needs nothing that an LLM has written
     "sracl": (),
     "llara": (),
     "llara_pretrain": (),
@@ -71,7 +71,7 @@ class Ledger(Callback):
             raise SystemExit
 
     def found(self, trainer: Trainer) -> dict[str, Any]:
-        """Seconds and targets of the timed steps, and by kind of collective number, bytes and milliseconds a step."""
+        """Seconds and targets of the timed steps, and by kind of collective number, bytes and milliseconds per step."""
         kinds: dict[str, dict[str, float]] = {}
         for event in self.profiler.events() or []:
             if event.name.startswith("gloo:"):

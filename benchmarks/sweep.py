@@ -20,8 +20,8 @@ from anyo_lightning.runs import RunFolder
 def settings(trial: optuna.Trial) -> dict[str, object]:
     """What is searched: any options of the configuration."""
     return {
-        "model.init_args.optimizer.init_args.lr": trial.suggest_float("lr", 3e-4, 3e-3, log=True),
-        "model.init_args.dropout": trial.suggest_float("dropout", 0.1, 0.5, step=0.1),
+        "model.optimizer.lr": trial.suggest_float("lr", 3e-4, 3e-3, log=True),
+        "model.encoders.dropout": trial.suggest_float("dropout", 0.1, 0.5, step=0.1),
         "data.max_items": trial.suggest_categorical("max_items", [50, 100]),
     }
 

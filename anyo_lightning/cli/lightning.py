@@ -24,7 +24,7 @@ from anyo_lightning.cli.main import STAGES
 from anyo_lightning.cli.trainer import AnyoTrainer
 from anyo_lightning.cli.words import nulls_as_configs
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.errors import InputError, raised_by_us
+from anyo_lightning.errors import InputError, constructor_sentence, raised_by_us
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.hardware import fast_dtype
 from anyo_lightning.models.base import RetrievalModule
@@ -171,6 +171,17 @@ class AnyoCLI(LightningCLI):
         trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file()
         return yaml.safe_load(run.config_file.read_text("utf-8")) if trained and run.config_file.is_file() else None
 
+    def instantiate_classes(self) -> None:
+        """Make the objects; a mistake that the constructor of a nested one names is told in its own words."""
+        try:
+            super().instantiate_classes()
+        except InputError:
+            raise
+        except ValueError as error:  # jsonargparse's, which names all types that it tried
+            if (sentence := constructor_sentence(error)) is None:
+                raise
+            raise InputError(sentence) from error
+
     def _choose_folder(self, config: Namespace) -> None:
         """The run folder: named, or the next free one, or the one of the process that started this one."""
         made = False
@@ -188,7 +199,7 @@ class AnyoCLI(LightningCLI):
         self.made_folder = self.run_folder if made else None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add what every run has: TensorBoard, the cost ledger, the guards, checkpoints to go on from."""
+        """Add what every run has: TensorBoard, the cost ledger, the guards, checkpoints to resume from."""
         config = self.config[self.subcommand]
         if self.probing:
             kwargs["logger"] = False  # figures of probes are not the run's
@@ -330,7 +341,7 @@ def _check_monitor(option: str, monitor: str | None, cutoffs: list[int]) -> None
 
 
 def _config_name(config: Namespace) -> str:
-    """The stem of the first configuration file, else the model's name."""
+    """The stem of the first configuration file, otherwise the model's name."""
     if config.get("config"):
         return Path(str(config.config[0])).stem
     return str(config.model.class_path).rpartition(".")[2].lower()

@@ -5,9 +5,8 @@ import logging
 import os
 import sys
 import warnings
+from argparse import ArgumentError  # jsonargparse's own errors, too
 from typing import NoReturn
-
-from jsonargparse import ArgumentError
 
 from anyo_lightning.errors import InputError, argument_sentence
 
