@@ -18,9 +18,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import anyo_lightning
 from anyo_lightning import checkpoint_io, distributed
 from anyo_lightning.cli import launch
-from anyo_lightning.cli.changes import Change, changes, check
 from anyo_lightning.cli.config_writer import ConfigWriter, as_written
 from anyo_lightning.cli.main import STAGES
+from anyo_lightning.cli.resuming import Change, changes, check
 from anyo_lightning.cli.trainer import AnyoTrainer
 from anyo_lightning.cli.words import nulls_as_configs
 from anyo_lightning.data.datamodule import RecDataModule
