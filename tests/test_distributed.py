@@ -352,7 +352,7 @@ def test_sigterm_after_the_last_step_leaves_the_checkpoint(
 def test_two_runs_never_write_one_folder(run: Run, start: Start, loops: list[str], tmp_path: Path) -> None:
     """The second is refused in one sentence while the first is at work."""
     folder = RunFolder(tmp_path / "run")
-    options = [*sasrec(), *loops, "--trainer.max_epochs=50", f"--run={folder.path}"]
+    options = [*sasrec(), *loops, "--trainer.max_epochs=5000", "--early_stopping.patience=5000", f"--run={folder.path}"]
     process = start("fit", *options)
     while process.poll() is None and not folder.last_checkpoint.is_file():
         time.sleep(0.01)
