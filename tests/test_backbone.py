@@ -425,7 +425,7 @@ def test_hub_id_in_the_local_hub_cache(tiny_llm: str, tmp_path: Path) -> None:
 
 def test_too_many_tokens(tiny_bert: str) -> None:
     """More tokens than positions are refused before they index out of a table."""
-    with pytest.raises(InputError, match="at most 64 tokens for tiny-bert, got 65"):
+    with pytest.raises(InputError, match="the 64 positions of tiny-bert, got rows of 65 tokens"):
         Backbone(tiny_bert)(torch.ones(1, 65, dtype=torch.long))
 
 

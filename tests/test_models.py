@@ -88,7 +88,7 @@ def test_foreign_checkpoints_are_refused(tiny_llm: str, make_data: MakeData, tmp
     with pytest.raises(InputError, match="checkpoint of split"):
         validated(make(), make_data(ties="shuffle", ties_seed=3, k_core=0, strategy="ratio"), best)
     fit(variants(tiny_llm)["hybrid"](), make_data(), tmp_path / "hybrid", epochs=1)
-    with pytest.raises(InputError, match=r"unknown item_encoder\.residual"):
+    with pytest.raises(InputError, match=r"id_residual True, with which the checkpoint was trained, got False"):
         validated(make(), make_data(), RunFolder(tmp_path / "hybrid").best_checkpoint)
 
 

@@ -22,6 +22,7 @@ from anyo_lightning.cli.lightning import AnyoCLI, run_lightning
 from anyo_lightning.cli.main import COMMANDS, STAGES, main
 from anyo_lightning.data.sources import Columns, read_files
 from anyo_lightning.data.splits import Queries, Stage, make_split
+from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
 
 PROJECT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ COMMAND = re.compile(rf"(?:\banyo|-m anyo_lightning) (?:{'|'.join(STAGES | COMMA
 PLACES = {"$s": "0", "$v": "markov", "$B": "beauty", "$run": "sasrec", "NAME.yaml": "sasrec.yaml"}
 
 
-class ParsedError(Exception):
+class ParsedError(InputError):
     """The words were parsed; nothing was run."""
 
 
