@@ -20,7 +20,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it; reads tensors and plain values only.
 
     Lightning's own goes through the system's folder for temporary files: on another disk the last move is a copy,
-    and a machine that dies in it leaves half a checkpoint in the place of a whole one.
+    and a machine that dies in it leaves half a checkpoint instead of a whole one.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:

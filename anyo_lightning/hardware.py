@@ -7,7 +7,7 @@ import torch
 
 
 def fast_dtype() -> Literal["bfloat16", "float32"]:
-    """bfloat16 where this machine's own instructions multiply in it, else float32.
+    """bfloat16 where this machine's own instructions multiply in it, otherwise float32.
 
     Emulated, a product takes many times as long as in float32 (`benchmarks/dtype.py`).
     """
@@ -20,7 +20,7 @@ def fast_dtype() -> Literal["bfloat16", "float32"]:
 
 
 def peak_memory_gib() -> float:
-    """The most memory that was in use, in GiB: the GPU's where there is one, else the process's."""
+    """The most memory that was in use, in GiB: the GPU's where there is one, otherwise the process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

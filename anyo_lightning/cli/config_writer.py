@@ -31,7 +31,7 @@ class ConfigWriter(SaveConfigCallback):
         """Nothing yet."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it: what the checkpoint goes on with is known to fit. Figures of before are no longer the run's."""
+        """Write it: the checkpoint is known to fit. Earlier figures are no longer the run's."""
         if trainer.is_global_zero:
             for file in (self.run.metrics_file, self.run.probes_file, self.run.index_page_file):
                 file.unlink(missing_ok=True)

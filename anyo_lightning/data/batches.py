@@ -180,7 +180,7 @@ def collate(
         tokens: Token store, where a text encoder asks for tokens.
         row_tokens: Tokens that are read of each row beside its items.
         hidden: For each history, True at the items whose identity is hidden from the encoder.
-        spans: For each history, the tokens that are read in the place of each item's own, separator included.
+        spans: For each history, the tokens that are read instead of each item's own, separator included.
     """
     counts = np.array([len(items) for items in histories])
     mask = np.arange(counts.max()) < counts[:, None]

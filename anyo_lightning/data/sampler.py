@@ -1,4 +1,4 @@
-"""Token-budget batches: rows of like length together, shuffled by seed and epoch, the same cuts on every process."""
+"""Token-budget batches: rows of similar length together, shuffled by seed and epoch, the same cuts on every process."""
 
 import zlib
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from anyo_lightning.errors import InputError
 
 
 class TokenBudgetBatches(Sampler[list[int]]):
-    """Batches of rows of like length, of at most `budget` padded tokens each, shuffled by seed and epoch.
+    """Batches of rows of similar length, of at most `budget` padded tokens each, shuffled by seed and epoch.
 
-    Several processes train on one global batch a step: the rows are put in order of their (jittered) lengths, each run
-    of `world_size` neighbours is dealt out, one row a process, in alternating directions, and the deal is cut into
+    Several processes train on one global batch per step: the rows are put in order of their (jittered) lengths, each
+    run of `world_size` neighbours is dealt out, one row per process, in alternating directions, and the deal is cut into
     batches. So all processes take equally many steps, no row is left out or repeated, and the lengths of a step's
     batches differ little. In evaluation (`seed=None`) the batches are the same for any number of processes, and each
     takes every `world_size`-th; the last may come twice, so that all take equally many.
@@ -54,7 +54,7 @@ class TokenBudgetBatches(Sampler[list[int]]):
         longest = ordered[world_size - 1 :: world_size] if seed is not None else ordered
         self.cuts = _cut(longest, budget / (1 + self.JITTER) if seed is not None else budget)
         if self.fillers and len(self.cuts) and self.cuts[0] == 1:
-            self.cuts = self.cuts[1:]  # else a process would have a filler for its only row
+            self.cuts = self.cuts[1:]  # otherwise a process would have a filler for its only row
 
     @property
     def signature(self) -> int:

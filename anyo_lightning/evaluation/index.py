@@ -147,7 +147,7 @@ class ItemIndex:
 
     @property
     def _hnsw(self) -> "faiss.HNSW | None":
-        """The graph of an HNSW index, also behind a transform such as PCA."""
+        """The graph of an HNSW index, also after a transform such as PCA."""
         index = self._index
         inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
         return inner.hnsw if isinstance(inner, faiss.IndexHNSW) else None
@@ -201,7 +201,7 @@ def as_found(
     Items of one text have one vector, and which of them a list of k shows is chance: no index misses anything there.
 
     Args:
-        exact: Exact lists, ids of -1 behind their ends.
+        exact: Exact lists, ids of -1 after their ends.
         exact_scores: Of their items.
         found: The index's lists.
         scores: Of their items too, exact: not what a quantised index thinks they are; of ids of -1 any.

@@ -25,6 +25,7 @@ import anyo_lightning.llm.attention  # noqa: F401  (registers the attention "aut
 from anyo_lightning import distributed
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import fast_dtype
+from anyo_lightning.internals import attention_of
 from anyo_lightning.llm.aliases import Location, load_config, load_tokenizer, loading, locate
 from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.llm.sharding import shard_layers
@@ -339,7 +340,7 @@ def _load(
             output_loading_info=True,
             **options,
         )
-        if attention == "auto" and model.config._attn_implementation == "sdpa":  # otherwise it knows `eager` only
+        if attention == "auto" and attention_of(model) == "sdpa":  # otherwise it knows `eager` only
             model.set_attn_implementation("auto")
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:

@@ -342,7 +342,7 @@ class RetrievalModule(LightningModule):
         if not self.trained:
             counting = {"tokens": 0, "targets": 0, "train_seconds": self.build_seconds}
             counting["peak_memory_gib"] = peak_memory_gib()
-        built = {"build_seconds": self.build_seconds}  # embedding the catalogue, where the cache lacks it, and the like
+        built = {"build_seconds": self.build_seconds}  # such as embedding the catalogue, if the cache lacks it
         return {"trainable_parameters": trained, "parameters": total, **built, **counting}
 
     def seen_by_all(self) -> dict[str, float]:

@@ -100,9 +100,9 @@ class Guards(Callback):
         shown = ", ".join(map(str, users[:5])) + (f" and {len(users) - 5} others" if len(users) > 5 else "")
         batch = trainer.fit_loop.epoch_loop.batch_idx + 1
         raise InputError(
-            f"Expected a finite loss, got {float(loss)} in step {trainer.global_step + 1} (epoch "
-            f"{trainer.current_epoch}, batch {batch}, users {shown}): training has diverged, a lower learning rate may "
-            f"help; the last good checkpoint is in {self.run.checkpoints}"
+            f"Training has diverged: the loss is {float(loss)} in step {trainer.global_step + 1} (epoch "
+            f"{trainer.current_epoch}, batch {batch}, users {shown}). Lower the learning rate; the last good "
+            f"checkpoint is in {self.run.checkpoints}"
         )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -117,9 +117,8 @@ class Guards(Callback):
             now = padded_tokens(self.batch)
             fits = f"a batch of {self.fitted} has fitted" if self.fitted else f"half may fit: {now // 2}"
             raise InputError(
-                f"Expected a batch to fit into memory, got out of memory at {now} padded tokens in "
-                f"{len(self.batch.user)} histories: lower data.batch_tokens ({fits}), data.max_items or "
-                "data.max_tokens, or set backbone.gradient_checkpointing"
+                f"Out of memory at {now} padded tokens in {len(self.batch.user)} histories: lower data.batch_tokens "
+                f"({fits}), data.max_items or data.max_tokens, or set model.encoders.backbone.gradient_checkpointing"
             ) from exception
 
     def _note_sigterm(self, *_: Any) -> None:
