@@ -13,8 +13,8 @@ class TokenBudgetBatches(Sampler[list[int]]):
     """Batches of rows of similar length, of at most `budget` padded tokens each, shuffled by seed and epoch.
 
     Several processes train on one global batch per step: the rows are put in order of their (jittered) lengths, each
-    run of `world_size` neighbours is dealt out, one row per process, in alternating directions, and the deal is cut into
-    batches. So all processes take equally many steps, no row is left out or repeated, and the lengths of a step's
+    run of `world_size` neighbours is dealt out, one row per process, in alternating directions, and the deal is cut
+    into batches. So all processes take equally many steps, no row is left out or repeated, and the lengths of a step's
     batches differ little. In evaluation (`seed=None`) the batches are the same for any number of processes, and each
     takes every `world_size`-th; the last may come twice, so that all take equally many.
 
