@@ -1,5 +1,7 @@
 """Options, configurations, checkpoints and folders that cannot be used: one sentence each and exit code 2."""
 
+import contextlib
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import CONFIGS, Anyo, refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaModel
 
+from anyo_lightning.cli.main import main
 from anyo_lightning.runs import RunFolder
 
 SASREC, E4SREC, LLARA, SRACL, CLLMREC = ("sasrec", "e4srec", "llara", "sracl_paper", "cllmrec")
@@ -38,6 +43,7 @@ MISTAKES = [
     (SASREC, ["--early_stopping.patience=-1"], "Expected early_stopping.patience to be at least 0, got -1"),
     (SASREC, ["--early_stopping.monitor=val/ndcg@7"], "Expected early_stopping.monitor at one of metrics.cutoffs"),
     (SASREC, ["--checkpoint.monitor=val/mrr@99"], "Expected checkpoint.monitor at one of metrics.cutoffs"),
+    (SASREC, ["--checkpoint.monitor=val/loss"], "Expected checkpoint.monitor among val/hr"),
     (SASREC, ["--checkpoint.mode=maximum"], "maximum"),
     (SASREC, ["--metrics.cutoffs=[0]"], "Expected checkpoint.monitor at one of metrics.cutoffs"),
     (SASREC, ["--metrics.top_k=0"], "Expected top_k to be positive, got 0"),
@@ -199,3 +205,36 @@ def test_language_models_that_cannot_be_used(
     assert "config.json" in refused(capsys, anyo, *fit, f"{name}={empty}")
     BertModel(BertConfig(**small, vocab_size=200)).save_pretrained(str(empty))
     assert "got one that knows no word" in refused(capsys, anyo, *fit, f"{name}={empty}")  # no tokenizer's files
+
+
+NAMES = """
+    model.encoders.dim model.encoders.dropout model.optimizer.lr model.learning_rates model.init_from
+    data.max_items data.ratios data.times data.columns.user data.template data.source data.ties
+    trainer.max_epochs trainer.devices trainer.limit_test_batches trainer.precision trainer.logger
+    metrics.cutoffs metrics.index checkpoint.save_top_k early_stopping.patience seed_everything
+"""
+FORMS = ["null", "true", "[]", "{}", "[1,2]", "{a:1}", "1e309", "-0", "0x10", "~", "a=b", "[", "{", "'"]
+OPTIONS = st.sampled_from(NAMES.split())
+VALUES = st.one_of(
+    st.sampled_from([*FORMS, ""]),
+    st.integers(-3, 10**12).map(str),
+    st.floats(allow_nan=True).map(str),
+    st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(options=st.lists(st.tuples(OPTIONS, VALUES), min_size=1, max_size=3), equals=st.booleans())
+def test_configurations_are_parsed_or_refused(options: list[tuple[str, str]], equals: bool) -> None:
+    """Whatever an option is given: a configuration is printed, or one sentence says what is wrong."""
+    words = ["fit", f"--config={CONFIGS / SASREC}.yaml"]
+    for name, value in options:
+        words += [f"--{name}={value}"] if equals else [f"--{name}", value]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.raises(SystemExit) as ended, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        main([*words, "--print_config"])
+    if ended.value.code:
+        assert ended.value.code == 2
+        assert len([line for line in err.getvalue().splitlines() if line.startswith("anyo: error:")]) == 1
+    else:
+        assert "class_path: anyo_lightning.SASRec" in out.getvalue()

@@ -6,6 +6,8 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import ItemIndex, as_found, index_recall
@@ -203,3 +205,25 @@ def test_no_index_misses_one_of_two_equal_items(queries: np.ndarray) -> None:
     assert index_recall(found, exact).mean() < 1
     exact = as_found(exact, exact_scores, found, np.take_along_axis(scores, found, axis=1))
     assert index_recall(found, exact).mean() == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_no_mask_loses_or_leaks_an_item(data: st.DataObject) -> None:
+    """Any catalogue, any lists of excluded items, any k: the list is that of a sort of what is left."""
+    items = data.draw(st.integers(1, 60))
+    rows = data.draw(st.integers(1, 5))
+    k = data.draw(st.integers(1, 70))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    vectors = random.permutation(items).astype(np.float32)[:, None]  # distinct scores, no ties
+    queries = random.choice([-1.0, 1.0], size=(rows, 1)).astype(np.float32)
+    excluded = [
+        np.array(data.draw(st.lists(st.integers(0, items - 1), unique=True)), dtype=np.int64) for _ in range(rows)
+    ]
+    found, scores = ItemIndex(vectors).search(queries, k, excluded)
+    for row in range(rows):
+        left = np.setdiff1d(np.arange(items), excluded[row])
+        expected = left[np.argsort(-(vectors[left, 0] * queries[row, 0]), kind="stable")][:k]
+        np.testing.assert_array_equal(found[row, : len(expected)], expected)
+        assert (found[row, len(expected) :] == -1).all()
+        assert np.isneginf(scores[row, len(expected) :]).all()

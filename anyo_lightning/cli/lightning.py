@@ -35,6 +35,7 @@ from anyo_lightning.training.cost_ledger import CostLedger
 from anyo_lightning.training.guards import Guards
 
 MONITOR = "val/ndcg@10"
+LOGGED = ("val/hr", "val/recall", "val/ndcg", "val/mrr", "val/popularity", "val/coverage", "val/gini", "val/seconds")
 PRECISIONS = (None, 32, 16, "32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")  # trained weights stay float32
 
 
@@ -142,7 +143,7 @@ class AnyoCLI(LightningCLI):
         """Choose the run folder and let everything write there."""
         config = self.config[self.subcommand]
         for option in ("checkpoint.monitor", "early_stopping.monitor"):
-            _check_monitor(option, config[option], config.metrics.cutoffs)
+            _check_monitor(option, config[option], config.metrics.cutoffs, str(config.model.class_path))
         self.probing, config.probe = config.probe, False  # of this command: no setting of the run
         if self.probing and self.subcommand != "test":
             raise InputError(f"Expected --probe with test, got it with {self.subcommand}")
@@ -333,11 +334,13 @@ def _at(settings: dict[str, Any] | None, path: str) -> Any:
     return found
 
 
-def _check_monitor(option: str, monitor: str | None, cutoffs: list[int]) -> None:
-    """Refuse, before training, to watch a metric that `RetrievalMetrics` will not log."""
-    k = (monitor or "").rpartition("@")[2]
+def _check_monitor(option: str, monitor: str | None, cutoffs: list[int], model: str) -> None:
+    """Refuse, before training, to watch a metric that nobody will log; a model of the user's own may log others."""
+    name, _, k = (monitor or "").partition("@")
     if k.isdigit() and int(k) not in cutoffs:
         raise InputError(f"Expected {option} at one of metrics.cutoffs {cutoffs}, got {monitor}")
+    if name.startswith("val/") and name not in LOGGED and model.startswith("anyo_lightning."):
+        raise InputError(f"Expected {option} among {', '.join(LOGGED)} (and @k), got {monitor}")
 
 
 def _config_name(config: Namespace) -> str:
