@@ -143,6 +143,8 @@ class AnyoCLI(LightningCLI):
         if self.probing and self.subcommand != "test":
             raise InputError(f"Expected --probe with test, got it with {self.subcommand}")
         _check_trainer(config)
+        if self.subcommand == "fit":
+            _check_precision(config)
         self._choose_folder(config)
         before = self._config_of_trained_run()
         for name, value in list(config.model.items()):  # nested ones by their path
@@ -184,7 +186,7 @@ class AnyoCLI(LightningCLI):
         self.made_folder = self.run_folder if made else None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add what every run has: TensorBoard, the cost ledger, the guards, checkpoints to go on from."""
+        """Add what every run has: TensorBoard, the cost ledger, the guards, checkpoints to resume from."""
         config = self.config[self.subcommand]
         if self.probing:
             kwargs["logger"] = False  # figures of probes are not the run's
@@ -306,6 +308,18 @@ def _check_trainer(config: Namespace) -> None:
         )
 
 
+def _check_precision(config: Namespace) -> None:
+    """Refuse to train through float16 without a loss scaler: small gradients would become zero there."""
+    precision = config.trainer.precision
+    for name, value in config.model.items():  # nested ones by their path
+        if name.endswith(".dtype") and value == "float16" and precision != "16-mixed":
+            option = f"model.{name}".replace(".init_args", "")
+            raise InputError(
+                f"Expected trainer.precision 16-mixed, whose loss scaler {option} float16 needs, got "
+                f"{'null' if precision is None else precision}"
+            )
+
+
 def _at(settings: dict[str, Any] | None, path: str) -> Any:
     """What nested settings have at a dotted path, None where there is nothing."""
     found: Any = settings
@@ -322,7 +336,7 @@ def _check_monitor(option: str, monitor: str | None, cutoffs: list[int]) -> None
 
 
 def _config_name(config: Namespace) -> str:
-    """The stem of the first configuration file, else the model's name."""
+    """The stem of the first configuration file, otherwise the model's name."""
     if config.get("config"):
         return Path(str(config.config[0])).stem
     return str(config.model.class_path).rpartition(".")[2].lower()
