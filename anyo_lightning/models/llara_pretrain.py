@@ -85,12 +85,12 @@ class LLaRAPretrain(RetrievalModule):
         self.seen.targets += len(targets)
         logged = {"train/loss": ebae + ebar, "train/ebae": ebae, "train/ebar": ebar}
         self.log_dict(logged, batch_size=len(targets), prog_bar=True)
-        return ebae + ebar
+        return self.weighted(ebae + ebar, len(targets))
 
     def encode_items(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items hidden"]:
         """The mean output embedding of each item's distinct tokens.
 
-        With a query e its inner product is `1/|T| Σ_t (W e)_t`: minus EBAR's loss, but for a term that all items share.
+        With a query e its inner product is `1/|T| Σ_t (W e)_t`: minus EBAR's loss, up to a term that all items share.
         """
         head = self.get_buffer("head")
         pairs, weights = self.bags(item_ids, torch.arange(len(item_ids), device=self.device), 1.0)
