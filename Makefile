@@ -1,8 +1,8 @@
 # make demo: a first table from real data.   make test: the suite.   make check: lint, types, format.
-# make table: all variants and floors into the README's table and runs/report.html. JOBS rows at a time, a core each.
+# make table: all variants and floors into the README's table and runs/report.html. JOBS rows at a time, one core each.
 #   Language models at one budget, overlays/table.yaml; BUDGET= trains them as their own yaml files say, in runs/own.
-# make beauty BEAUTY=folder: the variants of ids on Amazon Beauty, in a folder of interactions.csv.gz and items.csv.gz.
-# make test-distributed: several real processes, killed ones, full disks.
+# make beauty BEAUTY=folder: the id-only variants on Amazon Beauty; the folder holds interactions.csv.gz, items.csv.gz.
+# make test-distributed: several real processes, killed processes, full disks.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,15 +10,15 @@ OVERLAY ?= demo
 RUNS ?= runs/$(OVERLAY)
 FLOORS := popularity ease markov markov_tuned
 DEMO := $(FLOORS) sasrec e4srec_vectors_hybrid
-# Long ones first, so that two cores end together; cllmrec where its views are there: make passes over what must wait.
+# Long ones first, so that two cores finish together. cllmrec waits for its views; make starts the others meanwhile.
 LLM := e4srec anyo cllmrec sracl llara e4srec_paper e4srec_vectors
 TABLE := sasrec sracl_paper $(LLM) $(FLOORS)
 BUDGET ?= table
 TABLE_RUNS := runs/$(or $(BUDGET),own)
 JOBS ?= 2
 OPTIONS_llara := --trainer.max_epochs 4
-# The paper trains one prefix a sample: hours here. All boundaries in one pass instead, and the row says so.
-OPTIONS_e4srec_paper := --model.init_args.item_vectors_from $(TABLE_RUNS)/sasrec --data.supervision all \
+# The paper trains on one prefix per sample: hours here. All boundaries in one pass instead, and the row says so.
+OPTIONS_e4srec_paper := --model.encoders.item_vectors_from $(TABLE_RUNS)/sasrec --data.supervision all \
 	--data.shuffle_ties true --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
 BEAUTY_TABLE := sasrec sracl_paper sracl_without e4srec_paper
 export HF_HUB_OFFLINE := 1
@@ -39,7 +39,7 @@ table:
 	$(BIN)/python benchmarks/results.py $(TABLE:%=$(TABLE_RUNS)/%) --command "make table$(if $(BUDGET),, BUDGET=)"
 	$(BIN)/anyo compare $(TABLE:%=$(TABLE_RUNS)/%) --baseline markov --format html --output runs/report.html
 
-# Each variant once: a finished run folder is left alone, an interrupted one goes on from its last checkpoint.
+# Each variant once: a finished run folder is left alone, an interrupted run resumes from its last checkpoint.
 $(TABLE_RUNS)/%/metrics.json: | .venv/installed
 	$(BIN)/anyo fit --config configs/$*.yaml $(if $(BUDGET),$(if $(filter $*,$(LLM)),--config configs/overlays/$(BUDGET).yaml)) --run $(TABLE_RUNS)/$* $(OPTIONS_$*)
 
@@ -50,20 +50,20 @@ $(TABLE_RUNS)/views.done: | .venv/installed
 	$(BIN)/anyo augment --kind summarise $(if $(BUDGET),--parts 1)
 	mkdir -p $(TABLE_RUNS) && touch $@
 
-BEAUTY_OPTIONS_sasrec := --model.init_args.dropout 0.5 --model.init_args.optimizer.init_args.weight_decay 0 \
+BEAUTY_OPTIONS_sasrec := --model.encoders.dropout 0.5 --model.optimizer.weight_decay 0 \
 	--trainer.max_epochs 30
-BEAUTY_OPTIONS_sracl_paper := --model.init_args.bank true --trainer.max_epochs 70 --metrics.variant "sracl_paper, bank"
-BEAUTY_OPTIONS_sracl_without := --model.init_args.alpha 0 --model.init_args.beta 0 --trainer.max_epochs 70 \
+BEAUTY_OPTIONS_sracl_paper := --model.bank true --trainer.max_epochs 70 --metrics.variant "sracl_paper, bank"
+BEAUTY_OPTIONS_sracl_without := --model.alpha 0 --model.beta 0 --trainer.max_epochs 70 \
 	--metrics.variant "sracl_paper without contrasts"
-BEAUTY_OPTIONS_e4srec_paper := --model.init_args.item_vectors_from runs/beauty/sasrec --model.init_args.dropout 0.5 \
-	--model.init_args.optimizer.init_args.lr 1e-3 --data.supervision all --data.group_by_length true \
+BEAUTY_OPTIONS_e4srec_paper := --model.encoders.item_vectors_from runs/beauty/sasrec --model.encoders.dropout 0.5 \
+	--model.optimizer.lr 1e-3 --data.supervision all --data.group_by_length true \
 	--data.batch_tokens 640 --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
 
 BEAUTY_COMPARE := $(BIN)/anyo compare --format markdown --metrics "[test/hr@10, test/ndcg@10, test/hr@20, test/ndcg@20]"
 
-# Another data set, the literature's protocol: ids only, history not masked; about two hours of one core.
+# Another data set, the literature's protocol: ids only, history not masked; about two hours on one core.
 beauty: $(BEAUTY_TABLE:%=runs/beauty/%/metrics.json)
-	printf '# Amazon Beauty, ids only\n\nMade by `make beauty`, a core a run.\n\n' > runs/beauty.md
+	printf '# Amazon Beauty, ids only\n\nMade by `make beauty`, one core per run.\n\n' > runs/beauty.md
 	$(BEAUTY_COMPARE) runs/beauty --baseline sasrec >> runs/beauty.md
 	printf '\n## What the contrasts are worth: the same backbone and epochs without them\n\n' >> runs/beauty.md
 	$(BEAUTY_COMPARE) runs/beauty/sracl_without runs/beauty/sracl_paper \
@@ -78,7 +78,7 @@ runs/beauty/%/metrics.json: | .venv/installed
 
 runs/beauty/e4srec_paper/metrics.json: runs/beauty/sasrec/metrics.json
 
-# The demo shortens the language model's training only, the debug overlay everything.
+# The demo overlay shortens the language model's training only, the debug overlay everything.
 $(RUNS)/%/metrics.json: | .venv/installed
 	$(BIN)/anyo fit --config configs/$*.yaml --run $(RUNS)/$* \
 		$(if $(filter debug,$(OVERLAY))$(filter e4srec% anyo%,$*),--config configs/overlays/$(OVERLAY).yaml)

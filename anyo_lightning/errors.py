@@ -25,11 +25,17 @@ def argument_sentence(error: Exception) -> str:
     text = " ".join(str(error).split())
     keys = ".".join(re.findall(r'Parser key "([^"]+)"', text)) or "the command line"
     if found := re.search(r"Option '([^']+)' is not accepted", text):
-        classes = re.findall(r"class_path='([\w.]+)'", text) or re.findall(r"class_path '([\w.]+)'", text)
-        owner = classes[0].rpartition(".")[2] if classes else "it"
+        classes = re.findall(r"class_path[= ]'([\w.]+)'", text[: found.start()])
+        owner = classes[-1].rpartition(".")[2] if classes else "it"  # the innermost
         return f"Expected an option that {owner} has for {keys}, got {found[1]}"
     if found := re.search(r"Expected a dot import path string: (\S+)", text):
         return f"Expected the name of a class for {keys}, got {found[1]}"
+    reasons = r"No module named .+?|module '.+?' has no attribute .+?|cannot import name .+?"
+    if found := re.search(rf"class_path '([\w.]+)': ({reasons})(?= - Expected| Given value|$)", text):
+        return f"Expected a class that can be imported for {keys}, got {found[1]}: {found[2]}"
+    if found := re.search(r"correspond to a subclass of (\w+)(?=.* Given value: (.+?)(?: - Expected|$))", text):
+        value = re.search(r"'class_path': '([\w.]+)'", found[2])
+        return f"Expected a {found[1]} for {keys}, got {value[1] if value else found[2]}"
     kind = r"(?:<class '([^']+)'>|typing\.Literal\[(.+?)\])"
     if found := re.search(rf"Expected an? {kind}\. Got value: (.+?)(?: - Expected| Given value|$)", text):
         expected = f"of type {found[1]}" if found[1] else f"one of {found[2]}"
@@ -44,3 +50,17 @@ def raised_by_us(error: BaseException) -> bool:
     """
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+def constructor_sentence(error: ValueError) -> str | None:
+    """What an `InputError` said that jsonargparse caught and reports among the errors of all types that it tried.
+
+    Args:
+        error: Of a constructor that is called for a nested option.
+
+    Returns:
+        Its sentence, by its words `Expected …, got …`; None if it has none.
+    """
+    text = " ".join(str(error).split())
+    found = re.search(r"- (Expected (?:(?! - |<class).)+?, got (?:(?! - ).)+?)(?= - | Given value|$)", text)
+    return found[1] if found else None

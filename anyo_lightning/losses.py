@@ -20,7 +20,7 @@ def full_softmax(
     and target 0 this is `-log(e / (e + 1)) = 0.3133`.
 
     Args:
-        states: One state a supervised boundary.
+        states: One state per supervised boundary.
         vectors: The vectors of all candidate items.
         targets: For each state, the row of its target in `vectors`.
 
@@ -51,7 +51,7 @@ def sampled_softmax(
     is always there, so its own logit is not corrected.
 
     Args:
-        states: One state a supervised boundary.
+        states: One state per supervised boundary.
         target_vectors: The vector of each state's target.
         negative_vectors: The vectors of the sampled items.
         accidental: True where a sampled item is the row's target: left out of that row's sum.
@@ -84,7 +84,7 @@ def info_nce(
     `-log(e / (e + 1)) = 0.3133`. Inner products: normalise before for cosines.
 
     Args:
-        queries: One a row.
+        queries: One per row.
         keys: Positives and negatives of all queries together; each query takes all others as negatives.
         positive: For each query, the row of its positive among the keys.
         temperature: τ.
@@ -120,7 +120,7 @@ def bag_of_tokens(
     Args:
         states: e.
         head: W, the language model's output embeddings; the product runs in their precision.
-        bags: Rows of states and tokens, one pair a row.
+        bags: Pairs of a state's row and a token, one pair per row.
         weights: Weight of each pair.
 
     Returns:
@@ -177,6 +177,6 @@ def systematic_sample(
     ends = probabilities.double().cpu()[order].cumsum(0)
     offset = torch.rand((), generator=generator, dtype=torch.float64)
     points = offset + torch.arange(round(float(ends[-1])), dtype=torch.float64)
-    # The last point lies below the sum of probabilities but for rounding: clamp.
+    # The last point lies below the sum of probabilities, except for rounding: clamp.
     taken: Tensor = order[torch.searchsorted(ends, points, right=True).clamp(max=len(order) - 1)]
     return taken.sort().values

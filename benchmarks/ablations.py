@@ -2,8 +2,8 @@
 
     python benchmarks/ablations.py [--folder runs/ablations] [--seeds 0 1 2] [--only sracl ...] [--jobs 2]
 
-A finished run is not repeated, an interrupted one resumes: after a change of what makes them, take a new folder.
-Rows of a table differ in the named options alone; same epochs, not the same minutes. Prints, and writes to
+A finished run is not repeated, an interrupted one resumes: after a change to code or configs, take a new folder.
+Rows of a table differ only in the named options; they have the same epochs, not the same minutes. Prints, and writes to
 benchmarks/ablations.md, each row's paired difference to the first row, whatever its sign; tables of other terms stay.
 CLLMRec compares with what `anyo augment --kind summarise` has written: run that first.
 """
@@ -22,37 +22,37 @@ from anyo_lightning.compare.table import compare
 from anyo_lightning.runs import RunFolder, find_runs
 
 PROJECT = Path(__file__).parents[1]
-ONE_LAYER = ["--model.init_args.backbone.init_args.layers=1"]
+ONE_LAYER = ["--model.encoders.backbone.layers=1"]
 PRETRAINED = "llara_pretrain/llara_pretrain/version_0"  # below the folder of all runs
 SOURCE = (
     "Made by `python benchmarks/ablations.py`. Intervals and tests are over users, given these seeds; sd is over seeds."
 )
 # What LLaRA and its pre-training both read: titles, and a prompt behind an item's.
-SAME_TEXTS = ["--data.template={movie_title}", "--model.init_args.self_prompt= This one."]
+SAME_TEXTS = ["--data.template={movie_title}", "--model.encoders.self_prompt= This one."]
 # Term: what it is, its configuration, what its runs have in common, and each run's own options; the first is "without".
 TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
     "cllmrec": (
         "CLLMRec: the contrast between a history and the LLM's summary of it, one layer, 3 epochs, 50 items",
         "cllmrec",
         [*ONE_LAYER, "--data.max_items=50"],  # summaries are of 20 items each
-        {"without": ["--model.init_args.weight=0"], "with": []},
+        {"without": ["--model.weight=0"], "with": []},
     ),
     "sracl": (
-        "SRA-CL on SASRec: contrasts with semantic neighbours (between users some 10 histories a step), 20 epochs",
+        "SRA-CL on SASRec: contrasts with semantic neighbours (between users about 10 histories per step), 20 epochs",
         "sracl_paper",
         ["--data.shuffle_ties=true", "--trainer.max_epochs=20"],
         {
-            "without": ["--model.init_args.alpha=0", "--model.init_args.beta=0"],
-            "inter-user": ["--model.init_args.beta=0"],
-            "intra-user": ["--model.init_args.alpha=0"],
+            "without": ["--model.alpha=0", "--model.beta=0"],
+            "inter-user": ["--model.beta=0"],
+            "intra-user": ["--model.alpha=0"],
             "with both": [],
         },
     ),
     "sracl_bank": (
-        "SRA-CL on text: neighbours' states from a bank or encoded anew in each step, one layer, 3 epochs, 20 items",
+        "SRA-CL on text: neighbours' states from a bank or encoded in each step, one layer, 3 epochs, 20 items",
         "sracl",
         ONE_LAYER,
-        {"bank": [], "encoded anew": ["--model.init_args.bank=false"]},
+        {"bank": [], "encoded anew": ["--model.bank=false"]},
     ),
     "llara_pretrain": (
         "LLaRA's pre-training, from which the next rows start",
@@ -65,9 +65,9 @@ TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
         "llara",
         [*ONE_LAYER, *SAME_TEXTS, "--trainer.max_epochs=2"],  # mining begins after the first
         {
-            "cold start, no mined negatives": ["--model.init_args.hard_negatives=0"],
+            "cold start, no mined negatives": ["--model.hard_negatives=0"],
             "cold start, mined negatives": [],
-            "pre-trained, no mined negatives": ["--model.init_args.hard_negatives=0", "PRETRAINED"],
+            "pre-trained, no mined negatives": ["--model.hard_negatives=0", "PRETRAINED"],
             "pre-trained, mined negatives": ["PRETRAINED"],
         },
     ),
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; give each its threads: OMP_NUM_THREADS=1")
     options = parser.parse_args()
     options.folder = options.folder.resolve()  # runs start in the project's folder
-    start = f"--model.init_args.init_from={options.folder / PRETRAINED}"
+    start = f"--model.init_from={options.folder / PRETRAINED}"
     for name in options.only:  # one after another: LLaRA's runs start from its pre-training
         _, config, common, rows = TERMS[name]
         with ThreadPoolExecutor(options.jobs) as pool:
@@ -104,7 +104,7 @@ def main() -> None:
             try:
                 for run in as_completed(runs):
                     run.result()
-            except BaseException:  # also an interruption: what has not begun is not begun
+            except BaseException:  # also an interruption: start no further runs
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     write(options.folder, options.only)
@@ -121,7 +121,7 @@ def write(folder: Path, names: Sequence[str]) -> None:
     """The tables of some terms; the page keeps those of the others."""
     page = PROJECT / "benchmarks" / "ablations.md"
     parts = page.read_text().split("\n## ")[1:] if page.is_file() else []
-    tables = {part.split(",")[0]: part for part in parts}  # a title up to its first comma says what; behind it, how
+    tables = {part.split(",")[0]: part for part in parts}  # a title says what up to its first comma, and how after it
     for name in names:
         what, *_, rows = TERMS[name]
         if len(rows) > 1:

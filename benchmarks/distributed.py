@@ -1,15 +1,15 @@
-"""Bytes sent a step, time in collectives, and speed of every variant on 1 and 2 processes, one thread each, over gloo.
+"""Bytes sent per step, time in collectives and speed of every variant on 1 and 2 processes, one thread each, on gloo.
 
     python benchmarks/distributed.py [--variants e4srec llara ...] [--steps 3]
 
 Each variant trains a few steps by its own configuration on ML-100K (the LLM's first 3 layers, small batches). Speed is
 that of `--steps` steps after a first one; then as many again run under torch's profiler, which sees each collective
-where the backend runs it, DDP's included, with its tensor. From those: bytes that a process sends with a ring of n,
+where the backend runs it, DDP's included, with its tensor. Bytes that a process sends in a ring of n follow:
 
     all-reduce 2 (n - 1) / n · tensor      all-gather (n - 1) · own part      broadcast (n - 1) / n · tensor
 
 (as a mean over processes). Bytes are exact, whatever else the machine does; times are not. Batches hold the same tokens
-a process, so that two processes do twice the work a step: the ideal ratio of targets/s is 2. Time in collectives
+per process, so two processes do twice the work per step: the ideal ratio of targets/s is 2. Time in collectives
 includes waiting for the other process, and may overlap with the backward pass.
 """
 
@@ -36,8 +36,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "sasrec": (),
     "anyo": (),
     "e4srec": (),
-    "e4srec, sharded": ("--model.init_args.backbone.init_args.sharded=true",),
-    "cllmrec": ("--model.init_args.views=[original, importance]",),  # needs nothing that an LLM has written
+    "e4srec, sharded": ("--model.encoders.backbone.sharded=true",),
+    "cllmrec": ("--model.views=[original, importance]",),  # needs nothing that an LLM has written
     "sracl": (),
     "llara": (),
     "llara_pretrain": (),
@@ -55,7 +55,7 @@ class Ledger(Callback):
         self.profiler = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The first step warms up; a step begins where the one before it has ended."""
+        """The first step warms up; a step begins where the one before it ended."""
         if trainer.global_step == 1:
             distributed.barrier()
             self.seconds, self.targets = -time.perf_counter(), -pl_module.seen_by_all()["targets"]
@@ -71,7 +71,7 @@ class Ledger(Callback):
             raise SystemExit
 
     def found(self, trainer: Trainer) -> dict[str, Any]:
-        """Seconds and targets of the timed steps, and by kind of collective number, bytes and milliseconds a step."""
+        """Seconds and targets of the timed steps, and by kind of collective number, bytes and milliseconds per step."""
         kinds: dict[str, dict[str, float]] = {}
         for event in self.profiler.events() or []:
             if event.name.startswith("gloo:"):
@@ -112,15 +112,16 @@ def sent(kind: str, size: float, processes: int) -> float:
 
 
 def main() -> None:
-    """Print a row a variant."""
+    """Print one row per variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
     print(
-        "| variant | trained | KB sent a step: all-reduce | all-gather, broadcast | collectives | ms in them |", end=""
+        "| variant | trained | KB sent per step: all-reduce | all-gather, broadcast | collectives | ms in them |",
+        end="",
     )
-    print(" ms a step, 1 → 2 processes | targets/s, 1 → 2 | ratio |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    print(" ms per step, 1 → 2 processes | targets/s, 1 → 2 | ratio |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for name in options.variants:
         one, two = (measure(name, processes, options.steps) for processes in (1, 2))
         kinds = two["kinds"]

@@ -1,4 +1,4 @@
-"""How fast this machine trains LoRA in bfloat16 and in float32: tokens a second, and which of the two `auto` takes.
+"""How fast this machine trains LoRA in bfloat16 and in float32: tokens per second, and which of the two `auto` chooses.
 
     python benchmarks/dtype.py [--layers 3] [--rows 4] [--steps 3]
 
@@ -13,12 +13,12 @@ import torch
 from anyo_lightning.hardware import fast_dtype
 from anyo_lightning.llm.backbone import Backbone
 
-TOKENS = 256  # a row
+TOKENS = 256  # per row
 LORA = {"r": 32, "lora_alpha": 64, "target_modules": "all-linear"}
 
 
 def main() -> None:
-    """Print a line a dtype."""
+    """Print one line per dtype."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"layers": 3, "rows": 4, "steps": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=value)

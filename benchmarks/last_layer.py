@@ -1,9 +1,9 @@
-"""What it saves to compute of the last layer only what is read: seconds of a training step, with and without.
+"""What is saved by computing only what is read of the last layer: seconds of a training step, with and without.
 
     python benchmarks/last_layer.py [--layers 1 3] [--rows 9] [--every 7] [--steps 3]
 
 Forward and backward pass of smollm2-135m-instruct's first layers over random tokens, of which every seventh is read, as
-at the ends of titles. The states are compared, the first step is left out.
+at the ends of titles. The states are compared; the first step is not timed.
 """
 
 import argparse
@@ -13,12 +13,12 @@ import torch
 
 from anyo_lightning.llm.backbone import Backbone
 
-TOKENS = 333  # a row
+TOKENS = 333  # per row
 LORA = {"r": 32, "lora_alpha": 64, "target_modules": "all-linear"}
 
 
 def main() -> None:
-    """Print a line a depth."""
+    """Print one line per depth."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 3])
     for name, value in {"rows": 9, "every": 7, "steps": 3}.items():

@@ -23,7 +23,7 @@ def main() -> None:
     """Write the block."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--command", default="make table", help="what has made the runs")
+    parser.add_argument("--command", default="make table", help="what made the runs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         table = Path(temporary) / "table.md"

@@ -3,12 +3,11 @@
     python benchmarks/supervision.py [--users 8] [--layers 3]
 
 Trains both ways on the first users' training sequences of ML-100K with the real LLM and prints seconds, tokens and the
-ratio. `last` reads each prefix anew: about n/2 times the tokens, and attention on top.
+ratio. `last` reads each prefix from its start: about n/2 times the tokens, and attention on top.
 """
 
 import argparse
 import time
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from anyo_lightning.data.batches import HistoryDataset
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.windows import Supervision, training_windows
-from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.encoders.text import TextEncoders
+from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.models.e4srec import E4SRec
 
 
@@ -31,7 +31,8 @@ def main() -> None:
     data = RecDataModule(template="{movie_title}", max_items=50, max_tokens=1024)
     data.setup("fit")
     lora = {"r": 32, "lora_alpha": 64, "target_modules": "all-linear"}
-    model = E4SRec(backbone=partial(Backbone, layers=options.layers, lora=lora))
+    model = E4SRec(TextEncoders(LLM(layers=options.layers, lora=lora)))
+    data.read_for(model)
     model.prepare(data)
     model.train()
     seconds = {supervision: epoch(model, data, supervision, options.users) for supervision in ("all", "last")}

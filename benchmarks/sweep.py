@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py configs/sasrec.yaml runs/sweep --trials 20 [options of anyo fit]
 
-The search space is below, to be changed. The study is in `study.db` of the folder: given again, the command goes on.
+Change the search space below. The study is `study.db` in the folder; the same command, run again, resumes it.
 Only the best trial is tested, at the end.
 """
 
@@ -20,8 +20,8 @@ from anyo_lightning.runs import RunFolder
 def settings(trial: optuna.Trial) -> dict[str, object]:
     """What is searched: any options of the configuration."""
     return {
-        "model.init_args.optimizer.init_args.lr": trial.suggest_float("lr", 3e-4, 3e-3, log=True),
-        "model.init_args.dropout": trial.suggest_float("dropout", 0.1, 0.5, step=0.1),
+        "model.optimizer.lr": trial.suggest_float("lr", 3e-4, 3e-3, log=True),
+        "model.encoders.dropout": trial.suggest_float("dropout", 0.1, 0.5, step=0.1),
         "data.max_items": trial.suggest_categorical("max_items", [50, 100]),
     }
 
@@ -49,12 +49,12 @@ def main() -> None:
         direction="maximize",
         load_if_exists=True,
     )
-    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # with one seed it would begin anew each time
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # with one seed it would start over each time
     complete = [optuna.trial.TrialState.COMPLETE]
     missing = max(options.trials - len(study.get_trials(states=complete)), 0)
-    study.optimize(objective, n_trials=missing, catch=(subprocess.CalledProcessError,))  # of settings that diverge
+    study.optimize(objective, n_trials=missing, catch=(subprocess.CalledProcessError,))  # settings that diverge
     if not study.get_trials(states=complete):
-        sys.exit("sweep: every trial has failed")
+        sys.exit("sweep: every trial failed")
     best = study.best_trial
     print(f"best of {len(study.trials)}: trial {best.number}, {MONITOR} {best.value:.4f}, {best.params}")
     anyo("test", f"--run={options.folder / f'trial_{best.number}'}")

@@ -4,15 +4,19 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import numpy as np
 import pytest
 import torch
+from helpers import Anyo, MakeData, write_loops
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedModel, PreTrainedTokenizerFast
+
+from anyo_lightning.cli.main import main
+from anyo_lightning.data.datamodule import RecDataModule
 
 TITLES = [
     "Toy Story (1995)",
@@ -33,7 +37,17 @@ TITLES = [
     "From Dusk Till Dawn (1996)",
 ]
 
+SMALL_MODEL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "initializer_range": 0.2}
+
 torch.set_num_threads(1)
+
+
+def save(folder: Path, tokenizer: PreTrainedTokenizerFast, make: Callable[[], PreTrainedModel], *, seed: int) -> str:
+    """Write a tokenizer and a model of random weights; returns the folder."""
+    tokenizer.save_pretrained(str(folder))
+    torch.manual_seed(seed)
+    make().save_pretrained(str(folder))
+    return str(folder)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,14 +60,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def anyo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def anyo(capsys: pytest.CaptureFixture[str]) -> Anyo:
     """Run the command line in this process; returns what it printed."""
-    from anyo_lightning.cli.main import main
 
     def run(*arguments: object) -> str:
-        words = [str(argument) for argument in arguments]
-        monkeypatch.setattr("sys.argv", ["anyo", *words])
-        main(words)
+        main([str(argument) for argument in arguments])
         return capsys.readouterr().out
 
     return run
@@ -73,12 +84,6 @@ def cache() -> Iterator[Path]:
         os.environ["ANYO_CACHE"] = before
 
 
-@pytest.fixture(autouse=True)
-def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`seed_everything` leaves its seed in the environment, where a data module without one would find it."""
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-
-
 @pytest.fixture(scope="session")
 def titles() -> list[str]:
     """A few movie titles."""
@@ -86,35 +91,41 @@ def titles() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a random causal model (3 layers, width 32, shared key heads) and a byte-level tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-llm"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        TITLES,
-        trainers.BpeTrainer(vocab_size=320, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False),
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>")
-    fast.save_pretrained(str(folder))
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=True,  # so that it can write, too
-    )
-    torch.manual_seed(0)
-    LlamaModel(config).save_pretrained(str(folder))
-    return str(folder)
+def make_tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Makes folders with a random causal model (3 layers, width 32, shared key heads) and a byte-level tokenizer."""
+
+    def make(name: str, *, seed: int) -> str:
+        folder = tmp_path_factory.mktemp("models") / name
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=["<|end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(TITLES, trainer)
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>")
+        config = LlamaConfig(
+            **SMALL_MODEL,
+            vocab_size=len(fast),
+            num_hidden_layers=3,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            bos_token_id=0,
+            eos_token_id=0,
+            tie_word_embeddings=True,  # so that it can write, too
+        )
+        return save(folder, fast, lambda: LlamaModel(config), seed=seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(make_tiny_llm: Callable[..., str]) -> str:
+    """A folder with a causal model that most tests share."""
+    return make_tiny_llm("tiny-llm", seed=0)
 
 
 @pytest.fixture(scope="session")
@@ -139,33 +150,38 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> str:
         "mask_token": "[MASK]",
     }
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-    fast.save_pretrained(str(folder))
-    config = BertConfig(
-        vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    torch.manual_seed(0)
-    BertModel(config).save_pretrained(str(folder))
-    return str(folder)
+    config = BertConfig(**SMALL_MODEL, vocab_size=len(fast), num_hidden_layers=2, max_position_embeddings=64)
+    return save(folder, fast, lambda: BertModel(config), seed=0)
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two CSV files: 40 users with 6 to 25 of 16 movies each, in loops through the catalogue with some noise."""
-    folder = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    rows = ["user_id,item_id,timestamp"]
-    for user in range(40):
-        item = int(random.integers(16))
-        for time in range(int(random.integers(6, 26))):
-            rows.append(f"u{user},m{item},{time}")
-            item = (item + 1) % 16 if random.random() < 0.8 else int(random.integers(16))
-    (folder / "interactions.csv").write_text("\n".join(rows) + "\n")
-    items = [f'm{i},"{title}"' for i, title in enumerate(TITLES)]
-    (folder / "items.csv").write_text("\n".join(["item_id,title", *items]) + "\n")
-    return folder / "interactions.csv", folder / "items.csv"
+    return write_loops(tmp_path_factory.mktemp("data"), TITLES, users=40, lengths=(6, 26))
+
+
+@pytest.fixture
+def make_data(tiny_data: tuple[Path, Path]) -> MakeData:
+    """Data modules over the tiny data set, set up; by default most histories are read whole."""
+
+    def make(**changes: Any) -> RecDataModule:
+        settings: dict[str, Any] = {"max_items": 20, "max_tokens": 300, "batch_tokens": 2000} | changes
+        data = RecDataModule(**({"interactions": tiny_data[0], "items": tiny_data[1]} | settings))
+        data.setup("fit")
+        return data
+
+    return make
+
+
+@pytest.fixture
+def small(tiny_data: tuple[Path, Path]) -> list[str]:
+    """Options of the command line: the tiny data, an epoch on the CPU, no bar."""
+    files = [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--data.template=null"]
+    return [*files, "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture
+def small_llm(tiny_llm: str) -> list[str]:
+    """Options that put the first two layers of the tiny language model into a configuration's encoders."""
+    backbone = "--model.encoders.backbone"
+    return [f"{backbone}.name={tiny_llm}", f"{backbone}.layers=2", "--data.max_tokens=300"]

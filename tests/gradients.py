@@ -12,9 +12,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from helpers import prepare, tiny
 from torch.distributed.tensor import DTensor
 
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.ids import IdEncoders
+from anyo_lightning.encoders.live import LiveTextEncoders
+from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.models.anyo import Anyo
 from anyo_lightning.models.base import RetrievalModule
@@ -28,29 +32,26 @@ from anyo_lightning.models.sracl import SRACL
 ROWS = 11  # windows in the global batch: processes get unequal numbers of histories and of targets
 
 
-def variants(llm: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalModule]]:
+def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalModule]]:
     """All trained variants, without dropout and with nothing drawn at random."""
-    lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-    backbone = partial(Backbone, llm, dtype="float32", layers=3, lora=lora, sharded=sharded)
-    text = {"backbone": backbone, "dim": 16, "dropout": 0.0}
-    still = {**text, "input_dropout": 0.0}
-    swap = {"share": 1.0, "neighbours": 1, "semantics": backbone}  # each item has one possible substitute
-    ids = {"dim": 16, "dropout": 0.0}
+    llm = tiny(folder, layers=3, sharded=sharded)
+    texts = partial(TextEncoders, llm, dim=16, dropout=0.0, input_dropout=0.0)
+    # Not whitened: of 16 items' states in 32 dimensions that is a factor of 30, of rounding as well.
+    live = partial(LiveTextEncoders, llm, dim=16, dropout=0.0, whiten=False)
+    ids = IdEncoders(dim=16, dropout=0.0)
+    swap = partial(SRACL, share=1.0, neighbours=1, alpha=1.0, beta=1.0)  # each item has one possible substitute
     return {
-        "SASRec": partial(SASRec, **ids),
-        "Anyo": partial(Anyo, **still, negatives=9),
-        "E4SRec": partial(E4SRec, **still, id_residual=True),
-        "CLLMRec": partial(CLLMRec, **still, views=("original", "importance"), weight=1.0),
-        "CLLMRec without original": partial(CLLMRec, **still, views=("importance", "importance"), projection_head=True),
-        "SRACL on ids, neighbours encoded": partial(SRACL, **ids, **swap, alpha=1.0, beta=1.0, bank=False),
-        "SRACL on text, neighbours encoded": partial(
-            SRACL, **still, **{**swap, "semantics": None}, alpha=1.0, beta=1.0, bank=False
-        ),
-        "SRACL on text, bank": partial(SRACL, **still, share=1.0, neighbours=1, alpha=1.0, beta=1.0, bank=True),
-        # Not whitened: of 16 items' states in 32 dimensions that is a factor of 30, of rounding as well.
-        "LLaRA": partial(LLaRA, **text, whiten=False, hard_negatives=3, mined_negatives=3, popularity_correction=True),
-        "LLaRA in chunks": partial(LLaRA, **text, whiten=False, chunk_tokens=60, learn_temperature=True),
-        "LLaRA pre-training": partial(LLaRAPretrain, backbone=backbone),
+        "SASRec": partial(SASRec, ids),
+        "Anyo": partial(Anyo, texts(), negatives=9),
+        "E4SRec": partial(E4SRec, texts(id_residual=True)),
+        "CLLMRec": partial(CLLMRec, texts(), views=("original", "importance"), weight=1.0),
+        "CLLMRec without original": partial(CLLMRec, texts(), views=("importance", "importance"), projection_head=True),
+        "SRACL on ids, neighbours encoded": partial(swap, ids, semantics=llm, bank=False),
+        "SRACL on text, neighbours encoded": partial(swap, texts(), bank=False),
+        "SRACL on text, bank": partial(swap, texts(), bank=True),
+        "LLaRA": partial(LLaRA, live(), hard_negatives=3, mined_negatives=3, popularity_correction=True),
+        "LLaRA in chunks": partial(LLaRA, live(chunk_tokens=60), learn_temperature=True),
+        "LLaRA pre-training": partial(LLaRAPretrain, live(dim=None)),
     }
 
 
@@ -76,10 +77,10 @@ def gradients(
 ) -> dict[str, object]:
     """The mean over processes of each parameter's gradient: what DDP gives the optimizer."""
     torch.manual_seed(0)
-    model = make()
-    model.prepare(data)
-    if sharded and model.backbone is not None:
-        check_shares(model.backbone, processes)
+    model = prepare(make(), data)
+    if sharded:
+        for backbone in model.backbones:
+            check_shares(backbone, processes)
     dataset = data.train_dataloader().dataset
     batch = dataset[list(range(ROWS))[rank::processes]]
     torch.manual_seed(1)
@@ -119,9 +120,13 @@ def main() -> None:
     found = {}
     for name, make in variants(sys.argv[4], sharded=sharded).items():
         data = RecDataModule(
-            interactions=Path(sys.argv[5]), items=Path(sys.argv[6]), max_items=12, max_tokens=200, batch_tokens=60
+            interactions=Path(sys.argv[5]),
+            items=Path(sys.argv[6]),
+            supervision="last" if name == "LLaRA pre-training" else "all",
+            max_items=12,
+            max_tokens=200,
+            batch_tokens=60,
         )
-        data.setup("fit")
         found[name] = gradients(make, data, rank, processes, sharded=sharded)
     if rank == 0:
         torch.save(found, folder / f"gradients-{processes}{'-sharded' * sharded}.pt")

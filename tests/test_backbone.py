@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from helpers import LORA
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -22,8 +23,6 @@ from anyo_lightning.llm.attention import automatic_attention, causal_attention
 from anyo_lightning.llm.backbone import READ_ALONE, Backbone, load_tokenizer
 from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.llm.selfcheck import self_check
-
-LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.splits import Split
 from anyo_lightning.data.tokens import HIDDEN, ItemTokenStore
 from anyo_lightning.data.windows import query_windows, training_windows, with_shuffled_ties
+from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.errors import InputError
-from anyo_lightning.llm.backbone import load_tokenizer
+from anyo_lightning.llm.language_model import LLM
 
 
 def made_split(lengths: list[int], catalogue: int = 11) -> Split:
@@ -97,7 +98,7 @@ def test_each_target_is_supervised_exactly_once(
         return
     whole = dataset[list(range(len(dataset)))]
     assert whole.final is not None
-    assert whole.user[whole.final].tolist() == sorted({u for u, _ in expected})  # one final window a user
+    assert whole.user[whole.final].tolist() == sorted({u for u, _ in expected})  # one final window per user
     assert (dataset.end[whole.final.numpy()] == (ends - 1)[whole.user[whole.final]]).all()  # its target: the last item
 
 
@@ -191,12 +192,12 @@ def test_titles_only_needs_no_catalogue(tiny_data: tuple[Path, Path], tiny_llm: 
     data = RecDataModule(interactions=tiny_data[0], titles_only=True)
     with pytest.warns(UserWarning, match="have no text"):
         data.setup("fit")
-    data.read_as_text(load_tokenizer(tiny_llm), identity="tiny")
+    data.read_for(TextEncoders(LLM(tiny_llm)))
     assert data.tokens is not None
 
 
 def test_evaluation_batches_ask_for_the_last_state(tiny_data: tuple[Path, Path]) -> None:
-    """One supervised boundary a row, at the history's end, whose target is the row's."""
+    """One supervised boundary per row, at the history's end, whose target is the row's."""
     data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1], max_items=7, evaluation_batch_tokens=40)
     data.setup("fit")
     queries = data.queries("validation")
@@ -244,17 +245,17 @@ def test_titles_only_shortens_histories_not_items(tmp_path: Path, tiny_llm: str)
         "item_id,name,kind\n" + "\n".join(f"m{i},Film {i},Drama and more" for i in range(4)) + "\n"
     )
     files = {"interactions": tmp_path / "i.csv", "items": tmp_path / "c.csv", "template": "{name}: {kind}"}
-    tokenizer = load_tokenizer(tiny_llm)
+    llm = LLM(tiny_llm)
     lengths = []
     for titles_only in (False, True):
         data = RecDataModule(**files, titles_only=titles_only, k_core=0)  # type: ignore[arg-type]
         data.setup("fit")
-        data.read_as_text(tokenizer, identity="tiny")
+        data.read_for(TextEncoders(llm))
         assert data.split.item_texts[0].endswith("Drama and more")
         lengths.append(data._item_lengths())
         tokens = data.tokens
         assert tokens is not None
-        text = tokenizer.decode(tokens.span(0)[:-1])
+        text = llm.tokenizer.decode(tokens.span(0)[:-1])
         assert text == ("Film 0" if titles_only else "Film 0: Drama and more")
     assert (lengths[1] < lengths[0]).all()
 

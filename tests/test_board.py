@@ -1,21 +1,18 @@
 """TensorBoard, as its own reader reads it: curves, settings with figures, texts, the items' vectors."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from helpers import CONFIGS, Anyo, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from anyo_lightning.runs import RunFolder
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-
 
 @pytest.fixture
-def fit(anyo: Callable[..., str], tiny_data: tuple[Path, Path], tmp_path: Path) -> RunFolder:
+def fit(anyo: Anyo, small: list[str], tiny_data: tuple[Path, Path], tmp_path: Path) -> RunFolder:
     """Two epochs of SASRec on the tiny data, all of whose titles are a mean one."""
     items = tmp_path / "items.csv"
     lines = tiny_data[1].read_text().splitlines()
@@ -26,13 +23,11 @@ def fit(anyo: Callable[..., str], tiny_data: tuple[Path, Path], tmp_path: Path) 
     anyo(
         "fit",
         f"--config={CONFIGS / 'sasrec.yaml'}",
-        f"--data.interactions={tiny_data[0]}",
+        *small,
         f"--data.items={items}",
         "--data.template={title}",
         "--trainer.max_epochs=2",
-        "--trainer.accelerator=cpu",
         "--trainer.log_every_n_steps=1",
-        "--trainer.enable_progress_bar=false",
         f"--run={tmp_path / 'run'}",
     )
     return RunFolder(tmp_path / "run")
@@ -60,7 +55,7 @@ def test_board_shows_curves_settings_texts_and_vectors(fit: RunFolder) -> None:
     start = HParamsPluginData.FromString(
         events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     ).session_start_info.hparams
-    assert start["dim"].number_value == 64
+    assert start["encoders.dim"].number_value == 64
     assert start["model"].string_value == "SASRec"
     assert start["optimizer.lr"].number_value == pytest.approx(1e-3)
     assert start["seed"].number_value == 0
@@ -79,7 +74,7 @@ def test_board_shows_curves_settings_texts_and_vectors(fit: RunFolder) -> None:
     assert "| target popularity | head |" in slices
 
     vectors = np.loadtxt(fit.path / "00000" / "items" / "tensors.tsv", delimiter="\t")
-    best = torch.load(fit.best_checkpoint, weights_only=True)["state_dict"]
+    best = weights(fit.best_checkpoint)
     assert any(value.shape == vectors.shape and np.allclose(value, vectors, atol=1e-6) for value in best.values())
     metadata = (fit.path / "00000" / "items" / "metadata.tsv").read_text().splitlines()
     assert metadata[0] == "item\tin training"
@@ -87,7 +82,7 @@ def test_board_shows_curves_settings_texts_and_vectors(fit: RunFolder) -> None:
     assert len(metadata) == len(vectors) + 1
 
 
-def test_another_logger_by_yaml_alone(anyo: Callable[..., str], fit: RunFolder, tmp_path: Path) -> None:
+def test_another_logger_by_yaml_alone(anyo: Anyo, fit: RunFolder, tmp_path: Path) -> None:
     """Lightning's CSV logger gets figures and settings, and no event file is written."""
     folder = tmp_path / "other"
     logger = tmp_path / "logger.yaml"
@@ -100,7 +95,7 @@ def test_another_logger_by_yaml_alone(anyo: Callable[..., str], fit: RunFolder, 
     assert not list((tmp_path / "again").glob("events*"))
     written = folder / "lightning_logs" / "version_0"
     assert "val/ndcg@10" in (written / "metrics.csv").read_text()
-    assert "dim: 64" in (written / "hparams.yaml").read_text()
+    assert "encoders.dim: 64" in (written / "hparams.yaml").read_text()
     again = RunFolder(tmp_path / "again")
     assert again.config_file.is_file()  # in the run folder, where `anyo test --run` reads it
     assert not (written / "config.yaml").exists()

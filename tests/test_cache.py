@@ -1,22 +1,18 @@
 """The store of text vectors: what is encoded, when, and what survives."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import LORA, kill_after
 from torch import nn
 
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone, load_tokenizer
 from anyo_lightning.llm.text_vectors import embed_texts
-
-LORA = {"r": 4, "target_modules": "all-linear"}
 
 
 class Counting(Backbone):
@@ -104,15 +100,7 @@ embed_texts(Slow(folder), load_tokenizer(folder), texts, folder=Path(store), bat
 def test_killed_half_way(tiny_llm: str, tmp_path: Path) -> None:
     """After SIGKILL in another process, the next run encodes the rest only, and gives what one whole run gives."""
     process = subprocess.Popen([sys.executable, "-c", SLOW, tiny_llm, str(tmp_path)], cwd=Path(__file__).parents[1])
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("*/*.npz"))) < 2:
-        assert process.poll() is None, "ended before it was killed"
-        assert time.monotonic() < deadline, "wrote nothing"
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    kept = 3 * len(list(tmp_path.glob("*/*.npz")))
-
+    kept = 3 * kill_after(process, 2, tmp_path, "*/*.npz")
     texts = [f"Movie number {number} (1995)" for number in range(60)]
     backbone, tokenizer = Counting(tiny_llm), load_tokenizer(tiny_llm)
     resumed = embed_texts(backbone, tokenizer, texts, folder=tmp_path)

@@ -78,7 +78,7 @@ class Rows(LightningDataModule):
         return DataLoader(self.order or list(range(len(self.queries(stage)))), batch_size=self.batch)  # type: ignore[arg-type]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Two steps an epoch."""
+        """Two steps per epoch."""
         return DataLoader([0, 1])  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -289,12 +289,12 @@ def test_test_writes_the_run_folder(tmp_path: Path) -> None:
     """metrics.json, predictions and catalogue hold what was ranked, and the figures are those logged."""
     split = leave_one_out()
     run = RunFolder(tmp_path / "known" / "version_0")
-    metrics = RetrievalMetrics(cutoffs=[5, 10], top_k=4)
+    metrics = RetrievalMetrics(cutoffs=[5, 10], top_k=4, folder=run.path, seed=7)
     trainer = make_trainer(run.path, metrics)
     (figures,) = trainer.test(Known(split, [[1, 2, 5, 6, 10, 22]]), datamodule=Rows(split), verbose=False)
     content = run.read_metrics()
     assert tuple(content) == METRICS_KEYS
-    assert content["variant"] == "known"
+    assert (content["variant"], content["seed"]) == ("known", 7)
     assert content["split"]["fingerprint"] == split.fingerprint
     assert content["split"]["counts"]["users"] == USERS
     protocol = {"cutoffs": [5, 10], "history_masked": True, "index": "Flat", "rows": USERS, "repeated_targets": 0}
@@ -322,6 +322,15 @@ def test_test_writes_the_run_folder(tmp_path: Path) -> None:
     unseen = content["slices"]["target popularity"]["unseen"]
     assert unseen["rows"] == unseen["users"] == USERS
     assert unseen["metrics"]["test/hr@5"]["value"] == 0.5
+
+
+def test_nothing_is_written_where_no_folder_is_given(tmp_path: Path) -> None:
+    """Figures are logged all the same."""
+    split = leave_one_out()
+    trainer = make_trainer(tmp_path, RetrievalMetrics())
+    (figures,) = trainer.test(Known(split, [[1] * USERS]), datamodule=Rows(split), verbose=False)
+    assert figures["test/hr@10"] == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("what", ["item", "query"])

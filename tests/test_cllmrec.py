@@ -10,41 +10,27 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from helpers import MakeData, differing, fit, prepare, tiny, validated
+from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.text import Reads, TextEncoders
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation.callback import RetrievalMetrics
-from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.models.cllmrec import CLLMRec, ViewOf, same_items, same_text
 from anyo_lightning.models.contrast import same_history, shared_identity
 from anyo_lightning.models.e4srec import E4SRec
+from anyo_lightning.runs import RunFolder
 from anyo_lightning.views.prompts import Kind
 from anyo_lightning.views.store import write_views
 from anyo_lightning.views.written import TokenisedView, WrittenViews
 
-LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 VIEWS = get_args(ViewOf)
 
 
 @pytest.fixture
-def make_data(tiny_data: tuple[Path, Path]) -> Callable[..., RecDataModule]:
-    """Data modules over the tiny data set, set up."""
-
-    def make(**changes: Any) -> RecDataModule:
-        settings = {"max_items": 20, "max_tokens": 300, "batch_tokens": 2000} | changes
-        data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1], **settings)
-        data.setup("fit")
-        return data
-
-    return make
-
-
-@pytest.fixture
-def views_from(make_data: Callable[..., RecDataModule], tmp_path: Path) -> Callable[[Kind], Path]:
+def views_from(make_data: MakeData, tmp_path: Path) -> Callable[[Kind], Path]:
     """Files of written views: of each user's training items without the last one, every third line unread."""
     split = make_data().split
 
@@ -62,20 +48,20 @@ def views_from(make_data: Callable[..., RecDataModule], tmp_path: Path) -> Calla
     return write
 
 
-def make_model(tiny_llm: str, **changes: Any) -> CLLMRec:
+def make_model(tiny_llm: str, *, reads: Reads = "both", **settings: Any) -> CLLMRec:
     """The variant with tiny settings."""
-    settings: dict[str, Any] = {"dim": 16, "optimizer": partial(torch.optim.AdamW, lr=1e-2), "reads": "both"}
-    return CLLMRec(backbone=partial(Backbone, tiny_llm, dtype="float32", lora=LORA), **(settings | changes))
+    encoders = TextEncoders(tiny(tiny_llm), dim=16, reads=reads)
+    return CLLMRec(encoders, optimizer=partial(torch.optim.AdamW, lr=1e-2), **settings)
 
 
 def prepared(model: CLLMRec, data: RecDataModule) -> tuple[CLLMRec, HistoryBatch]:
     """The model on the data, and a batch."""
     seed_everything(0, verbose=False)
-    model.prepare(data)
+    prepare(model, data)
     return model, next(iter(data.train_dataloader()))
 
 
-def test_loss_by_hand(tiny_llm: str, make_data: Callable[..., RecDataModule], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_by_hand(tiny_llm: str, make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two histories whose two views agree and that are orthogonal to each other; cosines, so lengths do not matter.
 
     Each of the four views has its other view at cosine 1 and the two views of the other history at cosine 0, so the
@@ -108,7 +94,7 @@ def test_loss_by_hand(tiny_llm: str, make_data: Callable[..., RecDataModule], mo
     assert float(same_user) == pytest.approx(expected, abs=1e-6)
 
 
-def test_false_negatives(tiny_llm: str, make_data: Callable[..., RecDataModule]) -> None:
+def test_false_negatives(tiny_llm: str, make_data: MakeData) -> None:
     """One user, one last target, or the same items read; padding is no item, an earlier target does not count."""
     _, batch = prepared(make_model(tiny_llm, weight=0), make_data())
     batch = replace(
@@ -135,7 +121,7 @@ def test_every_view_trains_what_it_should(
     first: ViewOf,
     view: ViewOf,
     tiny_llm: str,
-    make_data: Callable[..., RecDataModule],
+    make_data: MakeData,
     views_from: Callable[[Kind], Path],
 ) -> None:
     """The contrastive loss alone reaches LoRA, projector and head; nothing stored is changed; tokens are counted."""
@@ -148,10 +134,10 @@ def test_every_view_trains_what_it_should(
     stored, texts = data.split.items.copy(), np.array(data.tokens.token_ids)
     before = batch.item_ids.clone()
     model.train()
-    model.seen["tokens"] = 0
+    model.seen.tokens = 0
     loss, _ = model.contrastive_loss(model(batch), batch)
     assert loss.isfinite()
-    assert model.seen["tokens"] > 0
+    assert model.seen.tokens > 0
     loss.backward()
     for part in ("lora_", "history_encoder.projector", "head.0", "head.2"):
         grown = [p.grad is not None and bool(p.grad.abs().sum() > 0) for n, p in model.named_parameters() if part in n]
@@ -164,7 +150,7 @@ def test_every_view_trains_what_it_should(
 
 def test_views_read_what_they_say(
     tiny_llm: str,
-    make_data: Callable[..., RecDataModule],
+    make_data: MakeData,
     views_from: Callable[[Kind], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -219,7 +205,7 @@ def test_views_read_what_they_say(
 
 
 def test_states_of_written_views_stand_at_their_histories(
-    tiny_llm: str, make_data: Callable[..., RecDataModule], views_from: Callable[[Kind], Path]
+    tiny_llm: str, make_data: MakeData, views_from: Callable[[Kind], Path]
 ) -> None:
     """Some histories have a view and some are read as they are: each row is what it is alone."""
     model, batch = prepared(make_model(tiny_llm, views_from=views_from("summarise")), make_data())
@@ -232,7 +218,7 @@ def test_states_of_written_views_stand_at_their_histories(
         torch.testing.assert_close(states[row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_importance_is_the_cosine_with_the_others(tiny_llm: str, make_data: Callable[..., RecDataModule]) -> None:
+def test_importance_is_the_cosine_with_the_others(tiny_llm: str, make_data: MakeData) -> None:
     """The item that points away from the rest of the history scores least; one item alone scores 0."""
     model, _ = prepared(make_model(tiny_llm, weight=0), make_data())
     model.item_encoder.vectors[:4] = torch.zeros_like(model.item_encoder.vectors[:4])
@@ -271,7 +257,7 @@ def test_a_view_that_was_written_from_the_target_is_never_used() -> None:
 
 def test_no_state_meets_its_target_in_training(
     tiny_llm: str,
-    make_data: Callable[..., RecDataModule],
+    make_data: MakeData,
     views_from: Callable[[Kind], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -301,7 +287,7 @@ def test_no_state_meets_its_target_in_training(
 
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_a_written_view_is_read_as_text_without_vectors(
-    kind: Kind, tiny_llm: str, make_data: Callable[..., RecDataModule], views_from: Callable[[Kind], Path]
+    kind: Kind, tiny_llm: str, make_data: MakeData, views_from: Callable[[Kind], Path]
 ) -> None:
     """Another user's items behind the same texts give the same state: no vector of an item is read."""
     data = make_data()
@@ -320,28 +306,25 @@ def test_a_written_view_is_read_as_text_without_vectors(
 
 
 def test_written_views_need_text(
-    tiny_llm: str, make_data: Callable[..., RecDataModule], views_from: Callable[[Kind], Path], tmp_path: Path
+    tiny_llm: str, make_data: MakeData, views_from: Callable[[Kind], Path], tmp_path: Path
 ) -> None:
     """Refused with vectors; a missing file is named before training; a wrong share too."""
     with pytest.raises(InputError, match="reads texts or both"):
-        make_model(tiny_llm, reads="vectors").prepare(make_data())
-    make_model(tiny_llm, reads="vectors", weight=0).prepare(make_data())
+        prepare(make_model(tiny_llm, reads="vectors"), make_data())
+    prepare(make_model(tiny_llm, reads="vectors", weight=0), make_data())
     model, batch = prepared(make_model(tiny_llm, reads="vectors", views=("crop", "mask")), make_data())
     assert model.loss(model(batch), batch)[0].isfinite()
-    with pytest.raises(InputError, match="shares between 0 and 1"):
-        make_model(tiny_llm, crop_share=1.5).prepare(make_data())
+    with pytest.raises(InputError, match=r"model\.crop_share between 0 and 1"):
+        prepare(make_model(tiny_llm, crop_share=1.5), make_data())
     with pytest.raises(InputError, match="anyo augment --kind summarise"):
         fit(make_model(tiny_llm, views_from=tmp_path / "none.parquet"), make_data(), tmp_path)
 
 
-def test_without_weight_it_is_e4srec(
-    tiny_llm: str, make_data: Callable[..., RecDataModule], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_weight_it_is_e4srec(tiny_llm: str, make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same parameters and the same loss, and no view is encoded or looked for."""
     model, batch = prepared(make_model(tiny_llm, weight=0, projection_head=True), make_data())
     seed_everything(0, verbose=False)
-    other = E4SRec(backbone=partial(Backbone, tiny_llm, dtype="float32", lora=LORA), dim=16, reads="both")
-    other.prepare(make_data())
+    other = prepare(E4SRec(TextEncoders(tiny(tiny_llm), dim=16, reads="both")), make_data())
     monkeypatch.setattr(model, "encode_histories", None)
     assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in other.named_parameters()}
     losses = []
@@ -352,26 +335,8 @@ def test_without_weight_it_is_e4srec(
     assert losses[0][1] == {}
 
 
-def fit(model: CLLMRec, data: RecDataModule, folder: Path, epochs: int = 1, **options: Any) -> Trainer:
-    """Train on one CPU thread."""
-    seed_everything(0, verbose=False)
-    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
-    trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        callbacks=[RetrievalMetrics(mask_history=False), last],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
-    )
-    trainer.fit(model, data, **options)
-    return trainer
-
-
 def test_training_lowers_both_losses_and_beats_chance(
-    tiny_llm: str, make_data: Callable[..., RecDataModule], views_from: Callable[[Kind], Path], tmp_path: Path
+    tiny_llm: str, make_data: MakeData, views_from: Callable[[Kind], Path], tmp_path: Path
 ) -> None:
     """The tiny data are loops through the catalogue; the views of a history come nearer to each other."""
     settings = {"views": ("original", "summarise"), "views_from": views_from("summarise"), "weight": 0.5}
@@ -385,7 +350,7 @@ def test_training_lowers_both_losses_and_beats_chance(
 
 
 def test_checkpoints_restore_and_resume_exactly(
-    tiny_llm: str, make_data: Callable[..., RecDataModule], views_from: Callable[[Kind], Path], tmp_path: Path
+    tiny_llm: str, make_data: MakeData, views_from: Callable[[Kind], Path], tmp_path: Path
 ) -> None:
     """Two epochs and two more are four; figures come back without the views; other views are refused in training."""
     settings: dict[str, Any] = {
@@ -397,22 +362,15 @@ def test_checkpoints_restore_and_resume_exactly(
     }
     whole = fit(make_model(tiny_llm, **settings), make_data(), tmp_path / "whole", epochs=4)
     fit(make_model(tiny_llm, **settings), make_data(), tmp_path / "parts", epochs=2)
-    last = tmp_path / "parts" / "last.ckpt"
-    resumed = fit(make_model(tiny_llm, **settings), make_data(), tmp_path / "parts", epochs=4, ckpt_path=str(last))
+    last = RunFolder(tmp_path / "parts").last_checkpoint
+    resumed = fit(make_model(tiny_llm, **settings), make_data(), tmp_path / "parts", epochs=4, ckpt_path=last)
     states = [trainer.lightning_module.state_dict() for trainer in (whole, resumed)]
     assert any(key.startswith("head.") for key in states[0])
-    for key, value in states[0].items():
-        assert torch.equal(value, states[1][key]), key
-    figures = resumed.validate(resumed.lightning_module, make_data(), ckpt_path=str(last), verbose=False)[0]
+    assert not differing(*states)
+    figures = validated(resumed.lightning_module, make_data(), last)
     settings["views_from"].unlink()
-    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
-    again = Trainer(**quiet, callbacks=[RetrievalMetrics(mask_history=False)]).validate(
-        make_model(tiny_llm, **settings), make_data(), ckpt_path=str(last), verbose=False
-    )[0]
-    assert {k: v for k, v in figures.items() if "seconds" not in k} == {
-        k: v for k, v in again.items() if "seconds" not in k
-    }
+    assert validated(make_model(tiny_llm, **settings), make_data(), last) == figures
     split = make_data().split
     write_views(tmp_path / "rewrite.parquet", [], kind="rewrite", split=split, settings="others")
     with pytest.raises(InputError, match="views that the run has trained with"):
-        fit(make_model(tiny_llm, **settings), make_data(), tmp_path / "x", epochs=6, ckpt_path=str(last))
+        fit(make_model(tiny_llm, **settings), make_data(), tmp_path / "x", epochs=6, ckpt_path=last)

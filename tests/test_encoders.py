@@ -1,11 +1,11 @@
 """History and item encoders: states at the right places, of the right items, with gradients where they belong."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import LORA, MakeData
 from torch import nn
 
 from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
@@ -14,19 +14,17 @@ from anyo_lightning.data.windows import training_windows
 from anyo_lightning.encoders.history import IdHistory, Injection, ItemTokenHistory, TextHistory
 from anyo_lightning.encoders.items import FrozenTextItems
 from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.encoders.whitening import whiten
 from anyo_lightning.errors import InputError
-from anyo_lightning.llm.backbone import Backbone, load_tokenizer
-
-LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.llm.language_model import LLM
 
 
 @pytest.fixture
-def data(tiny_data: tuple[Path, Path]) -> RecDataModule:
-    """The tiny data set, set up."""
-    data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1], max_items=12, max_tokens=200)
-    data.setup("fit")
-    return data
+def data(make_data: MakeData) -> RecDataModule:
+    """The tiny data set, in windows of 12 items."""
+    return make_data(max_items=12, max_tokens=200)
 
 
 def training_batch(data: RecDataModule, rows: list[int]) -> HistoryBatch:
@@ -46,9 +44,20 @@ def text_history(tiny_llm: str, data: RecDataModule, *, injected: bool = False) 
     """A text encoder in float32, so that equalities hold to rounding."""
     torch.manual_seed(0)
     backbone = Backbone(tiny_llm, dtype="float32", lora=LORA)
-    data.read_as_text(load_tokenizer(tiny_llm), identity="tiny")
+    data.read_for(TextEncoders(LLM(tiny_llm)))
     injection = Injection(torch.randn(16, 6), backbone=backbone) if injected else None
     return TextHistory(backbone, projector=Projector(32, 8), supervision="all", injection=injection)
+
+
+def assert_causal(encoder: nn.Module, *, alone: HistoryBatch, together: HistoryBatch) -> None:
+    """The first history's states are the same beside others, and another last item changes the last one only."""
+    before = encoder(alone)
+    torch.testing.assert_close(encoder(together)[: len(alone.targets)], before, rtol=1e-4, atol=1e-5)
+    changed = alone.item_ids.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % 16
+    after = encoder(replace(alone, item_ids=changed))
+    torch.testing.assert_close(before[:-1], after[:-1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before[-1], after[-1], atol=1e-4)
 
 
 @pytest.mark.parametrize("injected", [False, True])
@@ -113,7 +122,7 @@ def test_bidirectional_backbone_needs_last_supervision(tiny_bert: str, data: Rec
     with pytest.raises(InputError, match=r"data\.supervision last"):
         TextHistory(backbone, projector=Projector(32, 8), supervision="all")
     data.supervision, data.max_tokens = "last", 60
-    data.read_as_text(load_tokenizer(tiny_bert), identity="tiny-bert")
+    data.read_for(TextEncoders(LLM(tiny_bert)))
     encoder = TextHistory(backbone, projector=Projector(32, 8), supervision="last").eval()
     states = encoder(training_batch(data, [0, 7]))
     torch.testing.assert_close(states[:1], encoder(training_batch(data, [0])), rtol=1e-4, atol=1e-5)
@@ -147,27 +156,14 @@ def test_item_tokens_are_causal_and_ignore_padding(tiny_llm: str, data: RecDataM
         supervision=supervision,
     ).eval()
     data.supervision = supervision  # type: ignore[assignment]
-    together = training_batch(data, [0, 9])
-    alone = training_batch(data, [0])
-    torch.testing.assert_close(encoder(together)[: len(alone.targets)], encoder(alone), rtol=1e-4, atol=1e-5)
-    changed = alone.item_ids.clone()
-    changed[0, -1] = (changed[0, -1] + 1) % 16
-    before, after = encoder(alone), encoder(replace(alone, item_ids=changed))
-    torch.testing.assert_close(before[:-1], after[:-1], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(before[-1], after[-1], atol=1e-4)
+    assert_causal(encoder, alone=training_batch(data, [0]), together=training_batch(data, [0, 9]))
 
 
 def test_id_history_is_causal_and_ignores_padding(data: RecDataModule) -> None:
     """The same for SASRec."""
     torch.manual_seed(0)
     encoder = IdHistory(nn.Embedding(16, 8), max_items=12, layers=2, heads=2, dropout=0.5).eval()
-    together, alone = training_batch(data, [0, 1, 2]), training_batch(data, [0])
-    torch.testing.assert_close(encoder(together)[: len(alone.targets)], encoder(alone), rtol=1e-4, atol=1e-5)
-    changed = alone.item_ids.clone()
-    changed[0, -1] = (changed[0, -1] + 1) % 16
-    before, after = encoder(alone), encoder(replace(alone, item_ids=changed))
-    torch.testing.assert_close(before[:-1], after[:-1], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(before[-1], after[-1], atol=1e-4)
+    assert_causal(encoder, alone=training_batch(data, [0]), together=training_batch(data, [0, 1, 2]))
 
 
 def test_residual_starts_at_zero_and_leaves_unseen_items_alone() -> None:

@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from helpers import CONFIGS, Anyo, MakeData, refused
 
 from anyo_lightning.cli.restore import restore
-from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.fidelity import measure as fidelity
 from anyo_lightning.fidelity.index_page import as_page
 from anyo_lightning.fidelity.index_table import FidelityTable, as_text
 from anyo_lightning.fidelity.measure import Fidelity, measure
 from anyo_lightning.runs import RunFolder
-
-CONFIGS = Path(__file__).parents[1] / "configs"
-Anyo = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)
@@ -31,25 +28,20 @@ def search_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fit(anyo: Anyo, tiny_data: tuple[Path, Path], tiny_llm: str, tmp_path: Path) -> Callable[[str], Path]:
+def fit(anyo: Anyo, small: list[str], small_llm: list[str], tmp_path: Path) -> Callable[[str], Path]:
     """Train a configuration for a step on the tiny data; returns its folder."""
 
-    def train(name: str, *more: str) -> Path:
-        options = [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--data.template=null"]
-        options += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
-        if name.startswith("e4srec"):
-            options += [f"--model.init_args.backbone.init_args.name={tiny_llm}", "--data.max_tokens=300"]
-            options += ["--model.init_args.backbone.init_args.layers=2"]
-        anyo("fit", f"--config={CONFIGS / name}.yaml", *options, f"--run={tmp_path / name}", *more)
+    def train(name: str) -> Path:
+        options = [*small, *(small_llm if name.startswith("e4srec") else [])]
+        anyo("fit", f"--config={CONFIGS / name}.yaml", *options, f"--run={tmp_path / name}")
         return tmp_path / name
 
     return train
 
 
-def test_figures_are_those_of_plain_numpy(tiny_data: tuple[Path, Path]) -> None:
+def test_figures_are_those_of_plain_numpy(make_data: MakeData) -> None:
     """Recall and NDCG of the lists that the index gives, by hand; vectors of unequal length, so cosines differ."""
-    data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1])
-    data.setup("test")
+    data = make_data()
     queries, random = data.queries("test"), np.random.default_rng(0)
     rows = np.arange(len(queries))
     vectors = (random.normal(size=(16, 6)) * np.geomspace(0.1, 10, 16)[:, None]).astype(np.float32)
@@ -83,10 +75,9 @@ def test_figures_are_those_of_plain_numpy(tiny_data: tuple[Path, Path]) -> None:
     assert found[1].size > found[0].size > vectors.nbytes
 
 
-def test_a_complete_search_loses_nothing_where_items_tie(tiny_data: tuple[Path, Path]) -> None:
+def test_a_complete_search_loses_nothing_where_items_tie(make_data: MakeData) -> None:
     """Four items of each vector, as of one text: another order among them is no loss of recall or NDCG."""
-    data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1])
-    data.setup("test")
+    data = make_data()
     random, queries = np.random.default_rng(0), data.queries("test")
     vectors = np.tile(random.normal(size=(4, 6)), (4, 1)).astype(np.float32)
     (found,) = measure(
@@ -120,11 +111,10 @@ def test_a_run_is_restored_as_its_test_had_it(name: str, fit: Callable[[str], Pa
     assert len(restore(run.path, stage="validation").rows) == 40
 
 
-def test_a_floor_that_was_only_tested_is_restored(anyo: Anyo, tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_floor_that_was_only_tested_is_restored(anyo: Anyo, small: list[str], tmp_path: Path) -> None:
     """Options of `anyo test` alone, such as --verbose, are not in the configuration that `anyo index` reads."""
     run = RunFolder(tmp_path / "popularity")
-    options = [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--trainer.accelerator=cpu"]
-    anyo("test", f"--config={CONFIGS / 'popularity.yaml'}", "--data.template=null", *options, f"--run={run.path}")
+    anyo("test", f"--config={CONFIGS / 'popularity.yaml'}", *small, f"--run={run.path}")
     assert "\nverbose" not in run.config_file.read_text()
     assert "popularity: 40 test queries" in anyo("index", "--run", run.path, "--factories", "Flat")
 
@@ -164,11 +154,7 @@ def test_mistakes_are_one_sentence(
         "stage": ["--run", run.path, "--stage", "train"],
     }
     for words, arguments in cases.items():
-        with pytest.raises(SystemExit) as stopped:
-            anyo("index", *arguments)
-        assert stopped.value.code == 2
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("anyo: error:")]
-        assert words in line
+        assert words in refused(capsys, anyo, "index", *arguments)
     assert not run.index_page_file.exists()
     assert not (tmp_path / "nothing").exists()
 

@@ -1,10 +1,9 @@
 """Counting floors against plain loops over users and items."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from helpers import MakeData
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.models.base import RetrievalModule
@@ -12,11 +11,9 @@ from anyo_lightning.models.floors import EASE, Markov, Popularity, Transitions
 
 
 @pytest.fixture
-def data(tiny_data: tuple[Path, Path]) -> RecDataModule:
-    """The tiny data set, set up."""
-    data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1])
-    data.setup("fit")
-    return data
+def data(make_data: MakeData) -> RecDataModule:
+    """The tiny data set; histories are read whole."""
+    return make_data(max_items=100)
 
 
 def scores(model: RetrievalModule, data: RecDataModule) -> np.ndarray:

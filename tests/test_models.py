@@ -1,20 +1,28 @@
 """Models as Lightning trains them: they learn, save little, load back exactly, and refuse what is not theirs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from helpers import MakeData, differing, fit, prepare, tiny, validated, weights
+from lightning.pytorch import seed_everything
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.tokens import ItemTokenStore
+from anyo_lightning.encoders.base import Encoders
+from anyo_lightning.encoders.history import TextHistory
+from anyo_lightning.encoders.ids import IdEncoders
+from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.encoders.text import TextEncoders
+from anyo_lightning.encoders.vectors import VectorEncoders, item_vectors
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.models import identity
 from anyo_lightning.models.anyo import Anyo
 from anyo_lightning.models.base import RetrievalModule
@@ -25,53 +33,21 @@ from anyo_lightning.runs import RunFolder
 Make = Callable[..., RetrievalModule]
 
 
-@pytest.fixture
-def make_data(tiny_data: tuple[Path, Path]) -> Callable[..., RecDataModule]:
-    """Data modules over the tiny data set."""
-    defaults: dict[str, Any] = {"max_items": 20, "max_tokens": 300, "batch_tokens": 2000}
-    return lambda **changes: RecDataModule(interactions=tiny_data[0], items=tiny_data[1], **(defaults | changes))
-
-
-def backbone(folder: str, **changes: Any) -> Callable[[], Backbone]:
-    """A tiny backbone with LoRA."""
-    lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-    return partial(Backbone, folder, **({"dtype": "float32", "lora": lora} | changes))
-
-
-def fit(model: RetrievalModule, data: RecDataModule, folder: Path, epochs: int = 2, **options: Any) -> Trainer:
-    """Train on one CPU thread, the best checkpoint as in a run folder."""
-    seed_everything(0, verbose=False)
-    checkpoint = ModelCheckpoint(
-        RunFolder(folder).checkpoints, filename="best", monitor="val/ndcg@10", mode="max", enable_version_counter=False
-    )
-    trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        callbacks=[RetrievalMetrics(mask_history=False), checkpoint],
-        default_root_dir=str(folder),
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-    trainer.fit(model, data)
-    return trainer
-
-
 def variants(folder: str) -> dict[str, Make]:
     """The trained variants with tiny settings."""
     optimizer = partial(torch.optim.AdamW, lr=1e-2)
+    texts = partial(TextEncoders, tiny(folder), dim=16)
     return {
-        "sasrec": partial(SASRec, dim=16, dropout=0.0, optimizer=optimizer),
-        "e4srec": partial(E4SRec, backbone=backbone(folder), dim=16, optimizer=optimizer),
-        "hybrid": partial(E4SRec, backbone=backbone(folder), dim=16, id_residual=True, optimizer=optimizer),
-        "anyo": partial(Anyo, backbone=backbone(folder), dim=16, negatives=8, optimizer=optimizer),
+        "sasrec": partial(SASRec, IdEncoders(dim=16, dropout=0.0), optimizer=optimizer),
+        "e4srec": partial(E4SRec, texts(), optimizer=optimizer),
+        "hybrid": partial(E4SRec, texts(id_residual=True), optimizer=optimizer),
+        "anyo": partial(Anyo, texts(), negatives=8, optimizer=optimizer),
     }
 
 
 @pytest.mark.parametrize("name", ["sasrec", "e4srec", "hybrid", "anyo"])
 def test_training_lowers_the_loss_and_beats_chance(
-    name: str, tiny_llm: str, make_data: Callable[..., RecDataModule], tmp_path: Path
+    name: str, tiny_llm: str, make_data: MakeData, tmp_path: Path
 ) -> None:
     """The data are loops through the catalogue: a model that learns anything ranks the next item high."""
     first = fit(variants(tiny_llm)[name](), make_data(), tmp_path / "first", epochs=1).callback_metrics
@@ -82,88 +58,62 @@ def test_training_lowers_the_loss_and_beats_chance(
 
 @pytest.mark.parametrize("name", ["sasrec", "e4srec", "hybrid", "anyo"])
 def test_checkpoint_restores_exactly_and_leaves_the_backbone_out(
-    name: str, tiny_llm: str, make_data: Callable[..., RecDataModule], tmp_path: Path
+    name: str, tiny_llm: str, make_data: MakeData, tmp_path: Path
 ) -> None:
     """Another process's model with the checkpoint gives the same figures; no frozen weight is in the file."""
     make = variants(tiny_llm)[name]
     trainer = fit(make(), make_data(), tmp_path)
-    best = str(RunFolder(tmp_path).best_checkpoint)
-    first = trainer.validate(trainer.lightning_module, make_data(), ckpt_path=best, verbose=False)[0]
+    best = RunFolder(tmp_path).best_checkpoint
+    first = validated(trainer.lightning_module, make_data(), best)
     seed_everything(123, verbose=False)
-    fresh = Trainer(
-        accelerator="cpu",
-        callbacks=[RetrievalMetrics(mask_history=False)],
-        logger=False,
-        enable_progress_bar=False,
-        default_root_dir=str(tmp_path),
-    )
     model = make()
-    second = fresh.validate(model, make_data(), ckpt_path=best, verbose=False)[0]
-    assert {k: v for k, v in first.items() if k != "val/seconds"} == {
-        k: v for k, v in second.items() if k != "val/seconds"
-    }
-    saved = torch.load(best, weights_only=True)
-    assert not set(saved["state_dict"]) & identity.frozen_keys(model)
-    assert set(saved["state_dict"]) | identity.frozen_keys(model) == set(model.state_dict())
+    assert validated(model, make_data(), best) == first
+    saved = weights(best)
+    assert not set(saved) & identity.frozen_keys(model)
+    assert set(saved) | identity.frozen_keys(model) == set(model.state_dict())
     if name != "sasrec":
-        assert any("lora_A" in key for key in saved["state_dict"])
+        assert any("lora_A" in key for key in saved)
         assert len(identity.frozen_keys(model)) > 20
 
 
-def test_foreign_checkpoints_are_refused(
-    tiny_llm: str, make_data: Callable[..., RecDataModule], tmp_path: Path
-) -> None:
+def test_foreign_checkpoints_are_refused(tiny_llm: str, make_data: MakeData, tmp_path: Path) -> None:
     """Another model, backbone depth or split: one sentence that names both."""
     make = variants(tiny_llm)["e4srec"]
     fit(make(), make_data(), tmp_path, epochs=1)
-    best = str(RunFolder(tmp_path).best_checkpoint)
-    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
-
-    def validate(model: RetrievalModule, data: RecDataModule) -> None:
-        Trainer(**quiet, callbacks=[RetrievalMetrics(mask_history=False)]).validate(model, data, ckpt_path=best)
-
+    best = RunFolder(tmp_path).best_checkpoint
     with pytest.raises(InputError, match="checkpoint of model Anyo, got E4SRec"):
-        validate(variants(tiny_llm)["anyo"](), make_data())
-    with pytest.raises(InputError, match=r"checkpoint of backbone .*layers=2.*got .*layers=3"):
-        validate(E4SRec(backbone=backbone(tiny_llm, layers=2), dim=16), make_data())
+        validated(variants(tiny_llm)["anyo"](), make_data(), best)
+    with pytest.raises(InputError, match=r"checkpoint of backbones .*layers=2.*got .*layers=3"):
+        validated(E4SRec(TextEncoders(tiny(tiny_llm, layers=2), dim=16)), make_data(), best)
     with pytest.raises(InputError, match="checkpoint of split"):
-        validate(make(), make_data(ties="shuffle", ties_seed=3, k_core=0, strategy="ratio"))
+        validated(make(), make_data(ties="shuffle", ties_seed=3, k_core=0, strategy="ratio"), best)
     fit(variants(tiny_llm)["hybrid"](), make_data(), tmp_path / "hybrid", epochs=1)
-    best = str(RunFolder(tmp_path / "hybrid").best_checkpoint)
     with pytest.raises(InputError, match=r"unknown item_encoder\.residual"):
-        validate(make(), make_data())
+        validated(make(), make_data(), RunFolder(tmp_path / "hybrid").best_checkpoint)
 
 
-def test_item_vectors_and_init_come_from_runs(
-    tiny_llm: str, make_data: Callable[..., RecDataModule], tmp_path: Path
-) -> None:
+def test_item_vectors_and_init_come_from_runs(tiny_llm: str, make_data: MakeData, tmp_path: Path) -> None:
     """The paper's E4SRec reads a SASRec run's vectors, frozen; `init_from` starts from a run's weights."""
     fit(variants(tiny_llm)["sasrec"](), make_data(), tmp_path / "sasrec", epochs=1)
-    model = E4SRec(backbone=backbone(tiny_llm), dim=16, item_vectors_from=tmp_path / "sasrec")
+    encoders = VectorEncoders(tiny(tiny_llm), item_vectors_from=tmp_path / "sasrec", dim=16)
+    model = E4SRec(encoders)
     fit(model, make_data(supervision="last"), tmp_path / "paper", epochs=1)
-    saved = torch.load(RunFolder(tmp_path / "sasrec").best_checkpoint, weights_only=True)["state_dict"]
-    trained = saved["item_encoder.embedding.weight"]
+    trained = weights(RunFolder(tmp_path / "sasrec").best_checkpoint)["item_encoder.embedding.weight"]
     standardised = (trained - trained.mean(0)) / trained.std()
     torch.testing.assert_close(model.history_encoder.injection.item_vectors, standardised)
-    again = E4SRec(
-        backbone=backbone(tiny_llm), dim=16, item_vectors_from=tmp_path / "sasrec", init_from=tmp_path / "paper"
-    )
-    data = make_data(supervision="last")
-    data.setup("fit")
-    again.prepare(data)
-    best = torch.load(RunFolder(tmp_path / "paper").best_checkpoint, weights_only=True)["state_dict"]
+    again = prepare(E4SRec(encoders, init_from=tmp_path / "paper"), make_data(supervision="last"))
+    best = weights(RunFolder(tmp_path / "paper").best_checkpoint)
     for key, value in best.items():
         torch.testing.assert_close(again.state_dict()[key], value, msg=key)
     gone = tmp_path / "gone"  # a finished run needs its own checkpoint, not the folders that it started from
-    alone = E4SRec(backbone=backbone(tiny_llm), dim=16, item_vectors_from=gone, init_from=gone)
-    alone.restored = best
-    alone.prepare(data)
+    alone = E4SRec(VectorEncoders(tiny(tiny_llm), item_vectors_from=gone, dim=16), init_from=gone)
+    prepare(alone, make_data(supervision="last"), saved=best)
     torch.testing.assert_close(alone.history_encoder.injection.item_vectors, standardised)
     with pytest.raises(InputError, match="item embeddings"):
-        identity.item_vectors(_run_without_ids(tiny_llm, make_data, tmp_path), data.split)
+        item_vectors(_run_without_ids(tiny_llm, make_data, tmp_path), make_data().split)
 
 
-def _run_without_ids(tiny_llm: str, make_data: Callable[..., RecDataModule], tmp_path: Path) -> Path:
+def _run_without_ids(tiny_llm: str, make_data: MakeData, tmp_path: Path) -> Path:
     fit(variants(tiny_llm)["e4srec"](), make_data(), tmp_path / "text", epochs=1)
     return tmp_path / "text"
 
@@ -182,9 +132,7 @@ def test_losses_range_over_training_items_only(tiny_llm: str, tmp_path: Path) ->
         times=(4, 9),
         max_tokens=200,
     )
-    data.setup("fit")
-    model = variants(tiny_llm)["hybrid"]()
-    model.prepare(data)
+    model = prepare(variants(tiny_llm)["hybrid"](), data)
     model.eval()  # without dropout
     assert model.training_items.tolist() == list(range(6))
     batch = next(iter(data.train_dataloader()))
@@ -194,11 +142,10 @@ def test_losses_range_over_training_items_only(tiny_llm: str, tmp_path: Path) ->
     assert model.encode_catalogue().shape == (7, 16)
 
 
-def test_learning_rates_by_name(tiny_llm: str, make_data: Callable[..., RecDataModule], tmp_path: Path) -> None:
+def test_learning_rates_by_name(tiny_llm: str, make_data: MakeData, tmp_path: Path) -> None:
     """The LoRA group has its own rate, the rest the optimizer's; both rise and fall together."""
     model = E4SRec(
-        backbone=backbone(tiny_llm),
-        dim=16,
+        TextEncoders(tiny(tiny_llm), dim=16),
         optimizer=partial(torch.optim.AdamW, lr=1e-2),
         learning_rates={"history_encoder.backbone": 1e-3},
     )
@@ -212,28 +159,107 @@ def test_learning_rates_by_name(tiny_llm: str, make_data: Callable[..., RecDataM
 
 
 @pytest.mark.parametrize("name", ["sasrec", "e4srec", "hybrid", "anyo"])
-def test_models_are_made_on_the_cpu_whatever_the_default_device(
-    name: str, tiny_llm: str, make_data: Callable[..., RecDataModule]
-) -> None:
+def test_models_are_made_on_the_cpu_whatever_the_default_device(name: str, tiny_llm: str, make_data: MakeData) -> None:
     """Lightning builds models with a GPU as the default device, where new tensors would meet those of numpy."""
-    data = make_data()
-    data.setup("fit")
     model = variants(tiny_llm)[name]()
     with torch.device("meta"):
-        model.prepare(data)
+        prepare(model, make_data())
     tensors = [*model.named_parameters(), *model.named_buffers()]
     assert len(tensors) > 5
     assert {name: t.device.type for name, t in tensors if t.device.type != "cpu"} == {}
 
 
-def test_seeds_differ_in_their_batches(make_data: Callable[..., RecDataModule]) -> None:
-    """`seed_everything` alone gives other batches; the same seed the same ones."""
+def test_seeds_differ_in_their_batches(make_data: MakeData) -> None:
+    """The data's own seed gives other batches, the same seed the same ones; a seed of the process changes nothing."""
 
-    def batches(seed: int) -> list[list[int]]:
-        seed_everything(seed, verbose=False)
-        data = make_data(batch_tokens=60)
-        data.setup("fit")
-        return list(data.train_dataloader().sampler)
+    def batches(seed: int, *, of_process: int = 0) -> list[list[int]]:
+        seed_everything(of_process, verbose=False)
+        return list(make_data(batch_tokens=60, seed=seed).train_dataloader().sampler)
 
-    assert batches(0) == batches(0)
+    assert batches(0) == batches(0, of_process=1)
     assert batches(0) != batches(1)
+
+
+def test_a_tied_table_is_drawn_once(make_data: MakeData) -> None:
+    """SASRec's one table is that of one draw, and one weight in its state; untied there are two of each."""
+    for tied in (True, False):
+        torch.manual_seed(0)
+        drawn = [nn.Embedding(16, 16) for _ in range(1 if tied else 2)]
+        for table in drawn:
+            nn.init.normal_(table.weight, std=0.02)
+        torch.manual_seed(0)
+        model = prepare(SASRec(IdEncoders(dim=16, tied=tied)), make_data())
+        assert torch.equal(model.item_encoder.embedding.weight, drawn[0].weight)
+        assert torch.equal(model.history_encoder.embedding.weight, drawn[-1].weight)
+        tables = [value for name, value in model.state_dict().items() if name.endswith("embedding.weight")]
+        assert len({table.data_ptr() for table in tables}) == len(drawn)
+
+
+class LiveItems(nn.Module):
+    """Reads the catalogue's texts with a language model of its own in each call: the state at each text's end."""
+
+    texts_in = "tokens"
+
+    def __init__(self, backbone: Backbone, *, tokens: ItemTokenStore, projector: Projector) -> None:
+        super().__init__()
+        self.backbone, self.tokens, self.projector = backbone, tokens, projector
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        """One vector per item."""
+        spans = [torch.tensor(self.tokens.span(item).tolist()) for item in item_ids.tolist()]
+        ends = torch.tensor([len(span) - 1 for span in spans])
+        rows = nn.utils.rnn.pad_sequence(spans, batch_first=True, padding_value=self.tokens.separator)
+        return self.projector(self.backbone(rows, read=(torch.arange(len(spans)), ends)).float())
+
+
+class TwoLLMs(Encoders):
+    """An LLM for histories, and another one for items."""
+
+    texts = frozenset({"histories", "items"})
+
+    def __init__(self, users: LLM, *, items: LLM) -> None:
+        self.users, self.items = users, items
+
+    def item_tokens(self, data: RecDataModule) -> ItemTokenStore:
+        """As the users' LLM reads them."""
+        return self.users.item_tokens(data.texts_read, max_tokens=data.max_item_tokens)
+
+    def build(
+        self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
+    ) -> tuple[TextHistory, LiveItems]:
+        """Each side with its own."""
+        users, items = self.users.load(device), self.items.load(device)
+        tokens = self.items.item_tokens(data.split.item_texts, max_tokens=data.max_item_tokens)
+        history = TextHistory(users, projector=Projector(users.hidden_size, 16), supervision=data.supervision)
+        return history, LiveItems(items, tokens=tokens, projector=Projector(items.hidden_size, 16))
+
+
+def test_an_item_llm_beside_a_user_llm(
+    tiny_llm: str, make_data: MakeData, make_tiny_llm: Callable[..., str], tmp_path: Path
+) -> None:
+    """Neither's frozen weights are saved, both are named, another of either is refused, and figures come back."""
+    other = make_tiny_llm("other", seed=1)
+
+    def make(users: dict[str, Any] | None = None, items: dict[str, Any] | None = None, item_llm: str = other) -> E4SRec:
+        encoders = TwoLLMs(tiny(tiny_llm, **(users or {})), items=tiny(item_llm, **({"layers": 2} | (items or {}))))
+        return E4SRec(encoders, optimizer=partial(torch.optim.AdamW, lr=1e-2))
+
+    trainer = fit(make(), make_data(), tmp_path, epochs=2)
+    model = trainer.lightning_module
+    assert [len(backbone.model.layers) for backbone in model.backbones] == [3, 2]
+    best = RunFolder(tmp_path).best_checkpoint
+    saved = torch.load(best, weights_only=True)
+    described = saved["anyo_lightning"]["backbones"]
+    assert [(found["name"], found["layers"]) for found in described] == [("tiny-llm", "3"), ("other", "2")]
+    kept, frozen = set(saved["state_dict"]), identity.frozen_keys(model)
+    for side in ("history_encoder.backbone.", "item_encoder.backbone."):
+        assert len([key for key in frozen if key.startswith(side)]) >= 20
+        assert {"lora_A" in key or "lora_B" in key for key in kept if key.startswith(side)} == {True}
+    assert not kept & frozen
+    assert kept | frozen == set(model.state_dict())
+    again = make()
+    assert validated(again, make_data(), best) == validated(model, make_data(), best)
+    assert not differing(again.state_dict(), model.state_dict())
+    for changed in (make(users={"layers": 2}), make(items={"layers": 1}), make(item_llm=tiny_llm)):
+        with pytest.raises(InputError, match=r"checkpoint of backbones name=tiny-llm .* and name=.*, got .* and "):
+            validated(changed, make_data(), best)

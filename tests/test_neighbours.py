@@ -1,11 +1,11 @@
 """Semantic neighbours: who they are by arithmetic, and that nothing outside training or of a target moves them."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import MakeData
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -25,11 +25,9 @@ from anyo_lightning.views.neighbours import (
 
 
 @pytest.fixture
-def data(tiny_data: tuple[Path, Path]) -> RecDataModule:
-    """The tiny data set, set up."""
-    data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1])
-    data.setup("fit")
-    return data
+def data(make_data: MakeData) -> RecDataModule:
+    """The tiny data set; histories are read whole."""
+    return make_data(max_items=100)
 
 
 def with_items(split: Split, chosen: np.ndarray) -> Split:

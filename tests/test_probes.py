@@ -9,15 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import CONFIGS, QUIET, Anyo, MakeData, prepare, tiny
 from lightning.pytorch import Trainer
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.live import LiveTextItems
+from anyo_lightning.encoders.base import HoldsTexts
+from anyo_lightning.encoders.ids import IdEncoders
+from anyo_lightning.encoders.live import LiveTextEncoders, LiveTextItems
+from anyo_lightning.encoders.text import TextEncoders
+from anyo_lightning.encoders.vectors import VectorEncoders
 from anyo_lightning.evaluation.callback import RetrievalMetrics
-from anyo_lightning.llm.backbone import Backbone, load_tokenizer
-from anyo_lightning.models.anyo import Anyo
+from anyo_lightning.llm.aliases import load_tokenizer
+from anyo_lightning.llm.language_model import LLM
+from anyo_lightning.models.anyo import Anyo as AnyoModel
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.cllmrec import CLLMRec
 from anyo_lightning.models.e4srec import E4SRec
@@ -25,7 +31,7 @@ from anyo_lightning.models.floors import EASE, Markov, Popularity, Transitions, 
 from anyo_lightning.models.llara import LLaRA
 from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.models.sracl import SRACL
-from anyo_lightning.probes.changes import last_item_only, other_titles, reads_titles, shuffled_order
+from anyo_lightning.probes.changes import last_item_only, other_titles, shuffled_order
 from anyo_lightning.probes.memory import BareLLM, begins_with, next_items_from_memory, titles_from_memory
 from anyo_lightning.probes.probe import probe
 from anyo_lightning.runs import RunFolder
@@ -33,34 +39,13 @@ from anyo_lightning.views.writers import LocalWriter
 
 ITEMS = 16
 STEPS = 400
-MakeData = Callable[..., RecDataModule]
-
-
-@pytest.fixture
-def make_data(tiny_data: tuple[Path, Path]) -> MakeData:
-    """Data modules over the tiny data set, set up."""
-
-    def make(**changes: Any) -> RecDataModule:
-        settings = {"interactions": tiny_data[0], "items": tiny_data[1], "max_items": 20, "max_tokens": 300} | changes
-        data = RecDataModule(**settings)
-        data.setup("test")
-        return data
-
-    return make
 
 
 def probed(model: RetrievalModule, data: RecDataModule, folder: Path, *, asked: int = 0) -> dict[str, Any]:
     """The probes.json of a model with the weights that it has."""
     torch.manual_seed(0)
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=[RetrievalMetrics()],
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    probe(trainer, model, data, RunFolder(folder), checkpoint=None, asked=asked)
+    trainer = Trainer(callbacks=[RetrievalMetrics()], **QUIET)
+    probe(trainer, model, data, RunFolder(folder), asked=asked)
     found = RunFolder(folder).read_probes()
     assert found is not None
     return found
@@ -68,17 +53,16 @@ def probed(model: RetrievalModule, data: RecDataModule, folder: Path, *, asked: 
 
 def text_variants(llm: str) -> dict[str, Callable[[], RetrievalModule]]:
     """Everything that reads titles, tiny and untrained."""
-    lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-    settings: dict[str, Any] = {"backbone": partial(Backbone, llm, dtype="float32", lora=lora), "dim": 16}
+    texts = partial(TextEncoders, tiny(llm), dim=16)
     return {
-        "e4srec texts": partial(E4SRec, **settings),
-        "e4srec vectors": partial(E4SRec, **settings, reads="vectors"),
-        "hybrid, both": partial(E4SRec, **settings, reads="both", id_residual=True),
-        "anyo": partial(Anyo, **settings),
-        "cllmrec": partial(CLLMRec, **settings, weight=0.0),
-        "sracl": partial(SRACL, **settings, neighbours=3),
-        "llara": partial(LLaRA, **settings),
-        "llara frozen": partial(LLaRA, **(settings | {"backbone": partial(Backbone, llm, dtype="float32")})),
+        "e4srec texts": partial(E4SRec, texts()),
+        "e4srec vectors": partial(E4SRec, texts(reads="vectors")),
+        "hybrid, both": partial(E4SRec, texts(reads="both", id_residual=True)),
+        "anyo": partial(AnyoModel, texts()),
+        "cllmrec": partial(CLLMRec, texts(), weight=0.0),
+        "sracl": partial(SRACL, texts(), neighbours=3),
+        "llara": partial(LLaRA, LiveTextEncoders(tiny(llm), dim=16)),
+        "llara frozen": partial(LLaRA, LiveTextEncoders(tiny(llm, lora=None), dim=16)),
     }
 
 
@@ -161,9 +145,8 @@ def test_shuffled_titles_are_the_same_as_other_items(name: str, tiny_llm: str, m
     Free rows stay with their items. Afterwards everything is as before.
     """
     torch.manual_seed(0)
-    data, model = make_data(), text_variants(tiny_llm)[name]()
-    model.prepare(data)
-    model.eval()
+    data = make_data()
+    model = prepare(text_variants(tiny_llm)[name](), data).eval()
     free = torch.zeros(ITEMS, 16)
     if name.startswith("hybrid"):
         torch.nn.init.normal_(model.item_encoder.residual.weight)
@@ -174,8 +157,7 @@ def test_shuffled_titles_are_the_same_as_other_items(name: str, tiny_llm: str, m
     of_others = model.encode_histories([text_of[items] for items in histories])
     view = data.view(text_of=text_of)
     with torch.no_grad(), other_titles(model.history_encoder, text_of), other_titles(model.item_encoder, text_of):
-        if model.reads_text:
-            view.read_as_text(load_tokenizer(tiny_llm), identity="tiny")
+        view.read_for(model)
         states = model(view.collate(histories)).float()
         vectors = model.encode_catalogue()
     torch.testing.assert_close(vectors, (before[0] - free)[text_of] + free, rtol=1e-4, atol=1e-5)
@@ -187,23 +169,24 @@ def test_shuffled_titles_are_the_same_as_other_items(name: str, tiny_llm: str, m
 
 def test_who_reads_titles(tiny_llm: str, make_data: MakeData, tmp_path: Path) -> None:
     """Ids, counts and another run's item vectors are no titles, and that is said; nothing is shuffled then."""
-    for model in (SASRec(dim=16), Markov(), SRACL(dim=16, alpha=0.0, beta=0.0)):
+    ids = IdEncoders(dim=16)
+    for model in (SASRec(ids), Markov(), SRACL(ids, alpha=0.0, beta=0.0)):
         found = probed(model, make_data(), tmp_path / type(model).__name__)
         assert not found["reads_titles"]
         assert list(found["figures"]["test/ndcg@10"]) == ["as it is", "order shuffled", "last item only"]
         assert found["memory"] == "the run has none"
     folder = tmp_path / "sasrec" / "checkpoints"
     folder.mkdir(parents=True)
-    data, sasrec = make_data(), SASRec(dim=16)
-    sasrec.prepare(data)
+    data = make_data()
+    sasrec = prepare(SASRec(ids), data)
     checkpoint: dict[str, Any] = {"state_dict": sasrec.state_dict()}
     sasrec.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, folder / "best.ckpt")
-    paper = E4SRec(backbone=partial(Backbone, tiny_llm), item_vectors_from=tmp_path / "sasrec", dim=16)
-    paper.prepare(data)
-    assert not reads_titles(paper.history_encoder)
-    assert not reads_titles(paper.item_encoder)
-    assert not paper.reads_text
+    paper = E4SRec(VectorEncoders(LLM(tiny_llm), item_vectors_from=tmp_path / "sasrec", dim=16))
+    prepare(paper, data)
+    assert not [part for part in paper.modules() if isinstance(part, HoldsTexts) and part.texts_in]
+    assert not paper.encoders.texts
+    assert data.tokens is None
 
 
 @pytest.mark.parametrize("name", ["e4srec texts", "llara"])
@@ -233,8 +216,7 @@ def test_no_cache_learns_of_a_shuffle(tiny_llm: str, make_data: MakeData, tmp_pa
     variants = text_variants(tiny_llm)
     for name in ("hybrid, both", "llara"):
         torch.manual_seed(1)
-        before = variants[name]()
-        before.prepare(make_data())
+        before = prepare(variants[name](), make_data())
         held, expected = files(), before.eval().encode_catalogue()
         assert held
         probed(before, make_data(), tmp_path / name)
@@ -242,15 +224,15 @@ def test_no_cache_learns_of_a_shuffle(tiny_llm: str, make_data: MakeData, tmp_pa
         assert torch.equal(before.encode_catalogue(), expected)
         again = variants[name]()
         torch.manual_seed(1)
-        again.prepare(make_data())
+        prepare(again, make_data())
         assert torch.equal(again.eval().encode_catalogue(), expected)
 
 
 def test_shuffled_titles_fit_the_budget(tiny_llm: str, make_data: MakeData) -> None:
-    """Longer titles in the place of shorter ones: whole items are dropped, oldest first, as ever."""
+    """Longer titles instead of shorter ones: whole items are dropped, oldest first, as ever."""
     data = make_data(max_tokens=40, max_item_tokens=20)
     view = data.view(text_of=np.random.default_rng(3).permutation(ITEMS))
-    view.read_as_text(load_tokenizer(tiny_llm), identity="tiny")
+    view.read_for(TextEncoders(LLM(tiny_llm)))
     queries = data.queries("test")
     shapes = []
     for batch in view.test_dataloader():
@@ -263,9 +245,8 @@ def test_shuffled_titles_fit_the_budget(tiny_llm: str, make_data: MakeData) -> N
 
 
 def test_live_items_keep_states_of_the_texts_that_they_read(tiny_llm: str, make_data: MakeData) -> None:
-    """With a frozen LLM states are kept; of another store they are computed anew."""
-    model = text_variants(tiny_llm)["llara frozen"]()
-    model.prepare(make_data())
+    """With a frozen LLM states are kept; for another store they are computed again."""
+    model = prepare(text_variants(tiny_llm)["llara frozen"](), make_data())
     items = model.eval().item_encoder
     assert isinstance(items, LiveTextItems)
     with torch.no_grad():
@@ -364,22 +345,10 @@ def test_too_few_titles_and_other_words(tiny_llm: str, make_data: MakeData) -> N
 
 
 def test_the_command_probes_a_run_and_leaves_its_results(
-    anyo: Callable[..., str], tiny_data: tuple[Path, Path], tiny_llm: str, tmp_path: Path
+    anyo: Anyo, small: list[str], small_llm: list[str], tmp_path: Path
 ) -> None:
     """probes.json beside figures that stay to the byte, a table, and the same again; with fit it is refused."""
-    configs = Path(__file__).parents[1] / "configs"
-    options = [
-        f"--config={configs / 'e4srec.yaml'}",
-        f"--data.interactions={tiny_data[0]}",
-        f"--data.items={tiny_data[1]}",
-        "--data.max_tokens=300",
-        "--trainer.accelerator=cpu",
-        "--trainer.max_epochs=1",
-        "--trainer.enable_progress_bar=false",
-        f"--model.init_args.backbone.init_args.name={tiny_llm}",
-        "--model.init_args.backbone.init_args.layers=2",
-        f"--run={tmp_path / 'run'}",
-    ]
+    options = [f"--config={CONFIGS / 'e4srec.yaml'}", *small, *small_llm, f"--run={tmp_path / 'run'}"]
     with pytest.raises(SystemExit):
         anyo("fit", *options, "--probe")
     anyo("fit", *options)
@@ -393,7 +362,7 @@ def test_the_command_probes_a_run_and_leaves_its_results(
     assert (
         probes["figures"]["test/ndcg@10"]["as it is"]["value"] == run.read_metrics()["metrics"]["test/ndcg@10"]["value"]
     )
-    assert probes["memory"]["llm"] == Path(tiny_llm).name or probes["memory"]["llm"]
+    assert probes["memory"]["llm"] == "tiny-llm"
     for line in (
         "titles shuffled",
         "  in histories",

@@ -8,46 +8,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from helpers import CONFIGS, MakeData, differing, fit, prepare, settings_of, tiny, validated, weights
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.ids import IdEncoders
+from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation.callback import RetrievalMetrics
-from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.models.sracl import SRACL, Synthesizer
 from anyo_lightning.runs import RunFolder
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 SIZES = {"ids": {"batch_tokens": 150}, "text": {"batch_tokens": 2000}}
-LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-MakeData = Callable[..., RecDataModule]
 
 
 @pytest.fixture
-def make_data(tiny_data: tuple[Path, Path]) -> MakeData:
-    """Data modules over the tiny data set, set up."""
-
-    def make(**changes: Any) -> RecDataModule:
-        defaults: dict[str, Any] = {"max_items": 20, "max_tokens": 300, "batch_tokens": 150}
-        data = RecDataModule(interactions=tiny_data[0], items=tiny_data[1], **(defaults | changes))
-        data.setup("fit")
-        return data
-
-    return make
+def data(make_data: MakeData) -> RecDataModule:
+    """The tiny data set in small batches."""
+    return make_data(**SIZES["ids"])
 
 
-def made(folder: str, data: RecDataModule, **changes: Any) -> SRACL:
+def made(folder: str, data: RecDataModule, *, dim: int = 16, dropout: float = 0.0, **changes: Any) -> SRACL:
     """SRA-CL over ids without dropout, prepared."""
     torch.manual_seed(0)
-    settings = {"semantics": partial(Backbone, folder, dtype="float32"), "dim": 16, "dropout": 0.0, "neighbours": 3}
-    model = SRACL(**(settings | changes))
-    model.prepare(data)
-    return model
+    settings = {"semantics": LLM(folder, dtype="float32"), "neighbours": 3}
+    return prepare(SRACL(IdEncoders(dim=dim, dropout=dropout), **(settings | changes)), data)
 
 
 def first_batch(data: RecDataModule) -> HistoryBatch:
@@ -69,9 +57,8 @@ def test_synthesizer_by_hand() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_inter_user_by_hand(tiny_bert: str, make_data: MakeData, masked: bool) -> None:
+def test_inter_user_by_hand(tiny_bert: str, data: RecDataModule, masked: bool) -> None:
     """Equal weights (a = 0) make a positive the mean of neighbours' states; who has no neighbour takes no part."""
-    data = make_data()
     model = made(tiny_bert, data, mask_false_negatives=masked, temperature=0.5)
     model.synthesizer.attention.data.zero_()
     model.states_of_users.normal_(std=0.5)
@@ -97,9 +84,8 @@ def test_inter_user_by_hand(tiny_bert: str, make_data: MakeData, masked: bool) -
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_intra_user_by_hand(tiny_bert: str, make_data: MakeData, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two views a history, a fifth (at least one item) replaced by neighbours; each against all but itself."""
-    data = make_data()
+def test_intra_user_by_hand(tiny_bert: str, data: RecDataModule, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two views per history, a fifth (at least one item) replaced by neighbours; each against all but itself."""
     model = made(tiny_bert, data, mask_false_negatives=masked)
     batch = first_batch(data)
     count = len(batch.user)
@@ -132,9 +118,8 @@ def test_intra_user_by_hand(tiny_bert: str, make_data: MakeData, masked: bool, m
 
 
 @pytest.mark.parametrize("bank", [False, True])
-def test_gradients_reach_what_should_train(tiny_bert: str, make_data: MakeData, bank: bool) -> None:
-    """Of the inter-user term: W, a and the user's state always; the neighbours' states where they are encoded anew."""
-    data = make_data()
+def test_gradients_reach_what_should_train(tiny_bert: str, data: RecDataModule, bank: bool) -> None:
+    """Of the inter-user term: W, a and the user's state always; the neighbours' states where they are encoded again."""
     model = made(tiny_bert, data, bank=bank)
     if bank:
         model.refresh_bank()
@@ -152,10 +137,9 @@ def test_gradients_reach_what_should_train(tiny_bert: str, make_data: MakeData, 
 
 
 def test_each_distinct_neighbour_is_encoded_once(
-    tiny_bert: str, make_data: MakeData, monkeypatch: pytest.MonkeyPatch
+    tiny_bert: str, data: RecDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The states are those of each user's own training history without its last item, whatever the batches."""
-    data = make_data()
     model = made(tiny_bert, data, bank=False).eval()
     read: list[np.ndarray] = []
     encode = model.encode_histories
@@ -172,9 +156,8 @@ def test_each_distinct_neighbour_is_encoded_once(
         torch.testing.assert_close(states[row, column], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_bank_holds_the_states_of_the_epochs_start(tiny_bert: str, make_data: MakeData) -> None:
+def test_bank_holds_the_states_of_the_epochs_start(tiny_bert: str, data: RecDataModule) -> None:
     """Without dropout and gradient; it follows the weights when it is refreshed, and the mode comes back."""
-    data = make_data()
     model = made(tiny_bert, data, dropout=0.5).train()
     model.refresh_bank()
     assert model.training
@@ -195,7 +178,7 @@ def test_nothing_outside_training_is_seen(tiny_bert: str, make_data: MakeData, u
     """Other validation and test items or other last training items: the same vectors and neighbours."""
     found = []
     for change in (None, "evaluation", "last"):
-        data = make_data()
+        data = make_data(**SIZES["ids"])
         split = data.split
         if change == "evaluation":
             split.items[split.stages > 0] = (split.items[split.stages > 0] + 3) % 16
@@ -213,19 +196,12 @@ def test_nothing_outside_training_is_seen(tiny_bert: str, make_data: MakeData, u
     assert (found[0].user_neighbours >= 0).all()
 
 
-def test_without_contrasts_it_is_sasrec(make_data: MakeData) -> None:
-    """α = β = 0: the same weights and the same loss to the bit, and no semantic encoder is loaded."""
-
-    def refuse() -> Backbone:
-        raise AssertionError("the semantic encoder was loaded")
-
-    data = make_data()
+def test_without_contrasts_it_is_sasrec(data: RecDataModule) -> None:
+    """α = β = 0: the same weights and the bit-identical loss, and no semantic encoder is loaded: there is none."""
     torch.manual_seed(0)
-    model = SRACL(semantics=refuse, dim=16, dropout=0.0, alpha=0, beta=0)
-    model.prepare(data)
+    model = prepare(SRACL(IdEncoders(dim=16, dropout=0.0), semantics=LLM("nowhere"), alpha=0, beta=0), data)
     torch.manual_seed(0)
-    sasrec = SASRec(dim=16, dropout=0.0)
-    sasrec.prepare(data)
+    sasrec = prepare(SASRec(IdEncoders(dim=16, dropout=0.0)), data)
     sasrec.load_state_dict(model.state_dict())
     batch = first_batch(data)
     loss, parts = model.loss(model(batch), batch)
@@ -235,20 +211,20 @@ def test_without_contrasts_it_is_sasrec(make_data: MakeData) -> None:
 
 
 @pytest.mark.parametrize("weights", [{"alpha": 0.0}, {"beta": 0.0}])
-def test_a_term_of_weight_zero_costs_nothing(tiny_bert: str, make_data: MakeData, weights: dict[str, float]) -> None:
+def test_a_term_of_weight_zero_costs_nothing(tiny_bert: str, data: RecDataModule, weights: dict[str, float]) -> None:
     """No synthesizer and no bank without α; no view and no neighbours of items without β."""
-    data = make_data()
     model = made(tiny_bert, data, **weights)
     inter = "alpha" not in weights
     assert hasattr(model, "synthesizer") == hasattr(model, "states_of_users") == inter
     assert hasattr(model, "item_neighbours") == (not inter)
     batch = first_batch(data)
-    before = model.seen["tokens"]
-    _, parts = model.loss(model(batch), batch)
+    states = model(batch)
+    before = model.seen.tokens
+    _, parts = model.loss(states, batch)
     assert set(parts) == {"next_item", *(("inter_user", "inter_user_histories") if inter else ("intra_user",))}
     if inter:
         assert float(parts["inter_user_histories"]) == int(batch.final.sum()) > 0
-    assert (model.seen["tokens"] == before) == inter  # the bank reads nothing in a step, views do
+    assert (model.seen.tokens == before) == inter  # the bank reads nothing in a step, views do
 
 
 @pytest.mark.parametrize("name", ["sracl", "sracl_paper"])
@@ -260,7 +236,7 @@ def test_most_steps_have_last_windows_to_contrast(name: str, tmp_path: Path) -> 
     ]
     (tmp_path / "i.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
     (tmp_path / "c.csv").write_text("item_id,title\n" + "\n".join(f"m{i},Movie {i}" for i in range(50)) + "\n")
-    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]
+    settings = settings_of(CONFIGS / f"{name}.yaml")["data"]
 
     def alone(**changes: Any) -> float:
         options = settings | changes
@@ -273,51 +249,28 @@ def test_most_steps_have_last_windows_to_contrast(name: str, tmp_path: Path) -> 
     assert alone(group_by_length=True) > 0.4
 
 
-def test_mistakes_are_refused(tiny_bert: str, make_data: MakeData) -> None:
+def test_mistakes_are_refused(tiny_bert: str, data: RecDataModule) -> None:
     """No encoder of texts, and sizes that cannot work."""
-    data = make_data()
     with pytest.raises(InputError, match="semantics"):
-        SRACL(dim=16).prepare(data)
+        prepare(SRACL(IdEncoders(dim=16)), data)
     cases: dict[str, dict[str, Any]] = {
         "neighbours": {"neighbours": 0},
         "temperature": {"temperature": 0.0},
         "share": {"share": 1.5},
-        "heads": {"heads": 3},
     }
     for words, changes in cases.items():
         with pytest.raises(InputError, match=words):
             made(tiny_bert, data, **changes)
 
 
-def variant(kind: str, llm: str, bert: str) -> Callable[[], SRACL]:
+def variant(kind: str, llm: str, bert: str) -> Callable[..., SRACL]:
     """SRA-CL over ids as in the paper, or over text with a bank and the LLM's own vectors."""
-    optimizer = partial(torch.optim.AdamW, lr=1e-2)
-    shared: dict[str, Any] = {"dim": 16, "neighbours": 3, "optimizer": optimizer}
+    shared: dict[str, Any] = {"neighbours": 3, "optimizer": partial(torch.optim.AdamW, lr=1e-2)}
     if kind == "ids":
-        semantics = partial(Backbone, bert, dtype="float32")
-        return partial(SRACL, semantics=semantics, dropout=0.1, bank=False, mask_false_negatives=False, **shared)
-    backbone = partial(Backbone, llm, dtype="float32", lora=LORA)
-    return partial(SRACL, backbone=backbone, reads="both", dropout=0.1, temperature=0.2, **shared)
-
-
-def trainer_for(folder: Path, epochs: int) -> Trainer:
-    """On one CPU thread, best and last checkpoints as in a run folder."""
-    seed_everything(0, verbose=False)
-    checkpoints = RunFolder(folder).checkpoints
-    best = ModelCheckpoint(
-        checkpoints, filename="best", monitor="val/ndcg@10", mode="max", enable_version_counter=False
-    )
-    last = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
-    return Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        callbacks=[RetrievalMetrics(mask_history=False), best, last],
-        default_root_dir=str(folder),
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        reload_dataloaders_every_n_epochs=1,
-    )
+        semantics = LLM(bert, dtype="float32")
+        encoders = IdEncoders(dim=16, dropout=0.1)
+        return partial(SRACL, encoders, semantics=semantics, bank=False, mask_false_negatives=False, **shared)
+    return partial(SRACL, TextEncoders(tiny(llm), dim=16, reads="both"), temperature=0.2, **shared)
 
 
 @pytest.mark.parametrize("kind", ["ids", "text"])
@@ -326,33 +279,26 @@ def test_it_learns_and_comes_back(
 ) -> None:
     """Far above chance on loops through the catalogue; another module with the checkpoint gives the same figures."""
     make = variant(kind, tiny_llm, tiny_bert)
-    trainer = trainer_for(tmp_path, 15 if kind == "ids" else 8)
-    trainer.fit(make(), make_data(**SIZES[kind]))
+    trainer = fit(make(), make_data(**SIZES[kind]), tmp_path, epochs=15 if kind == "ids" else 8)
     assert float(trainer.callback_metrics["val/hr@5"]) > 0.5  # chance .31
-    best = str(RunFolder(tmp_path).best_checkpoint)
-    first = trainer.validate(trainer.lightning_module, make_data(), ckpt_path=best, verbose=False)[0]
-    second = trainer_for(tmp_path / "other", 1).validate(make(), make_data(), ckpt_path=best, verbose=False)[0]
-    assert {k: v for k, v in first.items() if k != "val/seconds"} == {
-        k: v for k, v in second.items() if k != "val/seconds"
-    }
+    best = RunFolder(tmp_path).best_checkpoint
+    first = validated(trainer.lightning_module, make_data(), best)
+    assert validated(make(), make_data(), best) == first
 
 
 def test_a_run_with_a_bank_starts_from_one_without(tiny_bert: str, make_data: MakeData, tmp_path: Path) -> None:
     """And the other way round: the bank is filled at the start of each epoch, and costs no trained token."""
-    make, data = variant("ids", "", tiny_bert), make_data()
+    make = variant("ids", "", tiny_bert)
     for bank in (False, True):
         folder = tmp_path / str(bank)
-        trainer_for(folder, 1).fit(make(bank=bank), data)
-        saved = torch.load(RunFolder(folder).best_checkpoint, weights_only=True)["state_dict"]
-        started = make(bank=not bank, init_from=folder)
-        started.prepare(data)
-        state = started.state_dict()
-        assert set(state) ^ set(saved) == {"states_of_users"}
-        assert all(torch.equal(state[key], saved[key]) for key in set(state) & set(saved))
+        fit(make(bank=bank), make_data(**SIZES["ids"]), folder, epochs=1)
+        saved = weights(RunFolder(folder).best_checkpoint)
+        started = prepare(make(bank=not bank, init_from=folder), make_data(**SIZES["ids"]))
+        assert differing(started.state_dict(), saved) == {"states_of_users"}
         if not bank:
             started.refresh_bank()
             assert bool(started.states_of_users.any())
-            assert started.seen["tokens"] == 0
+            assert started.seen.tokens == 0
 
 
 @pytest.mark.parametrize("kind", ["ids", "text"])
@@ -361,17 +307,16 @@ def test_a_resumed_run_is_the_whole_one(
 ) -> None:
     """Four epochs in two parts end with the weights of four in one: bank, views and dropout included."""
     make = partial(variant(kind, tiny_llm, tiny_bert), decay=False, warmup=0.0)
-    data = {"shuffle_ties": True, "random_cuts": True, **SIZES[kind]}
-    trainer_for(tmp_path / "whole", 4).fit(make(), make_data(**data))
-    trainer_for(tmp_path / "parts", 2).fit(make(), make_data(**data))
+    options = {"shuffle_ties": True, "random_cuts": True, **SIZES[kind]}
+    fit(make(), make_data(**options), tmp_path / "whole", epochs=4)
+    fit(make(), make_data(**options), tmp_path / "parts", epochs=2)
     last = RunFolder(tmp_path / "parts").last_checkpoint
-    trainer_for(tmp_path / "parts", 4).fit(make(), make_data(**data), ckpt_path=str(last))
+    fit(make(), make_data(**options), tmp_path / "parts", epochs=4, ckpt_path=last)
     whole, parts = (
         torch.load(RunFolder(tmp_path / name).last_checkpoint, weights_only=True) for name in ("whole", "parts")
     )
     assert whole["global_step"] == parts["global_step"] > 4
-    for key, value in whole["state_dict"].items():
-        assert torch.equal(value, parts["state_dict"][key]), key
+    assert not differing(whole["state_dict"], parts["state_dict"])
 
 
 class SaveAt(Callback):
@@ -392,30 +337,25 @@ def test_a_run_resumed_within_an_epoch_has_the_bank_of_its_start(
     """The bank comes from the checkpoint, and is not the one that the checkpoint's weights would fill."""
     make = partial(variant("ids", "", tiny_bert), bank=True)
     saved = tmp_path / "middle.ckpt"
-    trainer = trainer_for(tmp_path, 2)
-    trainer.callbacks.append(SaveAt(3, saved))
-    trainer.fit(make(), make_data())
+    trainer = fit(make(), make_data(**SIZES["ids"]), tmp_path, callbacks=[SaveAt(3, saved)])
     assert trainer.num_training_batches > 3
-    bank = torch.load(saved, weights_only=True)["state_dict"]["states_of_users"]
+    bank = weights(saved)["states_of_users"]
     found: list[Tensor] = []
 
     class Watch(Callback):
         def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
             found.append(pl_module.states_of_users.clone())
 
-    resumed = trainer_for(tmp_path / "resumed", 1)
-    resumed.callbacks.append(Watch())
     model = make()
-    resumed.fit(model, make_data(), ckpt_path=str(saved))
+    fit(model, make_data(**SIZES["ids"]), tmp_path / "resumed", epochs=1, callbacks=[Watch()], ckpt_path=saved)
     assert found
     assert all(torch.equal(states, bank) for states in found)
     model.refresh_bank()
     assert not torch.allclose(model.states_of_users, bank, atol=1e-3)
 
 
-def test_one_batch_overfits(tiny_bert: str, make_data: MakeData) -> None:
+def test_one_batch_overfits(tiny_bert: str, data: RecDataModule) -> None:
     """All three parts of one batch's loss fall, the next-item loss to nearly nothing."""
-    data = make_data()
     model = made(tiny_bert, data, dim=32, bank=False)
     # The tiny tokenizer's vocabulary differs between processes, and with it who is alike: neighbours are given here.
     users, items = torch.arange(data.split.users)[:, None], np.arange(data.split.catalogue_size)[:, None]

@@ -1,22 +1,22 @@
 """The house: imports go one way, public names are documented, the README's results are those that were made."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "anyo_lightning"
 # From low to high: a file may import from its own layer and from lower ones.
 LAYERS = [
-    "errors disk distributed hardware environment fetch losses",
+    "errors disk distributed hardware environment fetch internals losses",
     "runs",
-    "checkpoint_io",
     "data",
-    "llm",
+    "checkpoint_io llm",
     "encoders views evaluation",
     "models",
     "training compare fidelity probes",
     "cli",
-    "__main__",
+    "__init__ __main__",
 ]
 RESULTS = ("<!-- results: made by `make table`, do not edit -->\n", "<!-- end of results -->")
 
@@ -28,34 +28,32 @@ def layer(module: str) -> int:
 
 
 def imports(file: Path) -> list[str]:
-    """All modules that a file imports, also inside functions, but not under TYPE_CHECKING."""
+    """All modules that a file imports, wherever it does so; of what comes from the package itself, its own modules."""
     found = []
-    tree = ast.parse(file.read_text())
-    typing_only = {
-        child
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for child in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if node in typing_only:
-            continue
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
-            found.append(node.module or "")
+            own = [f"anyo_lightning.{alias.name}" for alias in node.names] if node.module == "anyo_lightning" else []
+            found += own or [node.module or ""]
         elif isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
     return found
 
 
 def test_imports_go_downwards() -> None:
-    """No module imports from a higher layer."""
-    files = [file for file in PACKAGE.rglob("*.py") if file.parent != PACKAGE or file.name != "__init__.py"]
+    """No module imports from a higher layer, not even within a function."""
+    files = list(PACKAGE.rglob("*.py"))
     assert len(files) > 20
     for file in files:
         name = ".".join(file.relative_to(PROJECT).with_suffix("").parts)
         for imported in imports(file):
             if imported.startswith("anyo_lightning."):
                 assert layer(imported) <= layer(name), f"{name} imports {imported}"
+
+
+def test_a_name_stands_for_one_module() -> None:
+    """No two modules share a name, except the base of a package and its `__init__`."""
+    names = Counter(file.stem for file in PACKAGE.rglob("*.py"))
+    assert {name for name, count in names.items() if count > 1} <= {"__init__", "base"}
 
 
 def test_variants_do_not_import_each_other() -> None:

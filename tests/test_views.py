@@ -2,11 +2,9 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from helpers import kill_after
 
 from anyo_lightning.cli.main import main
 from anyo_lightning.data.datamodule import RecDataModule
@@ -218,7 +217,7 @@ def _other(data: RecDataModule) -> Any:
 
 
 def test_a_file_of_views_says_how_they_were_cut(make_data: Callable[..., RecDataModule], tiny_llm: str) -> None:
-    """Prompt, items a view and views a user, beside what decides an answer."""
+    """Prompt, items per view and views per user, beside what decides an answer."""
     for parts in (1, 2):
         augment(data := make_data(), llm=tiny_llm, max_items=5, parts=parts)
         file = store.views_file("summarise", data.split)
@@ -300,14 +299,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     arguments = [sys.executable, "-c", KILLED, str(tiny_data[0]), str(tiny_data[1]), tiny_llm]
     process = subprocess.Popen(arguments, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)})
     views = tmp_path / "cache" / "views"
-    deadline = time.monotonic() + 90
-    while len(list(views.glob("answers/*/*.parquet"))) < 3:
-        assert process.poll() is None, "ended before it was killed"
-        assert time.monotonic() < deadline, "wrote nothing"
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    kept = 4 * len(list(views.glob("answers/*/*.parquet")))
+    kept = 4 * kill_after(process, 3, views, "answers/*/*.parquet")
     assert not list(views.glob("*.parquet"))
     assert 12 <= kept < 40
     augment(make_data(), llm=tiny_llm, batch=4, parts=1)
@@ -351,7 +343,7 @@ def test_padding_does_not_change_an_answer(tiny_llm: str) -> None:
 def test_a_model_that_cannot_write_is_refused(tiny_llm: str, tiny_bert: str) -> None:
     with pytest.raises(InputError, match="causal LLM"):
         LocalWriter(tiny_bert).write(["Toy Story"], max_new_tokens=4)
-    with pytest.raises(InputError, match="fewer --max_items"):
+    with pytest.raises(InputError, match="lower --max_items"):
         LocalWriter(tiny_llm).write(["Toy Story"] * 2, max_new_tokens=600)
 
 
@@ -448,8 +440,8 @@ def test_endpoint_answers_are_data(
 def test_endpoint_mistakes_are_one_sentence(
     make_data: Callable[..., RecDataModule], endpoint: type[Endpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A refused request ends the run and says how to go on; a missing variable is named; no key is printed."""
-    with pytest.raises(InputError, match=r"NotFoundError.*no such model.*goes on") as error:
+    """A refused request ends the run and says how to resume; a missing variable is named; no key is printed."""
+    with pytest.raises(InputError, match=r"NotFoundError.*no such model.*to resume") as error:
         augment(make_data(), backend="endpoint", llm="missing", batch=1, parts=1)
     assert "secret" not in str(error.value)
     monkeypatch.delenv("OPENAI_API_KEY")

@@ -1,4 +1,4 @@
-"""The small commands' options. Each function parses the words after its name and calls what does the work."""
+"""The small commands. Each parses the words after its name by its parser and calls what does the work."""
 
 from pathlib import Path
 
@@ -11,21 +11,35 @@ def compare(arguments: list[str]) -> None:
     """`anyo compare`."""
     from anyo_lightning.compare.table import compare as compare_runs
 
+    compare_runs(**compare_parser().parse_args(arguments).as_dict())
+
+
+def compare_parser() -> ArgumentParser:
+    """The options of `anyo compare`."""
+    from anyo_lightning.compare.table import compare as compare_runs
+
     parser = _parser("compare", "Compare runs in a table.")
     parser.add_argument("runs", nargs="+", type=Path, help="Run folders, or folders of run folders.")
     parser.add_function_arguments(compare_runs, skip={"runs"})
-    compare_runs(**parser.parse_args(arguments).as_dict())
+    return parser
 
 
 def index(arguments: list[str]) -> None:
     """`anyo index`."""
     from anyo_lightning.cli.measure_indexes import measure_indexes
 
+    measure_indexes(**index_parser().parse_args(arguments).as_dict())
+
+
+def index_parser() -> ArgumentParser:
+    """The options of `anyo index`."""
+    from anyo_lightning.cli.measure_indexes import measure_indexes
+
     parser = _parser("index", "Approximate indexes against exact search.")
     parser.add_argument("--run", type=Path, required=True, help="Run folder, finished.")
     parser.add_argument("--factories", nargs="+", type=str, default=FACTORIES, help="FAISS factory strings.")
     parser.add_function_arguments(measure_indexes, skip={"run", "factories"})
-    measure_indexes(**parser.parse_args(arguments).as_dict())
+    return parser
 
 
 def data(arguments: list[str]) -> None:
@@ -33,17 +47,33 @@ def data(arguments: list[str]) -> None:
     from anyo_lightning.cli.describe_data import describe_data
     from anyo_lightning.data.datamodule import RecDataModule
 
-    parser = _parser("data", "Print what was read and how it is split.")
-    parser.add_class_arguments(RecDataModule)
-    parser.add_argument("--tokenizer", default="smollm2-135m-instruct", help="The LLM whose tokens are counted.")
-    parser.add_argument("--output", type=Path | None, default=None, help="Folder for the normalised Parquet files.")
+    parser = data_parser()
     settings = parser.instantiate_classes(parser.parse_args(arguments))
     tokenizer, output = settings.pop("tokenizer"), settings.pop("output")
     describe_data(RecDataModule(**settings), tokenizer=tokenizer, output=output)
 
 
+def data_parser() -> ArgumentParser:
+    """The options of `anyo data`."""
+    from anyo_lightning.data.datamodule import RecDataModule
+
+    parser = _parser("data", "Print what was read and how it is split.")
+    parser.add_class_arguments(RecDataModule)
+    parser.add_argument("--tokenizer", default="smollm2-135m-instruct", help="The LLM whose tokens are counted.")
+    parser.add_argument("--output", type=Path | None, default=None, help="Folder for the normalised Parquet files.")
+    return parser
+
+
 def augment(arguments: list[str]) -> None:
     """`anyo augment`."""
+    from anyo_lightning.views.write import augment as write_views
+
+    parser = augment_parser()
+    write_views(**parser.instantiate_classes(parser.parse_args(arguments)).as_dict())
+
+
+def augment_parser() -> ArgumentParser:
+    """The options of `anyo augment`."""
     from anyo_lightning.data.datamodule import RecDataModule
     from anyo_lightning.views.write import augment as write_views
 
@@ -51,7 +81,7 @@ def augment(arguments: list[str]) -> None:
     parser.add_class_arguments(RecDataModule, "data")
     parser.add_argument("--dry-run", action="store_true", help="Print prompts and token counts, ask nothing.")
     parser.add_function_arguments(write_views, skip={"data", "dry_run"})
-    write_views(**parser.instantiate_classes(parser.parse_args(arguments)).as_dict())
+    return parser
 
 
 def _parser(name: str, description: str) -> ArgumentParser:

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from anyo_lightning.cli.changes import Change
+from anyo_lightning.cli.resuming import Change
 from anyo_lightning.disk import renamed_to
 from anyo_lightning.runs import RunFolder
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.summary import print_summary, summarise, write_parquet
+from anyo_lightning.errors import InputError
 from anyo_lightning.llm.aliases import load_tokenizer
 
 
@@ -29,4 +30,7 @@ def describe_data(dataset: RecDataModule, *, tokenizer: str, output: Path | None
 
     print_summary(summarise(dataset.split, source, count_tokens, dataset.max_tokens))
     if output is not None:
-        write_parquet(dataset.split, output)
+        try:
+            write_parquet(dataset.split, output)
+        except OSError as error:
+            raise InputError(f"Expected --output to name a folder that can be written, got {output}: {error}") from None

@@ -18,13 +18,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import anyo_lightning
 from anyo_lightning import checkpoint_io, distributed
 from anyo_lightning.cli import launch
-from anyo_lightning.cli.changes import Change, changes, check
 from anyo_lightning.cli.config_writer import ConfigWriter, as_written
 from anyo_lightning.cli.main import STAGES
+from anyo_lightning.cli.resuming import Change, changes, check
 from anyo_lightning.cli.trainer import AnyoTrainer
 from anyo_lightning.cli.words import nulls_as_configs
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.errors import InputError, raised_by_us
+from anyo_lightning.errors import InputError, constructor_sentence, raised_by_us
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.hardware import fast_dtype
 from anyo_lightning.models.base import RetrievalModule
@@ -35,6 +35,7 @@ from anyo_lightning.training.cost_ledger import CostLedger
 from anyo_lightning.training.guards import Guards
 
 MONITOR = "val/ndcg@10"
+PRECISIONS = (None, 32, 16, "32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")  # trained weights stay float32
 
 
 def run_lightning(arguments: list[str], *, cli: "Callable[..., AnyoCLI] | None" = None) -> "AnyoCLI":
@@ -95,7 +96,10 @@ class AnyoCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words that were given, and no others: Lightning's own would warn that `sys.argv` has words, too."""
-        self.config = parser.parse_args(nulls_as_configs(args))
+        try:
+            self.config = parser.parse_args(nulls_as_configs(args))
+        except UnicodeDecodeError as error:
+            raise InputError(f"Expected configuration files in UTF-8, got other bytes: {error}") from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add `--run` and the callbacks that every run has."""
@@ -168,6 +172,17 @@ class AnyoCLI(LightningCLI):
         run = self.run_folder
         trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file()
         return yaml.safe_load(run.config_file.read_text("utf-8")) if trained and run.config_file.is_file() else None
+
+    def instantiate_classes(self) -> None:
+        """Make the objects; a mistake that the constructor of a nested one names is told in its own words."""
+        try:
+            super().instantiate_classes()
+        except InputError:
+            raise
+        except ValueError as error:  # jsonargparse's, which names all types that it tried
+            if (sentence := constructor_sentence(error)) is None:
+                raise
+            raise InputError(sentence) from error
 
     def _choose_folder(self, config: Namespace) -> None:
         """The run folder: named, or the next free one, or the one of the process that started this one."""
@@ -301,6 +316,10 @@ def _check_trainer(config: Namespace) -> None:
         raise InputError(f"Expected trainer.strategy auto or one of Lightning's ddp strategies, got {strategy}")
     if not config.trainer.enable_checkpointing and config.trainer.enable_checkpointing is not None:
         raise InputError("Expected trainer.enable_checkpointing true: the best checkpoint is what is tested, got false")
+    precision = config.trainer.precision
+    if precision not in PRECISIONS:
+        shown = ", ".join(sorted({str(name) for name in PRECISIONS if isinstance(name, str)}))
+        raise InputError(f"Expected trainer.precision among {shown}, got {precision}")
     if config.trainer.overfit_batches:
         raise InputError(
             f"Expected trainer.overfit_batches 0, got {config.trainer.overfit_batches}: to train on few batches give "

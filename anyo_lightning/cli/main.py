@@ -5,9 +5,8 @@ import logging
 import os
 import sys
 import warnings
+from argparse import ArgumentError  # jsonargparse's own errors, too
 from typing import NoReturn
-
-from jsonargparse import ArgumentError
 
 from anyo_lightning.errors import InputError, argument_sentence
 
@@ -73,6 +72,8 @@ def _quiet() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*smaller than the logging.*",
         ".*recommended to use .self.log.*sync_dist=True.*",  # ours are the same on all processes
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
+        ".*The dirpath has changed.*",  # of last.ckpt, which knows its folder
         ".*callbacks used to create the checkpoint need to be provided.*",  # a test needs no cost ledger
     ):
         warnings.filterwarnings("ignore", message=message)

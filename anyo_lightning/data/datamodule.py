@@ -171,6 +171,13 @@ class RecDataModule(LightningDataModule):
         if self.trainer is not None:
             self.read_for(self.trainer.lightning_module)
 
+    def settings(self) -> dict[str, str]:
+        """What decides how much of a history is read, and as what; for checkpoints."""
+        names = ("titles_only", "supervision", "max_items", "max_tokens", "max_item_tokens")
+        return {name: str(getattr(self, name)) for name in names} | {
+            "template": str(self.split_options.get("template"))
+        }
+
     @property
     def texts_read(self) -> list[str]:
         """The catalogue's texts as histories read them: whole, or titles only."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
+from anyo_lightning.errors import InputError
+from anyo_lightning.llm.language_model import LLM
 
 Side = Literal["histories", "items"]
 
@@ -28,6 +30,18 @@ class Encoders(ABC):
 
     texts: frozenset[Side]  # the sides on which items' texts are read, as tokens or as vectors: what probes shuffle
 
+    trains_only: tuple[str, ...] = ("dropout", "input_dropout", "chunk_tokens", "item_vectors_from")
+
+    def settings(self) -> dict[str, str]:
+        """What decides the encoders' function beside their weights, for checkpoints: all but `trains_only`."""
+        found: dict[str, str] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, LLM):
+                found[f"{name}.lora"] = value.lora_settings
+            elif name not in self.trains_only:
+                found[name] = str(value)
+        return found
+
     def item_tokens(self, data: RecDataModule) -> ItemTokenStore | None:
         """The tokens that batches carry, for histories read as text; None for histories of ids or vectors."""
         return None
@@ -44,10 +58,24 @@ class Encoders(ABC):
 
         Args:
             data: The data module, set up.
-            device: Where language models go; all else is made on the CPU and moved by Lightning.
+            device: Where language models go; everything else is made on the CPU and moved by Lightning.
             saved: The weights of the checkpoint that is about to be loaded, by the model's names: what they hold need
                 not be computed or read from elsewhere.
         """
+
+
+def check_dropout(**shares: float) -> None:
+    """Refuse shares of dropout outside [0, 1).
+
+    Args:
+        shares: By the options' names.
+
+    Raises:
+        InputError: Naming the option.
+    """
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise InputError(f"Expected model.encoders.{name} in [0, 1), got {share}")
 
 
 @runtime_checkable

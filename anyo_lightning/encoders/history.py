@@ -64,13 +64,13 @@ class TextHistory(nn.Module):
     """The LLM reads the items' texts, one after another; the state is taken at each item's separator token.
 
     A causal backbone needs no attention mask: rows are right-padded, so that no real token sees a pad. A
-    bidirectional backbone sees the items that it should predict, so that it allows `supervision: last` only.
+    bidirectional backbone sees the items that it should predict, so it allows `supervision: last` only.
 
     Args:
         backbone: The LLM.
         projector: Maps its states to the items' space.
         supervision: As in the DataModule.
-        injection: Puts an item's vector in the place of its separator's embedding; None keeps the token's own.
+        injection: Replaces each separator's embedding by the item's vector; None keeps the token's own.
 
     Raises:
         InputError: For a bidirectional backbone with `supervision: all`.
@@ -111,7 +111,7 @@ class TextHistory(nn.Module):
 
 
 class ItemTokenHistory(nn.Module):
-    """The LLM reads a prompt, then one injected vector an item.
+    """The LLM reads a prompt, then one injected vector per item.
 
     With `supervision: last` a response marker follows the items and its last state is the query, as in the paper;
     otherwise the state is taken at each item's position.
@@ -159,7 +159,7 @@ class ItemTokenHistory(nn.Module):
         positions = len(prompt) + torch.arange(items.shape[1], device=items.device).expand(size, -1)
         embeddings = torch.cat([before, items], dim=1)
         if self.supervision == "last":
-            # The marker follows each history's own last item: it overwrites padding, and pads come last.
+            # The marker follows each history's own last item: it overwrites padding, so that pads come last.
             counts = batch.item_mask.sum(1)
             after = self.backbone.embed(response).to(items.dtype).expand(size, -1, -1)
             embeddings = torch.cat([embeddings, torch.zeros_like(after)], dim=1)
@@ -203,8 +203,8 @@ class IdHistory(nn.Module):
     """SASRec's encoder: item embeddings plus positions through a small causal transformer; no LLM.
 
     Positions count from the window's first item; item embeddings are scaled by `sqrt(dim)`, as in the paper; a hidden
-    item is its position alone. Layers are torch's: post-norm with ReLU, as in the transformer that the paper takes
-    over; the feed-forward layer is four times as wide as the states (the paper: once).
+    item is its position alone. Layers are torch's: post-norm with ReLU, as in the transformer that the paper
+    adopts; the feed-forward layer is four times as wide as the states (the paper: once).
 
     Args:
         embedding: The item embeddings, (catalogue, dim); may be shared with `IdItems`.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.base import Encoders
+from anyo_lightning.encoders.base import Encoders, check_dropout
 from anyo_lightning.encoders.history import IdHistory
 from anyo_lightning.encoders.items import IdItems
 from anyo_lightning.errors import InputError
@@ -23,7 +23,7 @@ class IdEncoders(Encoders):
         tied: Whether input and output embeddings are one table, as in the paper.
 
     Raises:
-        InputError: When `dim` is no multiple of `heads`.
+        InputError: When `dim` is not a multiple of `heads`.
 
     Reference: Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018 (arXiv 1808.09781).
     """
@@ -33,8 +33,14 @@ class IdEncoders(Encoders):
     def __init__(
         self, *, dim: int = 64, layers: int = 2, heads: int = 2, dropout: float = 0.2, tied: bool = True
     ) -> None:
+        for name, value in {"dim": dim, "layers": layers, "heads": heads}.items():
+            if value < 1:
+                raise InputError(f"Expected model.encoders.{name} to be positive, got {value}")
+        check_dropout(dropout=dropout)
         if dim % heads:
-            raise InputError(f"Expected dim to be a multiple of heads, got {dim} and {heads}")
+            raise InputError(
+                f"Expected model.encoders.dim to be a multiple of model.encoders.heads, got {dim} and {heads}"
+            )
         self.dim, self.layers, self.heads, self.dropout, self.tied = dim, layers, heads, dropout, tied
 
     def build(

@@ -1,4 +1,4 @@
-"""Item encoders: item ids in, one vector an item out."""
+"""Item encoders: item ids in, one vector per item out."""
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from anyo_lightning.llm.text_vectors import Pooling, frozen_vectors
 
 
 class IdItems(nn.Module):
-    """A free row an item: an untied linear head over all items, or SASRec's tied one when the embedding is shared.
+    """A free row per item: an untied linear head over all items, or SASRec's tied one when the embedding is shared.
 
-    An item without a training interaction keeps the row that it was initialised with: it cannot be recommended for
-    a reason, and its figures in a cold-start slice say so.
+    An item without a training interaction keeps the row that it was initialised with: nothing is known of it, and
+    its figures in a cold-start slice say so.
 
     Args:
         embedding: (catalogue, dim) rows.
@@ -33,14 +33,14 @@ class IdItems(nn.Module):
 class FrozenTextItems(nn.Module):
     """`projector(frozen text vector) + free row`, the free row only with `id_residual`.
 
-    The residual is zero at the start, and stays zero for items without a
-    training interaction, whose vector is then that of their text: such items can be scored.
+    The residual starts at zero and stays zero for items without a training interaction, whose vector is that of their
+    text alone: such items can be scored.
 
     Args:
         vectors: (catalogue, width) text embeddings of the frozen LLM, pooled and whitened.
         projector: Maps them to the items' space.
         trained: (catalogue,) True where an item has a training interaction.
-        id_residual: Whether to add a free row an item.
+        id_residual: Whether to add a free row per item.
         dropout: On the projected text vectors.
     """
 

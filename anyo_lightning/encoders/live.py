@@ -1,6 +1,6 @@
 """The dual encoder: one LLM reads histories and items, and both are unit vectors.
 
-A text is read with a prompt and pooled tokens behind it: `text, prompt, EOS`. The SELF prompt asks for the text itself
+A text is read with a prompt and pooled tokens after it: `text, prompt, EOS`. The SELF prompt asks for the text itself
 (items), the NEXT prompt for what follows it (histories). The text is cut before anything is appended, so that the
 pooled token is always there, and its position is computed, never found from the right.
 
@@ -20,7 +20,7 @@ from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore, padded
-from anyo_lightning.encoders.base import Encoders
+from anyo_lightning.encoders.base import Encoders, check_dropout
 from anyo_lightning.encoders.history import TextHistory, check_histories
 from anyo_lightning.encoders.pooling import PooledReader
 from anyo_lightning.encoders.projector import Projector, UnitLength
@@ -35,10 +35,10 @@ ITEM_TOKENS = 8192  # padded tokens of a pass over items: few enough for the mem
 
 
 class LiveTextItems(nn.Module):
-    """`head(LLM(item text, SELF prompt, EOS))`, encoded anew in each call, with LoRA's gradients.
+    """`head(LLM(item text, SELF prompt, EOS))`, encoded in each call, with LoRA's gradients.
 
-    Items are read in passes of like length. Where the LLM has nothing trained, its states never change: they are
-    computed once, for the whole catalogue, and only the head is applied anew.
+    Items are read in passes of similar length. If nothing in the LLM is trained, its states never change: they are
+    computed once for the whole catalogue, and only the head is applied each time.
 
     Args:
         reader: The LLM and its pooling, shared with the history side.
@@ -66,7 +66,7 @@ class LiveTextItems(nn.Module):
         self.tokens, self.batch_tokens, self.recompute = tokens, batch_tokens, recompute
         self.suffix = np.array([*prompt, *[reader.end] * reader.count])
         self.frozen = not any(parameter.requires_grad for parameter in reader.parameters())
-        self._kept: tuple[ItemTokenStore, Tensor] | None = None  # states, and the texts that they are of
+        self._kept: tuple[ItemTokenStore, Tensor] | None = None  # states, and the texts they belong to
 
     def forward(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
         """The unit vectors of these items."""
@@ -115,9 +115,9 @@ class LiveTextItems(nn.Module):
 
 
 class PromptedHistory(nn.Module):
-    """`head(LLM(history, NEXT prompt, EOS))`: one state a history, as the paper's queries.
+    """`head(LLM(history, NEXT prompt, EOS))`: one state per history, as the paper's queries.
 
-    The prompt stands in the place of the last item's separator, so that a history of one item is read as in the
+    The prompt replaces the last item's separator, so that a history of one item is read as in the
     pre-training.
 
     Args:
@@ -153,16 +153,16 @@ class LiveTextEncoders(Encoders):
 
     Args:
         backbone: The LLM, of both sides.
-        dim: Width of the projector; None for none, as in the paper.
+        dim: Width of the projector; None leaves it out, as in the paper.
         hidden: Width of the items' own perceptron; None shares the linear projector.
-        whiten: Whiten each side's states, as they are before training.
+        whiten: Whiten each side's states, with statistics measured before training.
         dropout: On the states before the projector.
-        self_prompt: Text behind an item's text.
-        next_prompt: Text behind a history, with `data.supervision last`.
+        self_prompt: Text after an item's text.
+        next_prompt: Text after a history, with `data.supervision last`.
         pooled_tokens: Added tokens whose last states are pooled by their mean; 0 pools EOS, as histories do in any case
             with `data.supervision all`.
-        chunk_tokens: Gradient caching: encode in chunks of at most so many padded tokens and keep no activations, so
-            that the memory does not bound the batch. None keeps them: faster.
+        chunk_tokens: Gradient caching: encode in chunks of at most this many padded tokens and keep no activations,
+            so that memory does not bound the batch. None keeps them, which is faster.
 
     Raises:
         InputError: When `chunk_tokens` is not positive, or `hidden` is given without `dim`.
@@ -183,10 +183,11 @@ class LiveTextEncoders(Encoders):
         pooled_tokens: int = 0,
         chunk_tokens: int | None = None,
     ) -> None:
+        check_dropout(dropout=dropout)
         if chunk_tokens is not None and chunk_tokens < 1:
-            raise InputError(f"Expected chunk_tokens to be positive, got {chunk_tokens}")
+            raise InputError(f"Expected model.encoders.chunk_tokens to be positive, got {chunk_tokens}")
         if hidden is not None and dim is None:
-            raise InputError(f"Expected a projector's dim with hidden, got hidden {hidden} and no dim")
+            raise InputError(f"Expected model.encoders.dim with model.encoders.hidden, got hidden {hidden} and no dim")
         self.backbone, self.dim, self.hidden, self.whiten, self.dropout = backbone, dim, hidden, whiten, dropout
         self.self_prompt, self.next_prompt, self.pooled_tokens = self_prompt, next_prompt, pooled_tokens
         self.chunk_tokens = chunk_tokens
@@ -204,7 +205,7 @@ class LiveTextEncoders(Encoders):
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
     ) -> tuple[TextHistory | PromptedHistory, LiveTextItems]:
-        """The dual encoder; `Whitened` parts are yet to be measured."""
+        """The dual encoder; its `Whitened` parts have still to be measured."""
         backbone = self.backbone.load(device)
         check_histories(backbone, data, behind=self.row_tokens(data))
         projector = item_projector = None
@@ -240,7 +241,7 @@ def recomputed(encode: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
     Gradient caching is this for each chunk of a batch: first representations of all chunks without activations, then
     the loss's gradient with respect to them, then chunk by chunk the activations and the gradient of the weights.
-    Autograd does it in one backward pass, so that clipping, accumulation and DDP's one reduction a step stay
+    Autograd does it in one backward pass, so that clipping, accumulation and DDP's one reduction per step stay
     Lightning's own, and gradients are those of the direct pass. (On a GPU its random state is kept for dropout
     only where an input is a tensor there.)
 

@@ -1,8 +1,8 @@
 """Both pretext tasks of a text in one pass: what it says (SELF) and what follows it (NEXT).
 
-A row is `text, SELF prompt, EOS, NEXT prompt, EOS`. NEXT does not attend to SELF and its positions go on from the
-text's, so that its state is that of `text, NEXT prompt, EOS` alone, and SELF's that of `text, SELF prompt, EOS`: what
-the dual encoder reads of histories and items.
+A row is `text, SELF prompt, EOS, NEXT prompt, EOS`. NEXT does not attend to SELF and its positions continue those of
+the text, so that its state is that of `text, NEXT prompt, EOS` alone, and SELF's that of `text, SELF prompt, EOS`: what
+the dual encoder reads for histories and items.
 
 Reference: Llama2Vec (ACL 2024, arXiv 2312.15503), section 3.2 and figure 2.
 """
@@ -50,7 +50,7 @@ class PretextRows:
             self_prompt: Token ids of the SELF prompt.
             next_prompt: Token ids of the NEXT prompt.
             end: Token id of EOS.
-            count: Number of pooled tokens behind each prompt.
+            count: Number of pooled tokens after each prompt.
         """
         suffixes = [np.array([*prompt, *[end] * count]) for prompt in (self_prompt, next_prompt)]
         token_ids, _ = padded([np.concatenate([text, *suffixes]) for text in texts], end)
@@ -69,10 +69,10 @@ class PretextRows:
 
 
 def output_embeddings(backbone: Backbone) -> Float[Tensor, "vocabulary width"]:
-    """The language model's output embeddings: its input embeddings where the two are tied, else loaded.
+    """The language model's output embeddings: its input embeddings if the two are tied, otherwise loaded.
 
     Raises:
-        InputError: When the model has been saved without them.
+        InputError: When the model was saved without them.
     """
     if backbone.model.config.tie_word_embeddings:
         weight: Tensor = backbone.model.get_input_embeddings().weight

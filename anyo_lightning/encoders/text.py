@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
-from anyo_lightning.encoders.base import Encoders
+from anyo_lightning.encoders.base import Encoders, check_dropout
 from anyo_lightning.encoders.history import (
     PROMPT,
     RESPONSE,
@@ -55,6 +55,7 @@ class TextEncoders(Encoders):
         dropout: float = 0.1,
         input_dropout: float = 0.1,
     ) -> None:
+        check_dropout(dropout=dropout, input_dropout=input_dropout)
         self.backbone, self.reads, self.dim, self.pooling = backbone, reads, dim, pooling
         self.hidden, self.id_residual = hidden, id_residual
         self.dropout, self.input_dropout = dropout, input_dropout

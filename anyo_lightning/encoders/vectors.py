@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from anyo_lightning.checkpoint_io import METADATA, describe_catalogue, read
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Split
-from anyo_lightning.encoders.base import Encoders
+from anyo_lightning.encoders.base import Encoders, check_dropout
 from anyo_lightning.encoders.history import PROMPT, RESPONSE, Injection, ItemTokenHistory, prompt_length
 from anyo_lightning.encoders.items import IdItems
 from anyo_lightning.encoders.projector import Projector
@@ -49,6 +49,7 @@ class VectorEncoders(Encoders):
         dropout: float = 0.1,
         input_dropout: float = 0.1,
     ) -> None:
+        check_dropout(dropout=dropout, input_dropout=input_dropout)
         self.backbone, self.item_vectors_from, self.dim = backbone, item_vectors_from, dim
         self.prompt, self.response = prompt, response
         self.dropout, self.input_dropout = dropout, input_dropout
@@ -60,7 +61,7 @@ class VectorEncoders(Encoders):
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
     ) -> tuple[ItemTokenHistory, IdItems]:
-        """The vectors come centred and scaled to variance 1, from the checkpoint where there is one."""
+        """The vectors are centred and scaled to variance 1; a checkpoint's are taken as they are."""
         backbone = self.backbone.load(device)
         backbone.check_positions(data.longest_history() + self.row_tokens(data), "data.max_items")
         injected = (saved or {}).get("history_encoder.injection.item_vectors")

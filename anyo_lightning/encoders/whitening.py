@@ -57,7 +57,7 @@ def whitening(
     below the largest, such as those that fewer items than dimensions leave empty, are not blown up.
 
     Args:
-        vectors: One a row.
+        vectors: One per row.
         shrinkage: Added to each eigenvalue, as a share of the largest.
 
     Returns:
@@ -68,7 +68,7 @@ def whitening(
     mean = vectors.double().mean(0)
     centred = vectors.double() - mean
     values, directions = torch.linalg.eigh(centred.T @ centred / len(vectors))
-    # Where all vectors are equal but for rounding, that is not blown up, and the matrix is finite in float32 too.
+    # If all vectors are equal except for rounding, the rounding is not blown up, and the matrix is finite in float32.
     least = max(1e-10 * float(vectors.double().square().mean()), torch.finfo(torch.float32).tiny)
     scales = (values.clamp(min=0) + shrinkage * values.max()).clamp(min=least).rsqrt()
     return mean, (directions * scales) @ directions.T

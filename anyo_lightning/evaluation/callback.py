@@ -24,7 +24,7 @@ from anyo_lightning.environment import environment
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation import tensorboard
 from anyo_lightning.evaluation.evaluation import Evaluation
-from anyo_lightning.evaluation.index import ItemIndex
+from anyo_lightning.evaluation.index import ItemIndex, check_factory
 from anyo_lightning.evaluation.ranking import distinct_rows, rank
 from anyo_lightning.runs import RunFolder
 
@@ -88,12 +88,13 @@ class RetrievalMetrics(Callback):
             seed: Of the run, for metrics.json. The command line gives it.
 
         Raises:
-            InputError: A cutoff or `top_k` is not positive, or there is no cutoff.
+            InputError: A cutoff or `top_k` is not positive, there is no cutoff, or FAISS cannot read `index`.
         """
         if not cutoffs or min(cutoffs) < 1:
             raise InputError(f"Expected cutoffs to be one or more positive integers, got {list(cutoffs)}")
         if top_k < 1:
             raise InputError(f"Expected top_k to be positive, got {top_k}")
+        check_factory(index)
         self.cutoffs = tuple(sorted(set(cutoffs)))
         self.mask_history = mask_history
         self.index = index

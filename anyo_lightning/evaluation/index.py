@@ -24,7 +24,24 @@ from jaxtyping import Float, Int
 from anyo_lightning.data.splits import MISSING
 from anyo_lightning.errors import InputError
 
+WIDTH_WITH_MANY_DIVISORS = 960  # product quantisers cut a vector into equal parts
 ROUNDING = 1e-5  # of a row's largest score: scores that differ by less tie
+
+
+def check_factory(factory: str) -> None:
+    """Refuse, before any vector is there, a factory string that FAISS cannot read.
+
+    Raises:
+        InputError: When it cannot.
+    """
+    kind = factory.partition(":")[0]
+    try:
+        faiss.index_factory(WIDTH_WITH_MANY_DIVISORS, kind, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InputError(
+            f"Expected metrics.index to be a FAISS factory string such as Flat, HNSW32 or IVF16,Flat:nprobe=4; got "
+            f"{factory!r} (FAISS: {str(error).splitlines()[0].rsplit(': ', 1)[-1]})"
+        ) from error
 
 
 class ItemIndex:

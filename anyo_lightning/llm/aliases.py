@@ -227,7 +227,7 @@ def _dequantise(fetched: Path, target: Path, alias: Alias) -> None:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Whether the files of a fetched model have the sizes, and its weights the hash, that were noted."""
+    """Whether the files of a fetched model have the sizes, and its weights the hash, that were recorded."""
     try:
         files = json.loads((folder / "source.json").read_text())["files"]
         sizes = all((folder / name).stat().st_size == size for name, (size, _) in files.items())

@@ -1,12 +1,12 @@
 """Causal attention for the CPU: in bfloat16 three times as fast as torch's flash kernel, forward and backward.
 
-Attention is `softmax(q kᵀ / √d + mask) v`. The queries are cut into blocks, and each block is multiplied with the keys
-it may see only, so that up to half of the products are left out (37% at 512 tokens, none within one block); heads that
+Attention is `softmax(q kᵀ / √d + mask) v`. The queries are cut into blocks, and each block is multiplied only with the
+keys it may see, so that up to half of the products are left out (37% at 512 tokens, none within one block); heads that
 share their keys and values share one product. In bfloat16 these are matrix products at the CPU's full speed. (16, 512)
 tokens, 9 heads of 64, one EPYC core with AVX512-BF16: 41 + 85 ms, against 131 + 244 ms of
 `scaled_dot_product_attention`. Scores are rounded to bfloat16 before the softmax, as in transformers' `eager`. In
-float32 it is the faster one for long rows (on a core of AVX2: 86% of torch's time at 1000 tokens, level at 300, a tenth
-slower at 60), and keeps four times as much for the backward pass.
+float32 it is faster for long rows (on a core of AVX2: 86% of torch's time at 1000 tokens, level at 300, a tenth slower
+at 60), and keeps four times as much for the backward pass.
 """
 
 from typing import Any
@@ -79,7 +79,7 @@ def automatic_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **options
         )
         return output, None
-    with torch.autocast("cpu", enabled=False):  # else softmax would run in float32
+    with torch.autocast("cpu", enabled=False):  # otherwise softmax would run in float32
         states = causal_attention(query, key, value, scaling=scaling or query.shape[-1] ** -0.5)
     return states.transpose(1, 2).contiguous(), None
 

@@ -3,7 +3,8 @@
 The frozen base is held in `dtype`, LoRA weights in float32. The forward pass opens its own autocast of `dtype` (for
 float32 it switches off one around it), and peft's cast of each LoRA input to float32 is switched off, so that every
 matrix product runs in `dtype` whatever precision surrounds it. On a CPU with AVX512-BF16 a bfloat16 product takes about
-a quarter of the time; on one without, training takes many times as long (`benchmarks/dtype.py`): float32 there.
+a quarter of the time; on one without, training in bfloat16 takes many times as long as in float32
+(`benchmarks/dtype.py`).
 """
 
 import json
@@ -34,7 +35,8 @@ __all__ = ["Backbone", "DType", "load_tokenizer"]
 READ_ALONE = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
 POSITION_WISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
-TRIED_TOKENS, CAUSAL_TOLERANCE = 8, 1e-2
+TRIED_TOKENS = 16
+CAUSAL_TOLERANCE = {torch.float32: 1e-6}  # of low precision a thousandth: untrained models attend to little
 # Of peft's ways to start LoRA, those that leave the base weights alone: caches and checkpoints rely on these.
 LORA_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
@@ -48,7 +50,7 @@ class Backbone(nn.Module):
         name: Alias (`smollm2-135m-instruct`, `all-minilm-l6-v2`), local folder, or Hugging Face hub id.
         revision: Branch, tag or commit of a hub id.
         dtype: Precision of the frozen weights and of every matrix product; `auto` is bfloat16 where the hardware has
-            it, else float32. The command line writes which it was to config.yaml: a run keeps it on any machine.
+            it, otherwise float32. The command line writes the choice to config.yaml: a run keeps it on any machine.
         attention: `auto` (what transformers chooses, with a faster `sdpa` on a CPU), or one that transformers knows
             (`sdpa`, `eager`, `flash_attention_2`, ...).
         layers: Keep the first layers only (the final norm stays); None keeps all.
@@ -59,7 +61,7 @@ class Backbone(nn.Module):
             while it is computed: for a model that one GPU cannot hold (`configs/overlays/fsdp.yaml`).
 
     Attributes:
-        sharded: Whether the layers are shared out over several processes, which then call it equally often.
+        sharded: Whether the layers are split over several processes, which must then call it equally often.
         hidden_size: Width of the states.
         causal: Whether a state depends on earlier tokens only.
         max_positions: The longest input, in tokens; None when there is no limit.
@@ -188,14 +190,14 @@ class Backbone(nn.Module):
         A causal model needs no attention mask for right-padded rows: no real token sees a pad, and attention keeps
         its fast path. States at padded positions mean nothing.
 
-        Of the last layer only keys and values are needed of every token. Where a state is `read`, usually at one token
-        in six of a history, queries, output and feed-forward block are computed alone: nine tenths of the layer's
-        weights, but not attention itself. This is so for the families in `READ_ALONE` (Llama, Qwen, Gemma, ...), and
+        The last layer needs only keys and values of every token. Queries, output and feed-forward block are computed
+        only at the tokens that are `read`, usually one in six of a history: nine tenths of the layer's weights, but
+        not attention itself. This holds for the families in `READ_ALONE` (Llama, Qwen, Gemma, ...), and
         without gradient checkpointing.
 
         Args:
             token_ids: The tokens; or give `input_embeddings`, not both.
-            input_embeddings: Vectors in the place of tokens (any floating dtype).
+            input_embeddings: Vectors instead of tokens (any floating dtype).
             attention_mask: True at real tokens; needed by bidirectional models and for left padding. Or, for each
                 token, True at those that it may attend to, itself among them: replaces the causal mask.
             position_ids: Each token's position; by default its place among the real tokens of its row.
@@ -241,7 +243,7 @@ class Backbone(nn.Module):
 
     @contextmanager
     def _reading(self, read: tuple[Tensor, Tensor] | None, shape: torch.Size) -> Iterator[None]:
-        """Inside, the last layer's position-wise parts are computed at these positions, and give zeros elsewhere."""
+        """Inside, the last layer's position-wise parts are computed at these positions and give zeros elsewhere."""
         parts = []
         # gradient checkpointing computes layers again, outside of this context
         if (
@@ -253,7 +255,7 @@ class Backbone(nn.Module):
             mask = torch.zeros(shape, dtype=torch.bool, device=read[0].device)
             mask[read] = True
             places = mask.flatten().nonzero()[:, 0]
-        before = [part.__dict__.get("forward") for part in parts]  # of a library's own hooks
+        before = [part.__dict__.get("forward") for part in parts]  # set by a library's own hooks
         for part in parts:
             part.forward = partial(_at, places, part.forward)
         try:
@@ -337,7 +339,7 @@ def _load(
             output_loading_info=True,
             **options,
         )
-        if attention == "auto" and model.config._attn_implementation == "sdpa":  # else it knows `eager` only
+        if attention == "auto" and model.config._attn_implementation == "sdpa":  # otherwise it knows `eager` only
             model.set_attn_implementation("auto")
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -359,7 +361,7 @@ def _is_causal(model: Any, rows: int) -> bool:
     changed[0, -1] = (changed[0, -1] + 1) % rows
     with evaluating(model):
         first, second = (model(input_ids=ids).last_hidden_state[0, :-1].float() for ids in (tokens, changed))
-    return bool((first - second).norm() <= CAUSAL_TOLERANCE * first.norm())
+    return bool((first - second).norm() <= CAUSAL_TOLERANCE.get(model.dtype, 1e-3) * first.norm())
 
 
 def _max_positions(model: nn.Module, config: PretrainedConfig) -> int | None:

@@ -1,4 +1,4 @@
-"""Reading with a module as evaluation does, in the midst of training."""
+"""Reading with a module as evaluation does, in the middle of training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,9 +1,11 @@
-"""`LLM`: which language model, and how it is to be loaded. It is what a configuration's `backbone` says."""
+"""`LLM`: which language model, and how to load it: what a configuration's `backbone` says."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase
 
 from anyo_lightning.data.tokens import ItemTokenStore
@@ -31,7 +33,7 @@ class LLM:
         """Load the model onto a device and check it.
 
         Args:
-            device: Where its weights go; of a sharded model this process's share.
+            device: Where its weights go (of a sharded model, this process's share).
 
         Raises:
             InputError: When the model cannot be loaded or fails the self-check.
@@ -42,12 +44,21 @@ class LLM:
         return backbone
 
     @property
+    def lora_settings(self) -> str:
+        """LoRA as it decides the model's function: all of its options but dropout."""
+        lora = self.options.get("lora")
+        if isinstance(lora, LoraConfig):
+            lora = lora.to_dict()
+        kept = {name: value for name, value in dict(lora or {}).items() if name != "lora_dropout"}
+        return json.dumps(kept, sort_keys=True, default=str)
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; loads no weights."""
         return load_tokenizer(self.name, self.revision)
 
     def tokens(self, text: str) -> list[int]:
-        """The token ids of a text, without special tokens; none of an empty one."""
+        """The token ids of a text, without special tokens; empty for an empty text."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 

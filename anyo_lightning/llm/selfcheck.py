@@ -23,7 +23,7 @@ def self_check(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that states are finite, do not depend on padding, respect causality and survive the dtype.
 
     Args:
-        backbone: As loaded; its mode comes back as it was.
+        backbone: As loaded; its mode is restored.
         tokenizer: The backbone's tokenizer.
 
     Raises:
@@ -41,6 +41,9 @@ def _check(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
     if not all(rows):
         raise InputError(f"Expected a tokenizer that gives tokens for {name}, got none")
     backbone.check_token_ids(max(map(max, rows)))
+    known = {token for text in TEXTS for token in tokenizer(text, add_special_tokens=False)["input_ids"]}
+    if known <= {tokenizer.unk_token_id}:
+        raise InputError(f"Expected a tokenizer with a vocabulary for {name}, got one that knows no word")
     tokens = [torch.tensor([row], device=backbone.device) for row in rows]
     alone = [backbone(row) for row in tokens]
     if not all(bool(states.isfinite().all()) for states in alone):

@@ -3,17 +3,17 @@
 This is FSDP2 (`fully_shard`) for the frozen weights alone, beside Lightning's DDP for the trained ones. Neither of
 Lightning's own sharding strategies serves LoRA better:
 
-- `FSDPStrategy` is FSDP1 around the whole module. It refuses CPUs, so that nobody here could test it, and gathers what
-  is trained in the module's `forward` alone, while our losses read items and projectors outside of it.
+- `FSDPStrategy` is FSDP1 around the whole module. It refuses CPUs, where our tests run, and gathers trained weights
+  only in the module's `forward`, while our losses read items and projectors outside of it.
 - `ModelParallelStrategy` leaves the sharding to the module. A parameter that the module does not shard gets no reduced
-  gradient; its checkpoints gather the frozen weights, only to leave them out again, and go past `CheckpointIO` (no
-  atomic write) and `load_state_dict` (no check of what is missing); its mesh wants the number of GPUs in the yaml.
+  gradient; its checkpoints gather the frozen weights, only to leave them out again, and bypass `CheckpointIO` (no
+  atomic write) and `load_state_dict` (no check of what is missing); its mesh needs the number of GPUs in the yaml.
 
 With LoRA the frozen weights are what does not fit. Trained weights, their gradients and the optimizer's state stay
 whole on every GPU: clipping, checkpoints, resuming (also on another number of processes) and the index are those of
-DDP, and so are the numbers, to the last bit where both recompute activations or neither, since a gathered weight is the
-weight. (But for dropout after a pass that
-`as_many` has repeated: it has drawn from the process's random state.)
+DDP. The numbers are bit-identical to DDP's if both recompute activations or neither does, since a gathered weight is
+the weight. (The exception is dropout after a pass that `as_many` repeated, which draws from the process's random
+state.)
 
 All processes must call such an LLM equally often, training or not: `distributed.as_many`.
 
@@ -40,11 +40,11 @@ def shard_layers(model: nn.Module, device: torch.device) -> None:
     whole, since they are read outside of the model's forward pass, too.
 
     Args:
-        model: Of transformers; what is trained (LoRA) is left alone.
-        device: Of this process.
+        model: A transformers model; what is trained (LoRA) is left alone.
+        device: The device of this process.
 
     Raises:
-        InputError: When the model has no layers that transformers can tell.
+        InputError: When the model has no layers that transformers marks as such.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
@@ -60,7 +60,7 @@ def shard_layers(model: nn.Module, device: torch.device) -> None:
 
 
 def _give_back(layer: nn.Module, *_: Any) -> None:
-    """Keep a share alone after a pass that is computed again as a whole (gradient caching: `live.recomputed`).
+    """Keep only the share after a pass that is computed again as a whole (gradient caching: `live.recomputed`).
 
     In the backward pass FSDP2 takes each forward for the one just before the layer's own backward (gradient
     checkpointing), and leaves the weights gathered: those of all layers at once, where whole passes are recomputed.

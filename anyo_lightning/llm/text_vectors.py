@@ -1,9 +1,10 @@
 """Embed texts once: a content-hashed, resumable store of a frozen backbone's pooled vectors.
 
-A vector is found again by what made it: the backbone's identity, pooling, layer, token limit and the text itself. So a
-changed title is encoded alone, a text that occurs twice is encoded once, and nothing has to be invalidated. Vectors
-are kept in shards (`.npz`, whose checksums tell a damaged one), written to a temporary name and renamed: a run that is
-killed loses the shard at hand and no more. A shard is named by its contents, so several writers never meet in a name.
+A vector's key is what made it: the backbone's identity, pooling, layer, token limit and the text itself. So if one
+title changes, only that one is encoded again, a text that occurs twice is encoded once, and nothing has to be
+invalidated. Vectors are kept in shards (`.npz`, whose checksums reveal a damaged one), written to a temporary name and
+renamed: a run that is killed loses the current shard only. A shard is named by its contents, so several writers never
+use one name.
 """
 
 import hashlib
@@ -60,7 +61,7 @@ def embed_texts(
     other texts of its batch, up to the rounding of the backbone's dtype.
 
     Args:
-        backbone: The encoder; its mode and its LoRA come back as they were.
+        backbone: The encoder; its mode and its LoRA are restored.
         tokenizer: The backbone's tokenizer.
         texts: Any number of texts, in any order, with repeats.
         folder: Where the store is; it may hold vectors of other backbones and settings.
@@ -88,7 +89,7 @@ def embed_texts(
     distinct = dict(zip([_digest(text) for text in texts], texts, strict=True))
     missing = {key: text for key, text in distinct.items() if key not in vectors}
     if distributed.world_size() > 1 and distributed.sum_over_ranks(len(missing), backbone.device):
-        # Each process encodes its share, and reads what the others wrote; the rest, without a shared disk, itself.
+        # Each process encodes its share and reads what the others wrote, or encodes it, too, without a shared disk.
         own = {key: missing[key] for key in sorted(missing)[distributed.rank() :: distributed.world_size()]}
         own = _some(own, distinct, backbone)
         for shard in _encode(backbone, tokenizer, own, pooling, layer, batch_tokens, max_tokens, shard_texts):
@@ -108,7 +109,7 @@ def embed_texts(
 
 
 def _some(texts: dict[bytes, str], distinct: dict[bytes, str], backbone: Backbone) -> dict[bytes, str]:
-    """These texts; any one for a process without, where all take part in each pass of a sharded backbone."""
+    """These texts; for a process without any, one text, since all take part in each pass of a sharded backbone."""
     return dict(list(distinct.items())[:1]) if backbone.sharded and not texts else texts
 
 

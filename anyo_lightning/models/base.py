@@ -155,7 +155,7 @@ class RetrievalModule(LightningModule):
             weights = identity.weights_to_start_from(
                 self,
                 self.init_from,
-                expected=identity.identify(self, self.catalogue),
+                expected=self.identity(),
                 other_classes=self.starts_from,
                 starts_afresh=self.starts_afresh,
             )
@@ -170,6 +170,18 @@ class RetrievalModule(LightningModule):
         """Where language models are put while the model is built."""
         trainer = trainer_of(self)
         return torch.device("cpu") if trainer is None else trainer.strategy.root_device
+
+    @property
+    def function_settings(self) -> dict[str, str]:
+        """What decides the model's function beside its weights, by the options' names."""
+        encoders = {} if self.encoders is None else self.encoders.settings()
+        return {f"model.encoders.{name}": value for name, value in encoders.items()} | {
+            f"data.{name}": value for name, value in self.data.settings().items()
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree where a checkpoint of this module is loaded."""
+        return identity.identify(self, self.catalogue, self.function_settings)
 
     @property
     def backbones(self) -> list[Backbone]:
@@ -369,11 +381,14 @@ class RetrievalModule(LightningModule):
         """Leave the language models' frozen weights out and write down what they were."""
         frozen = identity.frozen_keys(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
-        checkpoint[checkpoint_io.METADATA] = {**identity.identify(self, self.catalogue), "seen": self.seen_by_all()}
+        checkpoint[checkpoint_io.METADATA] = {
+            **self.identity(),
+            "seen": self.seen_by_all(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, backbone, catalogue or split."""
-        identity.check(identity.identify(self, self.catalogue), checkpoint)
+        identity.check(self.identity(), checkpoint)
         seen = checkpoint[checkpoint_io.METADATA]["seen"]
         self.seen = Seen(**seen) if self.global_rank == 0 else Seen()
 

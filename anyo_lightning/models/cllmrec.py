@@ -31,23 +31,24 @@ class CLLMRec(RetrievalModule):
     """Full softmax over the catalogue at every boundary, plus λ times InfoNCE between two views of each history.
 
     With `z` the projected and normalised states of the two views of the N histories of a batch, 2N in all, `z_j` the
-    other view of `z_i`'s history and F(i) what is no negative of i (the positive stays in the sum),
+    other view of `z_i`'s history and F(i) the views that are no negatives of i (the positive stays in the sum),
 
         L = L_next + λ · -1/2N Σ_i log( exp(z_i·z_j/τ) / Σ_{k not in F(i)} exp(z_i·z_k/τ) ).
 
-    A view gives one state a history: the last supervised one. F(i) holds i itself and, as false negatives, what is of
-    the same user, has the same target, reads the same items, or has the same text written about it.
+    A view gives one state per history: the last supervised one. F(i) holds i itself and, as false negatives, views of
+    the same user, with the same target, of the same items, or with the same text written about them.
 
     The two views are any of: `original`, `rewrite` and `summarise` (texts that an LLM has written once, before
     training: `anyo augment`), `importance` (the history without its least important items), `crop`, `mask`, `reorder`
-    and `substitute`. `original` is the state that the next-item loss has read already: no second pass.
+    and `substitute`. `original` is the state that the next-item loss uses anyway: no second pass.
 
     A written view is used for a state only when at least half of the items that it was written from are in the state's
-    history and the state's target is not among them. Of several the one that shares the most items with the history is
-    taken, and where none may be used, the history is read as it is, once more, with another dropout (as SimCSE does);
-    `train/fallback_summarise` and `train/fallback_rewrite` are the shares of these. Histories should be longer than
-    what a view is written from (`anyo augment --max_items`), or many find none. A written text is read like an item's,
-    ending in the separator; with `reads: both` no item's vector is added to it, only the bias that all have in common.
+    history and the state's target is not among them. Of several, the one that shares the most items with the history is
+    taken. If none may be used, the history itself is read a second time, with another dropout (as SimCSE does);
+    `train/fallback_summarise` and `train/fallback_rewrite` are the shares of these. Histories should be longer than the
+    part that a view is written from (`anyo augment --max_items`), or many find none. A written text is read like an
+    item's, ending in the separator; with `reads: both` no item's vector is added to it, only the bias that all items
+    share.
 
     `importance`: an item's score is the cosine of its text vector (the frozen LLM's hidden states, pooled and whitened)
     with the sum of those of the history's other items. Whitening removes what all items share, so that this sum is
@@ -62,7 +63,7 @@ class CLLMRec(RetrievalModule):
     Args:
         encoders: How histories and items are encoded; `TextEncoders`, and with written views ones that read texts.
         views: The two views of each history.
-        views_from: Parquet file that `anyo augment --output` wrote; None looks where it writes without that.
+        views_from: Parquet file that `anyo augment --output` wrote; None takes the one in the cache.
         weight: λ; with 0 no view is made or read.
         temperature: τ of the contrastive loss.
         projection_head: Put a two-layer perceptron between states and contrastive loss.
@@ -117,14 +118,15 @@ class CLLMRec(RetrievalModule):
         self.views_cost: dict[str, float] = {}  # of the views trained with
 
     def build(self, data: RecDataModule) -> None:
-        """The head and the similar items, where a view needs them."""
+        """The head and the similar items, if a view needs them."""
         if self.weight and data.tokens is None and self._written_kinds:
             raise InputError(
-                "Expected encoders.reads texts or both with views that an LLM has written, got vectors with "
-                f"{self.views}"
+                "Expected model.encoders.reads texts or both with views that an LLM has written, got vectors with "
+                f"model.views {self.views}"
             )
-        if outside := {name: share for name, share in self.shares.items() if not 0 <= share <= 1}:
-            raise InputError(f"Expected shares between 0 and 1, got {outside}")
+        for name, share in self.shares.items():
+            if not 0 <= share <= 1:
+                raise InputError(f"Expected model.{name}_share between 0 and 1, got {share}")
         if self.weight and self.projection_head:
             dim = self.encoders.dim
             self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
@@ -174,7 +176,7 @@ class CLLMRec(RetrievalModule):
             self.views_cost = {f"views_{name}": sum(cost[name] for cost in costs) for name in costs[0]}
 
     def cost(self) -> dict[str, float]:
-        """Also what an LLM took, before training, to write the views that the run has trained with."""
+        """Also what it cost to have an LLM write the views that the run has trained with."""
         return super().cost() | self.views_cost
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -184,14 +186,16 @@ class CLLMRec(RetrievalModule):
         checkpoint[METADATA]["views_cost"] = self.views_cost
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what the views cost; refuse to go on training with others."""
+        """Take over what the views cost; refuse to resume training with other views."""
         super().on_load_checkpoint(checkpoint)
-        self.views_cost = checkpoint[METADATA].get("views_cost", {})  # none in those of earlier versions
+        self.views_cost = checkpoint[METADATA].get("views_cost", {})  # missing in checkpoints of earlier versions
         trainer = trainer_of(self)
         if trainer is not None and trainer.state.fn == "fit":
             found = checkpoint[METADATA]["views"]
             if found != (own := {kind: self._read(kind).digest for kind in self._written_kinds}):
-                raise InputError(f"Expected the views that the run has trained with, {found}, got {own}")
+                raise InputError(
+                    f"Expected the views that the run has trained with, {found}, got {own}: choose another --run"
+                )
 
     @property
     def _written_kinds(self) -> list[Kind]:
@@ -233,7 +237,7 @@ class CLLMRec(RetrievalModule):
         return scores
 
     def _find_written(self, kind: Kind, histories: list[np.ndarray], batch: HistoryBatch) -> list[TokenisedView | None]:
-        """What an LLM has written about each history, or None where that may not be used."""
+        """What an LLM has written about each history, or None if that may not be used."""
         written, targets = self._read(kind), batch.targets[batch.last_states]
         rows = zip(batch.user.tolist(), histories, targets.tolist(), strict=True)
         return [written.find(user, items, target) for user, items, target in rows]
@@ -241,7 +245,7 @@ class CLLMRec(RetrievalModule):
     def _encode_written(
         self, views: list[TokenisedView | None], histories: list[np.ndarray]
     ) -> Float[Tensor, "histories dim"]:
-        """The states of written views, and of the histories themselves where there is none."""
+        """The states of written views, and of the histories themselves for those without one."""
         texts = [view for view in views if view is not None]
         passes: list[tuple[list[np.ndarray], dict[str, Any]]] = []  # two: a summary is much shorter than a history
         if texts:
@@ -263,7 +267,7 @@ def same_items(batch: HistoryBatch) -> Int[Tensor, "histories 1"]:
 def same_text(views: list[TokenisedView | None], user: Int[Tensor, " histories"]) -> Int[Tensor, "histories 1"]:
     """A number for each history that two have in common when the same was written about them.
 
-    A small model writes some sentences often. A history without a view has its user's number, below zero.
+    A small model writes some sentences often. A history without a view gets its user's number, below zero.
     """
     numbers = [
         [-1 - own if view is None else _number(np.concatenate(view.spans))]

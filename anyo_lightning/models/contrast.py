@@ -25,7 +25,7 @@ def contrast_views(
     Args:
         first: One view of each of this process's histories.
         second: The other.
-        identities: What makes two histories false negatives of each other, where any column is equal, such as
+        identities: Two histories are false negatives of each other if any column is equal, such as those of
             `same_history`; None leaves only i itself out.
         temperature: τ.
 

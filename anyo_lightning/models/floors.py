@@ -72,7 +72,7 @@ class Markov(RetrievalModule):
         self.transitions, self.tuned = transitions, tuned
 
     def make_encoders(self, data: RecDataModule, saved: Any) -> tuple[nn.Module, nn.Module]:
-        """Count transitions in the training sequences; tune where asked to."""
+        """Count transitions in the training sequences; tune if `tuned`."""
         _refuse_large(data.split)
         if self.tuned:
             self.transitions = _best_transitions(data, masked=self._tested_masked(data.split))
@@ -222,7 +222,7 @@ CHOICES = {
 
 
 def _best_transitions(data: RecDataModule, *, masked: bool) -> Transitions:
-    """The choice with the highest validation NDCG@10 (the first of equals), histories masked or not."""
+    """The choice with the highest validation NDCG@10, the first one in a tie; histories masked or not."""
     queries, size = data.queries("validation"), data.split.catalogue_size
     target = torch.from_numpy(queries.target).long()
     seen = torch.zeros(len(queries), size, dtype=torch.bool)

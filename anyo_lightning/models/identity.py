@@ -28,15 +28,16 @@ def frozen_keys(module: nn.Module) -> set[str]:
     return {f"{name}.{key}" for name, backbone in places for key in backbone.frozen_state_keys()}
 
 
-def identify(module: nn.Module, catalogue: Mapping[str, Any]) -> dict[str, Any]:
+def identify(module: nn.Module, catalogue: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
     """What must agree where a checkpoint is loaded: model, language models, catalogue and split.
 
     Args:
         module: The module, built.
         catalogue: As `checkpoint_io.describe_catalogue` describes it.
+        settings: What decides the module's function beside its weights.
     """
     identities = [dict(backbone.identity) for backbone in language_models(module)]
-    return {"model": type(module).__name__, "backbones": identities, **catalogue}
+    return {"model": type(module).__name__, "backbones": identities, **catalogue, "settings": dict(settings)}
 
 
 def check(expected: Mapping[str, Any], checkpoint: Mapping[str, Any], *, also: Collection[str] = ()) -> None:
@@ -51,13 +52,19 @@ def check(expected: Mapping[str, Any], checkpoint: Mapping[str, Any], *, also: C
         InputError: When the checkpoint is not one of ours, or names another model, backbone, catalogue or split.
     """
     found = checkpoint.get(METADATA)
-    if found is None or not set(PARTS) <= set(found):
+    if found is None or not {*PARTS, "settings"} <= set(found):
         raise InputError(
             "Expected a checkpoint written by this version of anyo-lightning, got one without its metadata"
         )
     for part in PARTS:
         if found[part] != expected[part] and not (part == "model" and found[part] in also):
             raise InputError(f"Expected a checkpoint of {part} {_words(expected[part])}, got {_words(found[part])}")
+    if found["model"] != expected["model"]:
+        return  # another class, whose encoders may have other options
+    for option in sorted(found["settings"].keys() | expected["settings"].keys()):
+        trained, given = found["settings"].get(option), expected["settings"].get(option)
+        if trained != given:
+            raise InputError(f"Expected {option} {trained}, with which the checkpoint was trained, got {given}")
 
 
 def check_keys(frozen: set[str], result: Any) -> None:

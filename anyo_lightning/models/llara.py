@@ -23,7 +23,7 @@ from anyo_lightning.losses import info_nce
 from anyo_lightning.models.base import RetrievalModule
 
 LOWEST_TEMPERATURE = 0.01  # where a learned temperature stops, as CLIP's does
-MEASURED = 4  # whitening is measured on so many states of histories a dimension, where there are as many
+MEASURED = 4  # states of histories per dimension on which whitening is measured, if there are as many
 
 
 class LLaRA(RetrievalModule):
@@ -31,30 +31,30 @@ class LLaRA(RetrievalModule):
 
     Negatives are all items of the step: the targets of all its histories and mined hard negatives, each distinct item
     encoded once. Items that a user has in training are none of his negatives. Hard negatives are the top of the
-    catalogue for the user's last training state, without his training items, mined anew each `refresh_epochs` epochs;
-    the first epochs know in-batch negatives only. Where a step's targets hold a large part of the catalogue, as on
-    MovieLens-100K, most hard negatives are among them anyway. With logQ an in-batch item counts in expectation once,
-    as in the full softmax, and an item that was mined alone once where it is drawn, which is at most twice in all.
+    catalogue for the user's last training state, without his training items, mined again every `refresh_epochs` epochs;
+    the first epochs have in-batch negatives only. If a step's targets hold a large part of the catalogue, as on
+    MovieLens-100K, most hard negatives are among them anyway. With logQ an in-batch item counts once in expectation,
+    as in the full softmax, and an item that is only mined counts once when it is drawn, so at most twice in all.
 
     What differs from the paper and its code:
 
-    - There a query is a text with the NEXT prompt and one positive: that is `data.supervision: last`. With `all`, the
+    - Their query is a text with the NEXT prompt and one positive: that is `data.supervision: last`. With `all`, the
       default, one pass over a history gives the state at each item's EOS, without a prompt, and `targets_per_history`
-      of them, drawn anew in each step, are supervised, since each costs an encoded item.
+      of them, drawn again in each step, are supervised, since each costs an encoded item.
     - They compare raw states. Here each side is whitened, since the raw EOS states of all texts point in nearly one
       direction, and then projected: by one linear map for both, or with `hidden` items by a perceptron of their own,
       which may put an item where its users are rather than where its words are (`dim: null` and `whiten: false` are
       the paper's).
-    - Their temperature is 0.01. From states that say little yet, so low a one is soonest reduced by making all vectors
-      equal, and training stays there long; 0.1 is the default here.
+    - Their temperature is 0.01. While states say little, the quickest way to lower the loss at so low a temperature is
+      to make all vectors equal, and training stays there for long; 0.1 is the default here.
     - The paper pools EOS, its code the mean of 8 added tokens: `pooled_tokens: 8`.
-    - Their 15 hard negatives a query come from a fixed list; here they are mined from the model itself.
+    - Their 15 hard negatives per query come from a fixed list; here they are mined from the model itself.
     - They do not correct in-batch negatives for popularity; `popularity_correction: false` is theirs.
 
     Args:
         encoders: The dual encoder.
-        targets_per_history: Boundaries of a history that a step supervises.
-        temperature: τ, at the start where it is learned.
+        targets_per_history: Boundaries of each history that a step supervises.
+        temperature: τ, or its start if it is learned.
         learn_temperature: Whether τ is trained; it stays above 0.01.
         mask_false_negatives: Leave the items that a user has in training out of his negatives.
         popularity_correction: Subtract from each in-batch negative's score the log of its chance to be one (logQ).
@@ -93,12 +93,16 @@ class LLaRA(RetrievalModule):
         }
         for name, value in positive.items():
             if value <= 0:
-                raise InputError(f"Expected {name} to be positive, got {value}")
+                raise InputError(f"Expected model.{name} to be positive, got {value}")
         if learn_temperature and temperature < LOWEST_TEMPERATURE:
-            raise InputError(f"Expected a learned temperature of at least {LOWEST_TEMPERATURE}, got {temperature}")
+            raise InputError(
+                f"Expected model.temperature of at least {LOWEST_TEMPERATURE} with model.learn_temperature, got "
+                f"{temperature}"
+            )
         if not 0 <= hard_negatives <= mined_negatives:
             raise InputError(
-                f"Expected hard_negatives within mined_negatives ({mined_negatives}), got {hard_negatives}"
+                f"Expected model.hard_negatives between 0 and model.mined_negatives ({mined_negatives}), got "
+                f"{hard_negatives}"
             )
         self.targets_per_history = targets_per_history
         self.temperature, self.learn_temperature = temperature, learn_temperature
@@ -108,7 +112,7 @@ class LLaRA(RetrievalModule):
         self._validated: Tensor | None = None
 
     def initialise(self) -> None:
-        """Measure both sides' states, of the weights that training starts from, unless those are a run's of LLaRA."""
+        """Measure both sides' states under the first weights, unless `init_from` names a run that has measured them."""
         super().initialise()
         if not self.encoders.whiten:
             return
@@ -124,7 +128,7 @@ class LLaRA(RetrievalModule):
                     whitened.measure(encode)
 
     def encode_some_histories(self) -> None:
-        """Read training histories, without their targets, until there are `MEASURED` states a dimension."""
+        """Read training histories, without their targets, until there are `MEASURED` states per dimension."""
         everyone = map(self.data.split.training_history, range(self.data.split.users))
         histories = [items[:-1] for items in everyone if len(items) > 1]
         states = 0
@@ -138,7 +142,8 @@ class LLaRA(RetrievalModule):
         """A learned temperature, and an empty list of mined negatives for each user."""
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError(
-                "Expected backbone.lora, pooled_tokens or dim to give something to train, got none of them"
+                "Expected model.encoders.backbone.lora, model.encoders.pooled_tokens or model.encoders.dim to give "
+                "something to train, got none of them"
             )
         if self.learn_temperature:
             self.log_temperature = nn.Parameter(torch.zeros(()))  # relative to the start, where weight decay pulls it
@@ -169,7 +174,7 @@ class LLaRA(RetrievalModule):
         mined = distributed.gather_rows(self.sample_mined(batch.user))
         items = torch.unique(torch.cat([targets, mined]))
         own = items[distributed.rank() :: distributed.world_size()]
-        # With fewer items than processes one has none: no rows then, but the same graph, and so the same collectives.
+        # With fewer items than processes, one has none: it gives no rows, but the same graph and the same collectives.
         encoded = self.encode_items(own) if len(own) else self.encode_items(items[:1])[:0]
         vectors = distributed.gather_rows(encoded, with_gradient=True)
         vectors = vectors[distributed.gather_rows(own).argsort()]
@@ -190,12 +195,12 @@ class LLaRA(RetrievalModule):
         return loss, {"temperature": temperature.detach()} if self.learn_temperature else {}
 
     def on_train_batch_start(self, batch: HistoryBatch, batch_idx: int) -> None:
-        """Item vectors of before this step are of no use after it."""
+        """Item vectors encoded before this step are outdated after it."""
         self._validated = None
         super().on_train_batch_start(batch, batch_idx)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """Step, and put a learned temperature that has gone below its floor back onto it: there it has a gradient."""
+        """Step, and raise a learned temperature that fell below its floor back to it, where it has a gradient."""
         super().optimizer_step(*arguments, **options)
         if self.learn_temperature:
             with torch.no_grad():
@@ -207,7 +212,7 @@ class LLaRA(RetrievalModule):
             self.mine()
 
     def encode_catalogue(self) -> Float[Tensor, "catalogue dim"]:
-        """The vectors of all items, encoded anew; mining at the end of the epoch takes those of its validation."""
+        """The vectors of all items, encoded now; mining at the end of the epoch takes those of its validation."""
         self._validated = super().encode_catalogue()
         return self._validated
 

@@ -18,15 +18,16 @@ from anyo_lightning.models.base import RetrievalModule
 class LLaRAPretrain(RetrievalModule):
     """EBAE and EBAR: an item's SELF state predicts the tokens of its text, its NEXT state those of the next item's.
 
-    A text and the next one are here an item and the item that follows it in a training history, so that NEXT is what
-    a history's query is and SELF what an item's vector is; in the paper they are sentences of Wikipedia. Each distinct
-    item of a step is read once, in one pass for both tasks, and its NEXT state serves all items that follow it there.
-    Losses: EBAE is the mean over distinct items, EBAR the mean over pairs, and they are added (the paper; its code
-    pools by mean over 8 tokens, takes a maximum over them in the loss, adds the autoregressive loss and divides by 10).
+    A text and the next one are an item and the item that follows it in a training history here, so that NEXT is what a
+    history's query becomes and SELF what an item's vector becomes; in the paper they are sentences of Wikipedia. Each
+    distinct item of a step is read once, in one pass for both tasks, and its NEXT state serves all items that follow it
+    there. Losses: EBAE is the mean over distinct items, EBAR the mean over pairs, and they are added (the paper; its
+    code pools by mean over 8 tokens, takes a maximum over them in the loss, adds the autoregressive loss and divides by
+    10).
 
     It is validated by EBAR: items are ranked by how well the NEXT state predicts the tokens of their texts. Its run
-    starts `LLaRA` with `--model.init_from`; let both read the same: the same prompts (with `supervision: all` histories
-    there have no prompt, and `next_prompt` is empty here), and histories of the items' whole texts.
+    starts `LLaRA` with `--model.init_from`; both must read the same: the same prompts (with `supervision: all` LLaRA's
+    histories have no prompt, so `next_prompt` is empty here), and histories of the items' whole texts.
 
     Args:
         encoders: The dual encoder, without projector and whitening (`dim: null`, `whiten: false`).
@@ -42,13 +43,16 @@ class LLaRAPretrain(RetrievalModule):
         """The LLM's output embeddings."""
         if self.encoders.dim is not None or self.encoders.whiten or data.supervision != "last":
             raise InputError(
-                "Expected encoders.dim null, encoders.whiten false and data.supervision last for pre-training, got "
+                "Expected model.encoders.dim null, model.encoders.whiten false and data.supervision last, got "
                 f"{self.encoders.dim}, {self.encoders.whiten} and {data.supervision}"
             )
         if data.titles_only:
-            raise InputError("Expected data.titles_only to be false: pre-training reads one text of an item, got true")
+            raise InputError("Expected data.titles_only to be false, since pre-training reads whole texts, got true")
         if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise InputError("Expected backbone.lora or pooled_tokens to give something to train, got neither")
+            raise InputError(
+                "Expected model.encoders.backbone.lora or model.encoders.pooled_tokens to give something to train, got "
+                "neither"
+            )
         llm = self.encoders.backbone
         self.prompts = [llm.tokens(prompt) for prompt in (self.encoders.self_prompt, self.encoders.next_prompt)]
         self.register_buffer("head", output_embeddings(self.backbones[0]).detach(), persistent=False)
@@ -90,7 +94,8 @@ class LLaRAPretrain(RetrievalModule):
     def encode_items(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items hidden"]:
         """The mean output embedding of each item's distinct tokens.
 
-        With a query e its inner product is `1/|T| Σ_t (W e)_t`: minus EBAR's loss, up to a term that all items share.
+        With a query e its inner product is `1/|T| Σ_t (W e)_t`: minus EBAR's loss, except for a term that all items
+        share.
         """
         head = self.get_buffer("head")
         pairs, weights = self.bags(item_ids, torch.arange(len(item_ids), device=self.device), 1.0)

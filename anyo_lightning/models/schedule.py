@@ -8,7 +8,7 @@ def learning_rate_schedule(steps: int, *, warmup: float, decay: bool) -> Callabl
     """The factor of the learning rate at each step.
 
     Args:
-        steps: Number of steps in all.
+        steps: Number of steps in total.
         warmup: Share of them over which the factor rises from zero to one.
         decay: Whether it then falls to zero by a cosine; otherwise it stays one.
 

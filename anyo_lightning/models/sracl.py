@@ -45,34 +45,33 @@ class SRACL(RetrievalModule):
     Recommendation needs the encoders alone.
 
     The encoders are an LLM that reads text (`sracl.yaml`), or SASRec's, as in the paper (`sracl_paper.yaml`). What
-    differs: (1) every boundary is supervised by the next item, and the contrasts use
-    one state a history, its last supervised one; in the paper and its code each prefix is a sample of both. Of a user
-    whose history is cut into windows only the last one takes part in the inter-user term, since the neighbours are
-    those of the whole: mix windows in a step by `data.group_by_length: false`, or most steps have none. The others
-    of the same step are all its negatives: on ML-100K some 7 (`sracl.yaml`) and 10 (`sracl_paper.yaml`), where the
-    paper has a batch of 256, and on data whose histories fit into one window the whole batch. (2) A user's
-    vector and neighbours come from the training history without the last target; in the code a prefix finds the
-    user's other prefixes, which contain its target. (3) Semantic vectors are those of the items' texts by the
-    configured encoder, a user's by default the mean over the history; the paper embeds an LLM's summaries of items and
-    of histories by SimCSE. (4) The inter-user term is the paper's, states against
-    mixtures; the code's is symmetric over both. (5) `bank` reads the neighbours' states from a table that is filled
-    at the start of each epoch, without gradient; the paper encodes them anew (`bank: false`). (6) False negatives,
-    histories with the same target or of the same user, can be masked.
+    differs: (1) every boundary is supervised by the next item, and the contrasts use one state per history, its last
+    supervised one; in the paper and its code each prefix is a sample of both. If a user's history is cut into windows,
+    only the last window takes part in the inter-user term, since the neighbours are those of the whole history: mix
+    windows in a step by `data.group_by_length: false`, or most steps have none. Its negatives are the others of the
+    same step: about 7 (`sracl.yaml`) and 10 (`sracl_paper.yaml`) on ML-100K, where the paper has a batch of 256; if
+    histories fit into one window, the whole batch. (2) A user's vector and neighbours come from the training history
+    without the last target; in the code a prefix finds the user's other prefixes, which contain its target. (3)
+    Semantic vectors are those of the items' texts by the configured encoder, a user's by default the mean over the
+    history; the paper embeds an LLM's summaries of items and of histories by SimCSE. (4) The inter-user term is the
+    paper's, states against mixtures; the code's is symmetric over both. (5) `bank` reads the neighbours' states from a
+    table that is filled at the start of each epoch, without gradient; the paper encodes them in each step (`bank:
+    false`). (6) False negatives, histories with the same target or of the same user, can be masked.
 
     Args:
         encoders: How histories and items are encoded.
         semantics: The encoder of the semantic vectors, which is dropped afterwards; None takes that of `encoders`,
             frozen and without LoRA.
         pooling: How the states of a text become its semantic vector.
-        alpha: α, weight of the inter-user term; 0 leaves it out with all its work.
-        beta: β, weight of the intra-user term; 0 leaves it out with all its work.
+        alpha: α, weight of the inter-user term; 0 leaves it out and saves its work.
+        beta: β, weight of the intra-user term; 0 leaves it out and saves its work.
         neighbours: k, of users and of items.
         share: Share of a view's items that are replaced, rounded down, but at least one item.
         temperature: Of both terms.
         user_semantics: A user's vector is the `mean` of the item vectors of the history, or the vector of its
             `texts` as one text.
-        bank: Take neighbours' states from a table refreshed at the start of each epoch; else encode them anew, each
-            once a step, with gradient.
+        bank: Take neighbours' states from a table refreshed at the start of each epoch; otherwise encode them in
+            each step, each once, with gradient.
         mask_false_negatives: Leave out negatives with the same target or of the same user.
         training: What `RetrievalModule` takes.
 
@@ -114,9 +113,9 @@ class SRACL(RetrievalModule):
         sizes = {"neighbours": self.neighbours, "temperature": self.temperature}
         for name, size in sizes.items():
             if size <= 0:
-                raise InputError(f"Expected {name} to be positive, got {size}")
+                raise InputError(f"Expected model.{name} to be positive, got {size}")
         if not 0 <= self.share <= 1:
-            raise InputError(f"Expected share in [0, 1], got {self.share}")
+            raise InputError(f"Expected model.share in [0, 1], got {self.share}")
         if not self.alpha and not self.beta:
             return
         encoder = self._semantic_encoder()
@@ -199,7 +198,7 @@ class SRACL(RetrievalModule):
     def on_train_epoch_start(self) -> None:
         """Fill the bank with the states that the weights give now.
 
-        It is saved with the weights: a run that goes on in the middle of an epoch needs the states of its start.
+        It is saved with the weights: a run that resumes in the middle of an epoch needs the states of its start.
         """
         if self.alpha and self.bank:
             started = time.perf_counter()
@@ -219,12 +218,12 @@ class SRACL(RetrievalModule):
             return self.semantics.load(self.build_device)
         if not self.backbones:
             raise InputError(
-                "Expected model.semantics, the encoder of the semantic vectors, where ids are read, got none"
+                "Expected model.semantics, the LLM of the semantic vectors, since model.encoders has none, got none"
             )
         return self.backbones[0]
 
     def _find_users(self, data: RecDataModule, encoder: Backbone, items: Float[Tensor, "catalogue width"]) -> None:
-        """Semantic vectors and neighbours of users, and what is made of them."""
+        """Semantic vectors and neighbours of users, the synthesizer and the bank."""
         semantic = semantic_histories(data.split, shuffled_ties=data.shuffle_ties)
         if self.user_semantics == "texts":
             vectors = user_text_vectors(encoder, profile_texts(semantic, data.split.item_texts), pooling=self.pooling)
@@ -241,7 +240,7 @@ class SRACL(RetrievalModule):
             self.register_buffer("states_of_users", torch.zeros(data.split.users, self.encoders.dim))
 
     def _states(self, users: Sequence[int] | np.ndarray, *, padded: int) -> Float[Tensor, "users dim"]:
-        """The last states of users' own training histories, in batches of like length."""
+        """The last states of users' own training histories, in batches of similar length."""
         tokens = self.data.item_token_counts
         most = self.data.max_items if tokens is None else self.data.max_tokens
         histories = [self.histories[user] for user in users]

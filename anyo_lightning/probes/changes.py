@@ -1,7 +1,7 @@
 """What probes change: the order and the length of histories, and the texts of items.
 
-Each change is made for one test pass and undone. Nothing is embedded or tokenised anew, and no cache is written: a
-shuffle of titles moves vectors and tokens that are there. That is exact, since whitening knows no order of its rows.
+Each change is made for one test pass and undone. Nothing is embedded or tokenised again, and no cache is written: a
+shuffle of titles moves existing vectors and tokens. That is exact, since whitening does not depend on their order.
 """
 
 import copy
@@ -21,7 +21,7 @@ def shuffled_order(dataset: HistoryDataset, *, seed: int) -> HistoryDataset:
 
     Args:
         dataset: Histories to evaluate.
-        seed: Of the shuffle.
+        seed: Seed of the shuffle.
     """
     changed, items, random = copy.copy(dataset), dataset.items.copy(), np.random.default_rng(seed)
     spans = np.unique(np.stack([dataset.start, dataset.end]), axis=1)  # a user's targets share one history

@@ -18,7 +18,7 @@ MEMORY_NOTE = "control: the second half of another title; the next item after an
 
 
 def shown_metrics(content: dict[str, Any]) -> list[str]:
-    """HR and NDCG at 10, or at the largest cutoff where 10 is none."""
+    """HR and NDCG at 10, or at the largest cutoff if 10 is not one."""
     cutoffs = [int(name.partition("@")[2]) for name in content["figures"] if name.startswith("test/ndcg@")]
     k = 10 if 10 in cutoffs else max(cutoffs)
     return [f"test/hr@{k}", f"test/ndcg@{k}"]
@@ -44,7 +44,7 @@ def probe_columns(content: dict[str, Any]) -> list[Column]:
 
 
 def memory_columns(content: dict[str, Any]) -> list[Column]:
-    """One line per question to the bare LLM: what it got right, the same for the control, and the paired difference."""
+    """One line per question to the bare LLM: what it got right, the control's value, and their paired difference."""
     lines = [(words, content["memory"][what], name) for (what, name), words in MEMORY.items()]
     plain: list[Style] = ["plain"] * len(lines)
     figures = [of[name] for _, of, name in lines]

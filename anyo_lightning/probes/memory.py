@@ -1,10 +1,10 @@
 """Does the bare LLM know the data set? Titles and next items completed from memory, each beside a control.
 
-The full causal LLM, as it was published, reads a list of titles, one a line, and goes on greedily. Titles: the list
-ends in the first half of a title's tokens. Next items: it is the end of a user's history. Controls: the second half of
-another title after this first half, and this next item after another user's history. Completions are rare in small
-models, so that the log-likelihood of the right answer is compared as well. Both also count what any reader of English
-would guess (`, The` behind a title), so that the completed titles are noted for a reader to judge.
+The full causal LLM, as it was published, reads a list of titles, one per line, and continues it greedily. Titles: the
+list ends in the first half of a title's tokens. Next items: it is the end of a user's history. Controls: the second
+half of another title after this first half, and this next item after another user's history. Completions are rare in
+small models, so the log-likelihood of the right answer is compared as well. Both also count what any reader of English
+would guess (`, The` after a title), so the completed titles are listed for a reader to judge.
 
 Reference: Carlini et al., Quantifying Memorization Across Neural Language Models (ICLR 2023, arXiv 2202.07646), whose
 test is completion by greedy decoding.
@@ -36,14 +36,14 @@ class BareLLM:
     """Lists of titles, read and continued by the LLM as it was published.
 
     Args:
-        writer: Loads it.
+        writer: Loads the LLM.
     """
 
     def __init__(self, writer: LocalWriter) -> None:
         self.writer, self.tokenizer = writer, writer.tokenizer
 
     def tokens(self, text: str) -> Tokens:
-        """Of a text within a line."""
+        """The tokens of a text within a line."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def lines(self, titles: Sequence[str]) -> Tokens:
@@ -60,7 +60,7 @@ class BareLLM:
     def complete(self, prompts: Sequence[Tokens], new_tokens: int) -> list[str]:
         """The rest of each prompt's last line, by greedy decoding."""
         model, found = self.writer.model, []
-        settings = GenerationConfig(  # all named: what is not, is as the model's own generation_config.json has it
+        settings = GenerationConfig(  # all named: otherwise the model's own generation_config.json decides
             max_new_tokens=new_tokens,
             do_sample=False,
             num_beams=1,
@@ -86,7 +86,7 @@ class BareLLM:
             pairs = everything[span]
             longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
             ids = torch.tensor([[*p, *a] + [0] * (longest - len(p) - len(a)) for p, a in pairs], device=model.device)
-            logits = model(input_ids=ids, use_cache=False).logits  # causal: no token sees the padding behind it
+            logits = model(input_ids=ids, use_cache=False).logits  # causal: no token sees the padding after it
             for row, (prompt, answer) in enumerate(pairs):
                 places = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
                 targets = torch.tensor(answer, device=model.device)
@@ -104,7 +104,7 @@ def titles_from_memory(llm: BareLLM, titles: Sequence[str], *, sample: int, seed
         seed: Chooses them.
 
     Returns:
-        Figures with their controls; None where there are too few titles.
+        Figures with their controls; None if there are too few titles.
     """
     random = np.random.default_rng(seed)
     distinct = list(dict.fromkeys(titles))
@@ -116,7 +116,7 @@ def titles_from_memory(llm: BareLLM, titles: Sequence[str], *, sample: int, seed
     halves = [(tokens[: -(len(tokens) // 2)], tokens[-(len(tokens) // 2) :]) for tokens in asked]
     prompts = [llm.lines(shown) + first for first, _ in halves]
     answers = [second for _, second in halves]
-    written = llm.complete(prompts, max(map(len, answers)) + 2)  # room to go on where the title has ended
+    written = llm.complete(prompts, max(map(len, answers)) + 2)  # room to continue after the title's end
     texts = [llm.text(answer) for answer in answers]
     right = [one == other for one, other in zip(written, texts, strict=True)]
     found = _figures(
@@ -136,7 +136,7 @@ def titles_from_memory(llm: BareLLM, titles: Sequence[str], *, sample: int, seed
 def next_items_from_memory(
     llm: BareLLM, titles: Sequence[str], queries: Queries, *, sample: int, seed: int
 ) -> dict[str, Any] | None:
-    """How often the LLM goes on from the end of a history with the title of the next item, and how likely that is.
+    """How often the LLM continues the end of a history with the title of the next item, and how likely that is.
 
     The control's history is another user's, whose latest items do not show the answer.
 
@@ -144,11 +144,11 @@ def next_items_from_memory(
         llm: The LLM.
         titles: The catalogue's.
         queries: Histories and their next items.
-        sample: How many users to ask for, a row each.
+        sample: How many users to ask for, one row each.
         seed: Chooses them.
 
     Returns:
-        Figures with their controls; None where there are too few users.
+        Figures with their controls; None if there are too few users.
     """
     rows = np.unique(queries.user, return_index=True)[1]
     rows = np.random.default_rng(seed).permutation(rows)[:sample]
@@ -178,18 +178,18 @@ def _spans(count: int, size: int) -> list[slice]:
 
 
 def _another(shown: list[list[str]], user: int, title: str) -> int:
-    """The next user whose items do not show the title, else the next one."""
+    """The next user whose items do not show the title, or simply the next one."""
     others = [*range(user + 1, len(shown)), *range(user)]
     return next((other for other in others if title not in shown[other]), others[0])
 
 
 def _next(values: list[Any]) -> list[Any]:
-    """Each gets the value of the next, the last one that of the first."""
+    """Each value's successor; the last one gets the first."""
     return [*values[1:], values[0]]
 
 
 def _figures(hits: list[bool], other_hits: list[bool], likely: np.ndarray, other_likely: np.ndarray) -> dict[str, Any]:
-    """Rates and mean log-likelihoods a token, each with its control and the paired difference."""
+    """Rates and mean log-likelihoods per token, each with its control and the paired difference."""
     found: dict[str, Any] = {"asked": len(hits)}
     pairs = {"completed": (np.array(hits, dtype=float), np.array(other_hits, dtype=float))}
     pairs["log_likelihood"] = likely, other_likely

@@ -2,7 +2,7 @@
 
 One test pass each: as it is; the titles shuffled between items, in histories, in item vectors, in both; the histories'
 items in random order; of each history its last item only. What a pass takes away from the figures, user by user, is
-what the model uses. And what the bare LLM knows of the data set: `memory.py`.
+what the model uses. `memory.py` asks what the bare LLM knows of the data set.
 """
 
 from collections.abc import Iterator, Sequence, Set
@@ -47,17 +47,17 @@ def probe(
 
     Args:
         trainer: With `RetrievalMetrics` and no logger; its `ckpt_path` is what the first test loads.
-        model: Of the run.
-        data: Of the run.
+        model: The run's model.
+        data: The run's data module.
         run: Where to write.
         asked: Titles and users for which the bare LLM is asked what it remembers; 0 leaves that out.
-        seed: Of all shuffles and samples.
+        seed: Seed of all shuffles and samples.
 
     Raises:
         InputError: `asked` is negative, or a test is refused.
     """
     if asked < 0:
-        raise InputError(f"Expected probe_memory to be 0 or more, got {asked}")
+        raise InputError(f"Expected --probe_memory to be 0 or more, got {asked}")
     metrics = next(c for c in trainer.callbacks if isinstance(c, RetrievalMetrics))  # type: ignore[attr-defined]
     metrics.collected = []
     _say(trainer, AS_IT_IS)
@@ -90,7 +90,7 @@ def show(content: dict[str, Any]) -> None:
     console.print(rich_table(probe_columns(content), console.width))
     console.print(PROBE_NOTE, style="dim")
     if not content["reads_titles"]:
-        console.print("No title is read: to shuffle them would change nothing.", style="dim")
+        console.print("No titles are read: shuffling them would change nothing.", style="dim")
     memory = content["memory"]
     if isinstance(memory, str):
         console.print(f"The bare LLM was not asked: {memory}.", style="dim", markup=False)
@@ -99,7 +99,7 @@ def show(content: dict[str, Any]) -> None:
     console.print(rich_table(memory_columns(content), console.width))
     console.print(MEMORY_NOTE, style="dim")
     if examples := memory["titles"]["examples"]:
-        console.print(f"Completed behind the bar: {'; '.join(examples[:SHOWN_EXAMPLES])}", style="dim", markup=False)
+        console.print(f"Completed after the bar: {'; '.join(examples[:SHOWN_EXAMPLES])}", style="dim", markup=False)
 
 
 def _probes(model: RetrievalModule, data: RecDataModule, seed: int) -> Iterator[tuple[str, Any]]:
@@ -135,7 +135,7 @@ def _shuffled_titles(
 
 
 def _figures(passes: Sequence[dict[str, np.ndarray]], names: Sequence[str]) -> dict[str, Any]:
-    """For each metric each pass with its interval and, but for the first, its paired difference to the first."""
+    """For each metric each pass with its interval and, except for the first, its paired difference to the first."""
     found: dict[str, Any] = {}
     for metric in passes[0]:
         values = np.stack([of[metric] for of in passes], axis=1)

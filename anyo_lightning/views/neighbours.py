@@ -1,9 +1,9 @@
-"""Semantic neighbours: which users and items are alike by what their texts say, from the training split alone.
+"""Semantic neighbours: which users and items have similar texts, from the training split alone.
 
-What stands for a user must not have seen the target of the state that it is used with. That state is a user's last
-supervised boundary, whose target is the last training item. So a user is his training history without it, and without
-every item that takes its place in some epoch (`data.shuffle_ties`). There is one vector a user and none a prefix, so
-that nobody finds his own prefixes, which contain his targets: the leak of SRA-CL's released code.
+A user's vector must not know the target of the state that it is used with. That state is a user's last supervised
+boundary, whose target is the last training item. So a user is his training history without that item, and without
+every item that takes its place in some epoch (`data.shuffle_ties`). There is one vector per user and none per prefix,
+so that no user finds his own prefixes, which contain his targets: the leak of SRA-CL's released code.
 
 Reference: Cui et al., SRA-CL, NeurIPS 2025 (arXiv 2503.04162), sections 3.2 and 3.3.
 """
@@ -28,14 +28,14 @@ PROFILE_TOKENS = 256  # MiniLM's training length; texts are newest first, so tha
 
 
 def semantic_histories(split: Split, *, shuffled_ties: bool) -> list[np.ndarray]:
-    """What stands for each user: the training history without every item that may be its last one; copies.
+    """What represents each user: the training history without any item that may be its last one; copies.
 
     Args:
         split: The split; only interactions of stage 0 are used.
         shuffled_ties: Whether training items of one timestamp change places between epochs.
 
     Returns:
-        For each user item ids, oldest first; none where nothing is left.
+        Item ids of each user, oldest first; empty where nothing is left.
     """
     found = []
     for user in range(split.users):
@@ -53,7 +53,7 @@ def semantic_item_vectors(
 ) -> Float[Tensor, "catalogue width"]:
     """The frozen backbone's vectors of the catalogue's texts (LoRA off), centred, of unit length; cached.
 
-    Centred, since the texts of one catalogue share a direction that makes all of them alike. It takes hubs away: on
+    Centred, since the texts of one catalogue share a direction that makes all of them similar. This removes hubs: on
     Amazon Beauty with MiniLM one user is a neighbour of 165 others instead of 940.
 
     Args:
@@ -68,7 +68,7 @@ def semantic_item_vectors(
 def mean_vectors(
     histories: Sequence[np.ndarray], vectors: Float[Tensor, "catalogue width"]
 ) -> Float[Tensor, "users width"]:
-    """The mean of each history's item vectors, of unit length; zero where there is no item.
+    """The mean of each history's item vectors, of unit length; zero for an empty history.
 
     Args:
         histories: Item ids of each user.
@@ -83,11 +83,11 @@ def mean_vectors(
 def user_text_vectors(
     backbone: Backbone, texts: Sequence[str | None], *, pooling: Pooling
 ) -> Float[Tensor, "users width"]:
-    """The frozen backbone's vectors of one text a user, centred, of unit length; zero where there is no text; cached.
+    """The frozen backbone's vectors of one text per user, centred, of unit length; zero without a text; cached.
 
     Args:
         backbone: The encoder.
-        texts: What stands for each user: the item texts of a history (`profile_texts`), or a summary of it.
+        texts: What represents each user: the item texts of a history (`profile_texts`), or a summary of it.
         pooling: How a text's states become one vector.
     """
     there = torch.tensor([bool(text) for text in texts])
@@ -98,7 +98,7 @@ def user_text_vectors(
 
 
 def profile_texts(histories: Sequence[np.ndarray], item_texts: Sequence[str]) -> list[str | None]:
-    """The texts of each history's items, newest first; None where there is no item.
+    """The texts of each history's items, newest first; None for an empty history.
 
     Args:
         histories: Item ids of each user, oldest first.
@@ -113,12 +113,12 @@ def nearest(
     """For each row the k candidates of the highest cosine, best first, itself left out (FAISS, exact).
 
     Args:
-        vectors: One a row.
+        vectors: One per row.
         candidates: The rows that may be neighbours.
-        k: Neighbours a row.
+        k: Neighbours per row.
 
     Returns:
-        Rows; -1 at the end where there are fewer than k other candidates.
+        Row numbers; -1 at the end if there are fewer than k other candidates.
     """
     unit = F.normalize(vectors.float(), dim=1).cpu().numpy()
     found = np.full((len(unit), k), MISSING, dtype=np.int64)

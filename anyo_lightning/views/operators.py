@@ -1,7 +1,7 @@
 """Views of a history: the classic operators, pure functions on its item ids.
 
 Each returns new arrays and never writes into its argument, which may be a span of the stored interactions, and each
-keeps at least one item. Histories have at least one item. Views that an LLM writes are in `anyo_lightning/views`.
+keeps at least one item. Histories have at least one item. `write.py` has the views that an LLM writes.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def crop(items: Int[np.ndarray, " items"], *, share: float, random: np.random.Ge
 
 
 def mask(items: Int[np.ndarray, " items"], *, share: float, random: np.random.Generator) -> Bool[np.ndarray, " items"]:
-    """True at floor(share · L) random positions: items to hide from the encoder. This is no padding: they stay.
+    """True at floor(share · L) random positions: items to hide from the encoder. This is not padding: they stay.
 
     Args:
         items: The history, oldest first.
@@ -83,7 +83,7 @@ def substitute(
 def importance(
     items: Int[np.ndarray, " items"], *, share: float, scores: Float[np.ndarray, " items"]
 ) -> Int[np.ndarray, " kept"]:
-    """The history without its floor(share · L) least important items; of equals the older goes first.
+    """The history without its floor(share · L) least important items; among equals the older one goes first.
 
     Args:
         items: The history, oldest first.

@@ -21,7 +21,7 @@ NEW_TOKENS_A_SUMMARY = 48
 NEW_TOKENS_A_LINE = 24
 NO_REPEAT: dict[Kind, int] = {"summarise": 3, "rewrite": 0}  # tokens; a rewritten line may keep its title
 LONGEST_SUMMARY, LONGEST_LINE = 600, 200  # characters
-LONGEST_ANSWER = 20_000  # characters that are kept of what a model says
+LONGEST_ANSWER = 20_000  # characters of an answer that are kept
 REFUSAL = re.compile(
     r"\W*((i'm|i am|we're) (very |so |really )?(sorry|unable|not able)|sorry\b|i apologi[sz]e"
     r"|i (can't|cannot|can not|won't|will not)\b|as an? (ai|artificial|language model)\b|unfortunately, i\b)",
@@ -35,7 +35,7 @@ class View:
     """What was made of an answer.
 
     Attributes:
-        texts: For `summarise` one text; for `rewrite` one an item, None where its line could not be read. Empty unless
+        texts: For `summarise` one text; for `rewrite` one per item, None if its line could not be read. Empty unless
             it was `written`.
         outcome: Whether the answer can be used, was refused by the model, or holds nothing that can be read.
     """
@@ -51,17 +51,17 @@ def check_prompt(template: str) -> None:
         InputError: When it has no `{history}`.
     """
     if "{history}" not in template:
-        raise InputError(f"Expected {{history}} in the prompt, got {template!r}")
+        raise InputError(f"Expected {{history}} in --prompt, got {template!r}")
 
 
 def write_prompt(template: str, texts: Sequence[str], *, kind: Kind) -> str:
-    """The prompt with the history's texts in it, one a line, numbered for `rewrite`."""
+    """The prompt with the history's texts in it, one per line, numbered for `rewrite`."""
     lines = [f"{number}. {text}" for number, text in enumerate(texts, 1)] if kind == "rewrite" else texts
     return template.replace("{history}", "\n".join(lines))
 
 
 def new_tokens(kind: Kind, items: int) -> int:
-    """The most tokens that an answer about so many items may take."""
+    """The most tokens that an answer about this many items may take."""
     return NEW_TOKENS_A_SUMMARY if kind == "summarise" else NEW_TOKENS_A_LINE * items
 
 

@@ -1,8 +1,8 @@
 """Where views are kept: answers by what was asked, in resumable shards, and the finished views of a split.
 
-An answer is found again by what made it: prompt with history, model, settings. So a changed history is asked for
-again and the others are not. Shards are written to a temporary name and renamed: a run that is killed loses the batch
-at hand and no more. A shard is named by its contents, so several writers never meet in a name.
+An answer's key is what made it: prompt with history, model, settings. So only a history that changed is asked for
+again. Shards are written to a temporary name and renamed: a run that is killed loses the current batch only. A shard is
+named by its contents, so several writers never use one name.
 """
 
 import json
@@ -20,7 +20,7 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.views.prompts import Kind
 
 ANSWERS: dict[str, Any] = {"key": pl.String, "answer": pl.String, "finish": pl.String}
-COST: dict[str, Any] = {"seconds": pl.Float64, "tokens": pl.Int64}  # shards of earlier versions have no such columns
+COST: dict[str, Any] = {"seconds": pl.Float64, "tokens": pl.Int64}  # missing in shards of earlier versions
 VIEWS: dict[str, Any] = {
     "user_id": pl.String,
     "item_ids": pl.List(pl.String),
@@ -36,8 +36,8 @@ class Answer:
     Attributes:
         text: Cleaned.
         finish: `stop`, `length` when it was cut, `refused` when the endpoint says so.
-        tokens: Read and written for it; None where nobody counted.
-        seconds: Its share of the time that its batch took; None where nobody measured.
+        tokens: Read and written for it; None if they were not counted.
+        seconds: Its share of its batch's time; None if it was not measured.
     """
 
     text: str
@@ -50,8 +50,8 @@ class AnswerStore:
     """Answers of one model under one prompt and settings, by the hash of what was asked.
 
     Args:
-        folder: Holds one folder per settings.
-        settings: All that decides an answer beside the prompt itself.
+        folder: Holds one folder for each settings.
+        settings: Everything that decides an answer, except the prompt itself.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
@@ -98,7 +98,7 @@ class WrittenView:
 
     Attributes:
         items: (items,) what it was written from.
-        texts: For `summarise` one text; for `rewrite` one per item, None where the item's own text stands.
+        texts: For `summarise` one text; for `rewrite` one per item, None to keep the item's own text.
     """
 
     items: np.ndarray
@@ -111,7 +111,7 @@ def views_file(kind: Kind, split: Split) -> Path:
 
 
 def cost_of(answers: Collection[Answer]) -> dict[str, float]:
-    """Seconds and tokens that these answers took when they were written; empty where one of them is not known."""
+    """Seconds and tokens that these answers took when they were written; empty if one of them is unknown."""
     seconds, tokens = ([getattr(answer, name) for answer in answers] for name in COST)
     return {} if None in seconds or None in tokens else {"seconds": sum(seconds), "tokens": sum(tokens)}
 
@@ -133,7 +133,7 @@ def write_views(
         kind: What the views are.
         split: The split; noted in the file.
         settings: What made them; noted in the file.
-        cost: What `cost_of` says of their answers; noted in the file where it says something.
+        cost: What `cost_of` says of their answers; noted in the file unless empty.
     """
     metadata = {"kind": kind, "split": _identity(split), "settings": settings}
     if cost:
@@ -168,7 +168,7 @@ def read_views(file: Path, *, kind: Kind, split: Split) -> dict[int, list[Writte
 
 
 def read_views_cost(file: Path) -> dict[str, float]:
-    """What the views of a file took to write, as `cost_of` says it; empty for a file of an earlier version."""
+    """What writing the views of a file took, as `cost_of` says; empty for a file of an earlier version."""
     cost: dict[str, float] = json.loads(pl.read_parquet_metadata(file).get("cost", "{}"))
     return cost
 

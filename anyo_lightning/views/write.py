@@ -47,25 +47,25 @@ def augment(
     dry_run: bool = False,
     output: Path | None = None,
 ) -> None:
-    """Write views of the training histories, for CLLMRec; what is there already is not written again.
+    """Write views of the training histories, for CLLMRec; views that exist are not written again.
 
     A view is written from a user's training items without the last one, which is what a state at the end of the
     history is trained to predict. Each view notes the items that it was written from.
 
     Args:
         data: The data set and its split.
-        kind: `summarise`: one text a history; `rewrite`: one text an item.
+        kind: `summarise`: one text per history; `rewrite`: one text per item.
         backend: `local`: a causal LLM on this machine; `endpoint`: an OpenAI-compatible one, found by the environment
             variables OPENAI_BASE_URL and OPENAI_API_KEY. Histories are sent there.
         llm: Local: alias, folder or hub id, by default smollm2-135m-instruct; endpoint: the model's name there, by
             default OPENAI_MODEL.
         prompt: What to ask, with `{history}` in it.
-        max_items: Most items that a view is written from.
-        parts: A history is cut from its end into parts of `max_items`; each of the latest so many gets a view, with
-            None each. A window of training that shares no item with a view has none: fewer parts cost less to write.
-        temperature: Of sampling; 0 takes the likeliest token.
+        max_items: The most items that a view is written from.
+        parts: A history is cut from its end into parts of `max_items`; each of the latest `parts` gets a view, with
+            None each of all. A training window that shares no item with a view has none; fewer parts cost less.
+        temperature: Of sampling; 0 takes the most likely token.
         seed: Seed of the sampling.
-        batch: Prompts answered at once; a killed run loses no more than that.
+        batch: Prompts answered at once; a killed run loses at most these.
         dry_run: Print prompts and token counts, ask nothing.
         output: Parquet file to write instead of the one in the cache, where CLLMRec looks.
 
@@ -127,7 +127,7 @@ def _sources(split: Split, *, max_items: int, parts: int | None) -> Iterator[tup
 
 
 def _answer(prompts: list[str], writer: Writer, *, max_new_tokens: int, batch: int) -> Iterator[dict[str, Answer]]:
-    """Answers by batches of prompts of like length, the longest first."""
+    """Answers in batches of prompts of similar length, the longest first."""
     if not prompts:
         return
     lengths = writer.count_tokens(prompts)

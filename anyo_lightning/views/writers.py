@@ -24,9 +24,9 @@ RETRIES, TIMEOUT_S, PARALLEL = 5, 120.0, 8
 
 
 class Writer(Protocol):
-    """What both have."""
+    """What both writers have."""
 
-    identity: dict[str, str]  # what decides its answers, beside prompt and settings
+    identity: dict[str, str]  # what decides its answers, besides prompt and settings
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """The number of tokens of each prompt."""
@@ -38,15 +38,15 @@ class Writer(Protocol):
 
 
 class LocalWriter:
-    """A causal LLM on this machine, in `fast_dtype`, whose chat template is used where it has one.
+    """A causal LLM on this machine, in `fast_dtype`, whose chat template is used if it has one.
 
     Args:
         name: Alias, local folder or hub id.
         revision: Branch, tag or commit of a hub id.
-        temperature: 0 is greedy, else that of sampling.
+        temperature: Of sampling; 0 is greedy.
         seed: Seed of the sampling; the same prompts in the same batches give the same answers.
-        no_repeat: No run of so many tokens, of the prompt's neither, is written twice: a small model would go on in
-            circles or copy titles. 0 allows it.
+        no_repeat: No sequence of this many tokens is written twice or copied from the prompt: a small model would go in
+            circles or copy titles. 0 allows both.
 
     Raises:
         InputError: When there is no such model.
@@ -117,7 +117,7 @@ class LocalWriter:
         if limit is not None and length + max_new_tokens > limit:
             raise InputError(
                 f"Expected at most {limit} tokens for {self.location.name}, got a prompt of {length} and "
-                f"{max_new_tokens} to write; give fewer --max_items"
+                f"{max_new_tokens} to write; lower --max_items"
             )
         sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
         settings = GenerationConfig(
@@ -167,7 +167,7 @@ class EndpointWriter:
     def __init__(self, model: str | None = None, *, temperature: float = 0.0, seed: int = 0) -> None:
         found = {name: os.environ.get(name) for name in ENVIRONMENT} | ({"OPENAI_MODEL": model} if model else {})
         if missing := [name for name, value in found.items() if not value]:
-            raise InputError(f"Expected {' and '.join(missing)} in the environment for backend endpoint, got none")
+            raise InputError(f"Expected {' and '.join(missing)} in the environment for --backend endpoint, got none")
         self.model_name = str(found["OPENAI_MODEL"])
         self.temperature, self.seed = temperature, seed
         address = urlsplit(str(found["OPENAI_BASE_URL"]))
@@ -176,7 +176,7 @@ class EndpointWriter:
         self.client = _client()
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """About the number of tokens of each prompt: the endpoint's tokenizer is not known, one of four characters."""
+        """An estimate of each prompt's tokens, one per four characters: the endpoint's tokenizer is not known."""
         return [-(-len(prompt) // 4) for prompt in prompts]
 
     def write(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Answer]:
@@ -204,8 +204,8 @@ class EndpointWriter:
                 return Answer("", "refused", self.count_tokens([prompt])[0])
             reason = " ".join(str(error).split())[:300]
             raise InputError(
-                f"Expected answers from the endpoint, got {type(error).__name__}: {reason}; what has been answered is "
-                "kept, and the same command goes on"
+                f"Expected answers from the endpoint, got {type(error).__name__}: {reason}. Finished answers are kept: "
+                "run the same command again to resume"
             ) from error
         tokens = completion.usage.total_tokens if completion.usage else None
         if not completion.choices:

@@ -44,7 +44,7 @@ class WrittenViews:
         """Read and tokenise the views of a data module's split.
 
         Args:
-            file: Parquet file; None: where `anyo augment` puts it.
+            file: Parquet file; None takes the one that `anyo augment` writes by default.
             kind: What the views are.
             data: Set up, with tokens.
             reader: The LLM that will read them.
@@ -80,10 +80,10 @@ class WrittenViews:
         )
 
     def find(self, user: int, items: np.ndarray, target: int) -> TokenisedView | None:
-        """Of the user's views, the one that tells most of a history: at least half of its items are in the history.
+        """The user's view that shares most with a history: at least half of the view's items are in the history.
 
-        None was written from the target, so that no view has seen what the state is trained to predict. It may have
-        seen items that share the target's timestamp, where the data draws the order within ties anew.
+        No view that was written from the target is returned: it would know what the state is trained to predict. With
+        `data.shuffle_ties` a view may have seen items that share the target's timestamp.
 
         Args:
             user: The user.

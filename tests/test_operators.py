@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from anyo_lightning.views.operators import crop, importance, mask, reorder, similar_items, substitute
+from anyo_lightning.views.neighbours import nearest
+from anyo_lightning.views.operators import crop, importance, mask, reorder, substitute
 
 HISTORIES = st.lists(st.integers(0, 29), min_size=1, max_size=40).map(lambda items: np.array(items, dtype=np.int32))
 SHARES = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.6, 0.7, 0.99, 1.0])
@@ -107,8 +108,8 @@ def test_similar_items_are_those_of_the_highest_cosine() -> None:
     torch.manual_seed(0)
     vectors = torch.randn(40, 6)
     candidates = torch.arange(0, 40, 2)
-    table = similar_items(vectors * torch.rand(40, 1).add(0.1), candidates, k=3)
+    table = nearest(vectors * torch.rand(40, 1).add(0.1), candidates.numpy(), k=3)
     cosines = F.cosine_similarity(vectors[:, None], vectors[None], dim=2).fill_diagonal_(-2)
     cosines[:, 1::2] = -2
     np.testing.assert_array_equal(table, cosines.argsort(dim=1, descending=True)[:, :3].numpy())
-    assert similar_items(vectors, torch.tensor([4, 9]), k=5).shape == (40, 1)
+    assert (nearest(vectors, np.array([4, 9]), k=5)[4] == [9, -1, -1, -1, -1]).all()

@@ -1,0 +1,258 @@
+"""The README's promises: its examples run, and every command in README, Makefile, benchmarks and configs parses."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from anyo_lightning import RetrievalMetrics
+from anyo_lightning.cli import commands
+from anyo_lightning.cli.lightning import AnyoCLI, run_lightning
+from anyo_lightning.cli.main import COMMANDS, STAGES, main
+from anyo_lightning.data.sources import Columns, read_files
+from anyo_lightning.data.splits import Queries, Stage, make_split
+from anyo_lightning.runs import RunFolder
+
+PROJECT = Path(__file__).parents[1]
+README = (PROJECT / "README.md").read_text()
+COMMAND = re.compile(rf"(?:\banyo|-m anyo_lightning) (?:{'|'.join(STAGES | COMMANDS)}) .*")
+# What stands for something of the reader's own.
+PLACES = {"$s": "0", "$v": "markov", "$B": "beauty", "$run": "sasrec", "NAME.yaml": "sasrec.yaml"}
+
+
+class ParsedError(Exception):
+    """The words were parsed; nothing was run."""
+
+
+class ParsingCLI(AnyoCLI):
+    """The real command line up to the point where it has parsed its words."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse and stop."""
+        super().parse_arguments(parser, args)
+        raise ParsedError
+
+
+def block(section: str, language: str) -> str:
+    """The only code block of a language in a section of the README."""
+    (found,) = re.findall(
+        rf"```{language}\n(.*?)```", README.split(f"\n## {section}\n")[1].split("\n## ")[0], re.DOTALL
+    )
+    return found
+
+
+def written_commands(file: Path) -> list[str]:
+    """The commands in a file's code lines, comments and backticks, one per line, without what a shell does of them."""
+    text = file.read_text().replace("\\\n#", " ").replace("\\\n", " ")
+    code = text if file.suffix == ".sh" else "\n".join(re.findall(r"^(?:    |\t|#).*", text, re.MULTILINE))
+    inline = re.findall(r"`(anyo [^`]+)`", " ".join(text.split())) if file.suffix == ".md" else []
+    found = [match.group() for line in [*code.splitlines(), *inline] if (match := COMMAND.search(line))]
+    for name, value in PLACES.items():
+        found = [command.replace(name, value) for command in found]
+    return found
+
+
+def all_commands() -> list[str]:
+    """The commands of all files that show some, and of the Makefile as make would run them."""
+    files = [PROJECT / "README.md", *PROJECT.glob("benchmarks/*.md"), *PROJECT.rglob("configs/**/*.yaml")]
+    counts = {file: written_commands(file) for file in files}
+    assert all(counts[file] for file in PROJECT.glob("configs/*.yaml")), "a configuration without its command"
+    assert len(counts[PROJECT / "README.md"]) > 15
+    make = ["make", "--dry-run", "--always-make", "BEAUTY=beauty", "demo-rows", "rows", "beauty"]
+    dry = subprocess.run(make, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
+    rows = [match.group() for match in COMMAND.finditer(dry)]
+    assert len(rows) > 15
+    return sorted({command for found in (*counts.values(), rows) for command in found})
+
+
+def words_of(command: str) -> list[str]:
+    """The words behind `anyo` or `python -m anyo_lightning`, up to the end of the shell's command."""
+    lexer = shlex.shlex(command.removeprefix("-m "), posix=True, punctuation_chars=";|&>")
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in lexer:
+        if word[0] in ";|&>(":
+            break
+        words.append(word)
+    return words[1:]
+
+
+def test_what_the_readme_names_exists() -> None:
+    """Its links lead to files, its tests and the folders of its tree are there."""
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) > 10
+    assert [link for link in links if not (PROJECT / link).exists()] == []
+    tests = "".join(file.read_text() for file in (PROJECT / "tests").glob("test_*.py"))
+    assert [name for name in re.findall(r"`(test_\w+)`", README) if f"def {name}(" not in tests] == []
+    tree = re.search(r"\n    anyo_lightning/\n((?:      .*\n)+)", README)
+    assert tree is not None
+    named = {line.split()[0].rstrip("/") for line in tree[1].splitlines()}
+    folders = {path.name for path in (PROJECT / "anyo_lightning").iterdir() if (path / "__init__.py").is_file()}
+    assert folders <= named <= {path.name for path in (PROJECT / "anyo_lightning").iterdir()}
+
+
+@pytest.mark.parametrize("command", all_commands())
+def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command's options exist, and its files are where it says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(PROJECT / "configs")
+    for name in ("runs/mine", "runs/probes/sasrec"):  # of finished runs
+        RunFolder(Path(name)).path.mkdir(parents=True)
+        shutil.copy(PROJECT / "configs" / "sasrec.yaml", RunFolder(Path(name)).config_file)
+    (tmp_path / "mine.yaml").write_text(block("Add a variant", "yaml").replace("mine.InBatch", "Anyo"))
+    name, *options = words_of(command)
+    if name in STAGES:
+        with pytest.raises(ParsedError):
+            run_lightning([name, *options], cli=ParsingCLI)
+    else:
+        getattr(commands, f"{name}_parser")().parse_args(options)
+
+
+def test_a_command_with_an_unknown_option_is_found() -> None:
+    """The test above can fail: an option of an older version is refused."""
+    words = words_of('anyo fit -c configs/sasrec.yaml --model.dropout 0.1 --metrics.variant "a b"; done')
+    assert words[-1] == "a b"
+    words[words.index("-c") + 1] = str(PROJECT / "configs" / "sasrec.yaml")
+    with pytest.raises(Exception, match="dropout"):
+        run_lightning(words, cli=ParsingCLI)
+
+
+def test_a_variant_is_a_model_and_a_yaml(
+    tiny_data: tuple[Path, Path], tiny_llm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's two files train a step and end with a tested run folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(block("Add a variant", "python"))
+    (tmp_path / "mine.yaml").write_text(block("Add a variant", "yaml"))
+    small = [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--data.max_tokens=300"]
+    small += [f"--model.encoders.backbone.name={tiny_llm}", "--model.encoders.backbone.layers=2"]
+    small += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+    main(["fit", "-c", "mine.yaml", *small])
+    metrics = RunFolder(tmp_path / "runs" / "mine" / "version_0").read_metrics()
+    assert metrics["variant"] == "mine"
+    assert 0 <= metrics["metrics"]["test/ndcg@10"]["value"] <= 1
+    assert metrics["cost"]["targets"] > 0
+    monkeypatch.delitem(sys.modules, "mine")
+
+
+def test_python_in_ten_lines(
+    tiny_data: tuple[Path, Path],
+    tiny_llm: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The README's script trains and ranks, and leaves the working directory empty."""
+    monkeypatch.chdir(tmp_path)
+    script = block("Python in ten lines", "python")
+    assert len([line for line in script.splitlines() if line]) <= 10
+    files = f'interactions=Path("{tiny_data[0]}"), items=Path("{tiny_data[1]}")'
+    for shown, tiny in {
+        'source="ml-100k"': files,
+        '"smollm2-135m-instruct"': f'"{tiny_llm}"',
+        "logger=False": 'logger=False, enable_progress_bar=False, accelerator="cpu"',
+        "from lightning": "from pathlib import Path\nfrom lightning",
+    }.items():
+        assert script.count(shown) == 1
+        script = script.replace(shown, tiny)
+    names: dict[str, Any] = {}
+    exec(compile(script, "README.md", "exec"), names)
+    assert 0 <= float(capsys.readouterr().out.split()[-1]) <= 1
+    assert names["model"].seen.targets > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+class OwnData(LightningDataModule):
+    """A data module of one's own: (row, last item, next item), row -1 in training."""
+
+    def __init__(self, interactions: Path, items: Path) -> None:
+        super().__init__()
+        self.files = interactions, items
+
+    def setup(self, stage: str) -> None:
+        """Read and split."""
+        self.split = make_split(read_files(*self.files, columns=Columns()))
+
+    def queries(self, stage: Stage) -> Queries:
+        """The rows to rank."""
+        return self.split.queries(stage)
+
+    def rows(self, stage: Stage) -> DataLoader[Any]:
+        """Each row's last item and its target."""
+        queries = self.queries(stage)
+        rows = range(len(queries))
+        return DataLoader([(r, int(queries.history(r)[-1]), int(queries.target[r])) for r in rows], batch_size=8)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Pairs of an item and the next one."""
+        histories = map(self.split.training_history, range(self.split.users))
+        pairs = [(-1, int(a), int(b)) for items in histories for a, b in pairwise(items)]
+        return DataLoader(pairs, batch_size=16, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The validation's rows."""
+        return self.rows("validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The test's rows."""
+        return self.rows("test")
+
+
+class OwnModule(LightningModule):
+    """A LightningModule of one's own: the next item from the last one."""
+
+    def configure_model(self) -> None:
+        """Two tables, once the catalogue is known."""
+        if not hasattr(self, "query"):
+            items = self.trainer.datamodule.split.catalogue_size  # type: ignore[attr-defined]
+            self.query, self.item = nn.Embedding(items, 16), nn.Embedding(items, 16)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """The full softmax."""
+        _, last, target = batch
+        return nn.functional.cross_entropy(self.query(last) @ self.item.weight.T, target)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """What `RetrievalMetrics` ranks."""
+        return {"row": batch[0], "query": self.query(batch[1])}
+
+    test_step = validation_step
+
+    def encode_catalogue(self) -> Tensor:
+        """One vector per item."""
+        return self.item.weight
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(self.parameters(), lr=1e-1)
+
+
+def test_metrics_rank_modules_of_ones_own(tiny_data: tuple[Path, Path]) -> None:
+    """`RetrievalMetrics` needs two steps, `encode_catalogue`, `split` and `queries`; loops are learned from pairs."""
+    torch.manual_seed(0)
+    trainer = Trainer(
+        max_epochs=5,
+        callbacks=[RetrievalMetrics(mask_history=False)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    model, data = OwnModule(), OwnData(*tiny_data)
+    trainer.fit(model, data)
+    assert float(trainer.callback_metrics["val/hr@5"]) > 0.5  # chance .31: 5 of 16 items
+    assert trainer.test(model, data, verbose=False)[0]["test/hr@5"] > 0.5
