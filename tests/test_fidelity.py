@@ -135,7 +135,7 @@ def test_the_command_prints_a_table_and_writes_a_page(anyo: Anyo, fit: Callable[
         "index", f"--run={run.path}", "--factories", "Flat", "SQ8", "--k=5", "--stage=validation", f"--plot={plot}"
     )
     assert plot.is_file()
-    assert "sasrec: 40 validation queries among 16 items of width 64, inner product, history masked" in out
+    assert "sasrec: 40 validation queries among 16 items of width 64, inner product, history not masked" in out
     assert [line.split()[0] for line in out.splitlines() if line.startswith(("Flat", "SQ8"))] == ["Flat", "SQ8"]
     assert "recall@5" in out
 
