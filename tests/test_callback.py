@@ -210,9 +210,9 @@ def test_history_is_masked_only_on_request(tmp_path: Path) -> None:
 
 
 def test_a_target_in_the_history_is_not_masked(tmp_path: Path) -> None:
-    """Users who come back to their first item can be hit; the rest of the history stays masked."""
+    """Users who come back to their first item can be hit; the rest of the history is masked where that is asked for."""
     split = make_split([[0, 1, 2]] * 4, [[0]] * 4, [[1]] * 4, CATALOGUE)
-    figures = logged(split, Known(split, [[1, 2, 3, 4]]), tmp_path, cutoffs=[2], top_k=30)
+    figures = logged(split, Known(split, [[1, 2, 3, 4]]), tmp_path, cutoffs=[2], top_k=30, mask_history=True)
     assert figures["val/hr@2"] == 0.5
 
 
@@ -297,7 +297,8 @@ def test_test_writes_the_run_folder(tmp_path: Path) -> None:
     assert (content["variant"], content["seed"]) == ("known", 7)
     assert content["split"]["fingerprint"] == split.fingerprint
     assert content["split"]["counts"]["users"] == USERS
-    assert content["protocol"] == {"cutoffs": [5, 10], "history_masked": True, "index": "Flat", "rows": USERS}
+    protocol = {"cutoffs": [5, 10], "history_masked": True, "index": "Flat", "rows": USERS, "repeated_targets": 0}
+    assert content["protocol"] == protocol
     assert content["cost"]["trainable_parameters"] == 1
     assert content["cost"]["evaluation_seconds"] > 0
     for name, figure in content["metrics"].items():

@@ -99,8 +99,8 @@ def test_a_run_is_restored_as_its_test_had_it(name: str, fit: Callable[[str], Pa
     run = RunFolder(fit(name))
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     found = restore(run.path)
-    excluded = [np.setdiff1d(found.queries.history(int(row)), found.queries.target[row]) for row in found.rows]
-    items, scores = ItemIndex(found.vectors).search(found.query_vectors, 16, excluded)
+    assert not found.history_masked  # targets of the tiny data set repeat items of their own histories
+    items, scores = ItemIndex(found.vectors).search(found.query_vectors, 16)
     predictions = run.read_predictions()
     assert predictions["user_id"].to_list() == found.split.user_ids[found.queries.user[found.rows]].tolist()
     for row, (listed, scored) in enumerate(predictions.select("top_item_ids", "top_scores").iter_rows()):
@@ -135,7 +135,7 @@ def test_the_command_prints_a_table_and_writes_a_page(anyo: Anyo, fit: Callable[
         "index", f"--run={run.path}", "--factories", "Flat", "SQ8", "--k=5", "--stage=validation", f"--plot={plot}"
     )
     assert plot.is_file()
-    assert "sasrec: 40 validation queries among 16 items of width 64, inner product, history masked" in out
+    assert "sasrec: 40 validation queries among 16 items of width 64, inner product, history not masked" in out
     assert [line.split()[0] for line in out.splitlines() if line.startswith(("Flat", "SQ8"))] == ["Flat", "SQ8"]
     assert "recall@5" in out
 

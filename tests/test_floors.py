@@ -57,7 +57,10 @@ def test_markov_equals_a_loop(data: RecDataModule, counts: str) -> None:
 
 
 def test_tuned_markov_is_chosen_on_validation(data: RecDataModule) -> None:
-    """It is no worse on validation than the default, and the default is what is used without tuning."""
+    """It is no worse on validation than the default, which is what is used without tuning; nothing is masked.
+
+    Targets of the tiny data set repeat items of their own histories.
+    """
     tuned, plain = Markov(tuned=True), Markov()
     tuned.prepare(data)
     plain.prepare(data)
@@ -69,9 +72,8 @@ def test_tuned_markov_is_chosen_on_validation(data: RecDataModule) -> None:
         for batch in data.val_dataloader():
             found = model.validation_step(batch, 0)
             for row, query in zip(found["row"].tolist(), found["query"], strict=True):
-                rest = [i for i in range(16) if i not in queries.history(row) or i == queries.target[row]]
-                better = sum(float(query[i]) > float(query[queries.target[row]]) for i in rest)
-                ties = sum(float(query[i]) == float(query[queries.target[row]]) for i in rest) - 1
+                better = sum(float(query[i]) > float(query[queries.target[row]]) for i in range(16))
+                ties = sum(float(query[i]) == float(query[queries.target[row]]) for i in range(16)) - 1
                 rank = 1 + better + ties / 2
                 gains += 1 / np.log2(1 + rank) if rank <= 10 else 0
         return gains

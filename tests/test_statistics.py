@@ -43,8 +43,8 @@ def test_sign_flips_of_equal_systems_say_one() -> None:
     assert sign_flip_p(np.full(20, 1e-17)) == 1
 
 
-def test_the_normal_approximation_agrees_with_permutations() -> None:
-    """30,000 users of NDCG, where the normal is used: as 2,000 permutations say."""
+def test_sign_flips_of_many_users_agree_with_other_flips() -> None:
+    """More users of NDCG than are flipped at once: as 2,000 flips of another kind say."""
     generator = np.random.default_rng(0)
     first, second = values(generator, "ndcg", 60_000)
     differences = first - second

@@ -148,6 +148,8 @@ class AnyoCLI(LightningCLI):
         if self.probing and self.subcommand != "test":
             raise InputError(f"Expected --probe with test, got it with {self.subcommand}")
         _check_trainer(config)
+        if self.subcommand == "fit":
+            _check_precision(config)
         self._choose_folder(config)
         before = self._config_of_trained_run()
         for name, value in list(config.model.items()):  # nested ones by their path
@@ -324,6 +326,18 @@ def _check_trainer(config: Namespace) -> None:
             f"Expected trainer.overfit_batches 0, got {config.trainer.overfit_batches}: to train on few batches give "
             "trainer.limit_train_batches"
         )
+
+
+def _check_precision(config: Namespace) -> None:
+    """Refuse to train through float16 without a loss scaler: small gradients would become zero there."""
+    precision = config.trainer.precision
+    for name, value in config.model.items():  # nested ones by their path
+        if name.endswith(".dtype") and value == "float16" and precision != "16-mixed":
+            option = f"model.{name}".replace(".init_args", "")
+            raise InputError(
+                f"Expected trainer.precision 16-mixed, whose loss scaler {option} float16 needs, got "
+                f"{'null' if precision is None else precision}"
+            )
 
 
 def _at(settings: dict[str, Any] | None, path: str) -> Any:

@@ -35,7 +35,7 @@ def measure_indexes(
         k: Length of the lists, and the cutoff of recall and NDCG.
         format: `rich` for the terminal, `markdown`, `latex`, `csv` or `json`.
         output: File for the table instead of the terminal.
-        plot: File for a page with recall against queries a second; by default index_fidelity.html in the run folder.
+        plot: File for a page with recall against queries per second; by default index_fidelity.html in the run folder.
 
     Raises:
         InputError: The run cannot be restored, k is not positive, or a factory string is unknown to FAISS or does not
@@ -52,7 +52,7 @@ def measure_indexes(
         query_vectors=found.query_vectors,
         vectors=found.vectors,
         k=k,
-        mask_history=found.mask_history,
+        mask_history=found.history_masked,
     )
     bar = track(indexes, "Measuring indexes", len(factories), console=Console(stderr=True), transient=True)
     items, dim = found.vectors.shape
@@ -62,7 +62,7 @@ def measure_indexes(
         rows=len(found.rows),
         items=items,
         dim=dim,
-        history_masked=found.mask_history,
+        history_masked=found.history_masked,
         k=k,
         indexes=tuple(bar),
     )

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from anyo_lightning.cli.lightning import AnyoCLI, run_lightning
 from anyo_lightning.data.splits import Queries, Split, Stage
 from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.evaluation.ranking import distinct_rows
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.runs import RunFolder
@@ -28,7 +29,7 @@ class Restored:
         rows: (rows,) numbers of the distinct rows, ascending.
         query_vectors: (rows, dim) their queries, float32.
         vectors: (catalogue, dim) all item vectors, float32.
-        mask_history: Whether the run leaves the items of a history out.
+        history_masked: Whether the run leaves the items of a history out.
     """
 
     split: Split
@@ -36,7 +37,7 @@ class Restored:
     rows: np.ndarray
     query_vectors: np.ndarray
     vectors: np.ndarray
-    mask_history: bool
+    history_masked: bool
 
 
 def restore(run: Path, *, stage: Stage = "test") -> Restored:
@@ -56,6 +57,7 @@ def restore(run: Path, *, stage: Stage = "test") -> Restored:
     assert isinstance(cli, _RestoringCLI)
     queries = cli.datamodule.queries(stage)
     rows, query_vectors = (torch.cat([batch[key] for batch in cli.batches]).cpu().numpy() for key in ("row", "query"))
+    metrics = next(c for c in cli.trainer.callbacks if isinstance(c, RetrievalMetrics))  # type: ignore[attr-defined]
     first = distinct_rows(rows, queries.user, queries.target)
     return Restored(
         cli.datamodule.split,
@@ -63,7 +65,7 @@ def restore(run: Path, *, stage: Stage = "test") -> Restored:
         rows[first],
         query_vectors[first],
         cli.catalogue.vectors.cpu().numpy(),
-        cli.config["predict"].metrics.mask_history,
+        metrics.history_masked,
     )
 
 

@@ -124,6 +124,7 @@ class RecDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.tokens: ItemTokenStore | None = None
         self.row_tokens = 0
+        self.targets_per_batch: float | None = None  # with supervision last: the mean of an epoch, over all processes
         self._split: Split | None = None
         self._queries: dict[str, Queries] = {}
         self._text_of: np.ndarray | None = None
@@ -204,7 +205,7 @@ class RecDataModule(LightningDataModule):
         """The same data, of whose histories evaluation reads something else; ids, targets and what is masked stay.
 
         Args:
-            text_of: (catalogue,) for each item, the item whose text is read in its place.
+            text_of: (catalogue,) for each item, the item whose text is read instead.
             change: Makes the histories to read from those that there are.
         """
         view = copy.copy(self)
@@ -240,6 +241,8 @@ class RecDataModule(LightningDataModule):
         batches = TokenBudgetBatches(
             lengths, budget=self.batch_tokens, seed=self.seed, epoch=epoch, **self._processes()
         )
+        if self.supervision == "last":
+            self.targets_per_batch = len(windows) / len(batches)
         return ResumableLoader(
             HistoryDataset.training(split, windows, self.tokens, self.row_tokens),
             batches,

@@ -119,6 +119,12 @@ class Split:
         """The number of training interactions of each item."""
         return np.bincount(self.items[self.stages == TRAIN], minlength=self.catalogue_size).astype(np.int64)
 
+    def repeated_targets(self, stage: Stage) -> int:
+        """The number of a stage's targets that are in their own history: items that the user comes back to."""
+        number = STAGE_NAMES.index(stage)
+        pairs = self.user_of_interaction * self.catalogue_size + self.items
+        return int(np.isin(pairs[self.stages == number], pairs[self.stages < number]).sum())
+
     def training_history(self, user: int) -> Int32[np.ndarray, "history"]:
         """The user's training items, oldest first; a view: do not write into it."""
         start, end = self.offsets[user : user + 2]
@@ -255,7 +261,7 @@ def _texts(items: pl.DataFrame, template: str) -> list[str]:
         ids = items["item_id"]
         warnings.warn(
             f"{len(empty)} of {len(texts)} items have no text ({first_few(ids[empty])}): "
-            "'item' and the item's id stand in its place.",
+            "'item' and the item's id are read instead.",
             stacklevel=3,
         )
         for row in empty:

@@ -38,6 +38,7 @@ def summarise(
     tied_pairs = np.diff(split.timestamps)[split.offsets[1:][lengths > 1] - 2] == 0
     without_text = sum(text == placeholder(name) for text, name in _texts(split))
     counts = split.counts
+    repeated = {stage: split.repeated_targets(stage) for stage in ("validation", "test")}
     summary: Summary = {
         "read": {
             "users": source.interactions["user_id"].n_unique(),
@@ -51,6 +52,11 @@ def summarise(
             "strategy": split.strategy,
             "fingerprint": split.fingerprint,
             **{name.replace("_", " "): count for name, count in counts.items() if name != "tied_interactions"},
+            **{
+                f"repeated {stage} targets": f"{count:,} ({count / counts[f'{stage}_targets']:.1%})"
+                for stage, count in repeated.items()
+                if count
+            },
         },
         "items per user": _distribution(lengths),
         "ties": {

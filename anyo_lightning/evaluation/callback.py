@@ -5,6 +5,7 @@ the history mask, ranks, figures. What is logged (`val/ndcg@10` …) is what Mod
 the test also writes the run folder's metrics.json, predictions.parquet and catalogue.parquet.
 """
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ class RetrievalMetrics(Callback):
         self,
         *,
         cutoffs: Sequence[int] = (5, 10, 20),
-        mask_history: bool = True,
+        mask_history: bool | None = None,
         index: str = "Flat",
         top_k: int = 20,
         variant: str | None = None,
@@ -74,7 +75,9 @@ class RetrievalMetrics(Callback):
 
         Args:
             cutoffs: The k of hr@k, recall@k, ndcg@k, mrr@k, coverage@k, gini@k and popularity@k.
-            mask_history: Leave the items of the history out of ranks and lists; a target that is in the history stays.
+            mask_history: Whether the items of the history are left out of ranks and lists; a target that is in the
+                history stays, and would be a certain hit for whoever knows the history. None masks histories unless
+                some validation or test target repeats an item of its own history.
             index: FAISS factory string, with search parameters after a colon (`IVF64,Flat:nprobe=8`). Anything but
                 `Flat` also logs its recall against exact search and what it costs in NDCG; ranks are exact in either
                 case.
@@ -98,6 +101,7 @@ class RetrievalMetrics(Callback):
         self.top_k = max(top_k, *self.cutoffs)
         self.variant, self.folder, self.seed = variant, folder, seed
         self.collected: list[Evaluation] | None = None  # a probe's tests, instead of the run folder's results
+        self._said = False
         self._rows: list[Tensor] = []
         self._queries: list[Tensor] = []
         self._started = 0.0
@@ -116,6 +120,22 @@ class RetrievalMetrics(Callback):
         self._environment = environment()
         if stage == "fit":
             self._trained_in = self._environment
+        split = trainer.datamodule.split  # type: ignore[attr-defined]
+        self.history_masked = self.masks_history(split)
+        if self.mask_history is None and not self.history_masked and not self._said and trainer.is_global_zero:
+            self._said = True
+            print(
+                f"Histories are not masked, since {split.repeated_targets('validation'):,} validation and "
+                f"{split.repeated_targets('test'):,} test targets repeat an item of their own history: "
+                "metrics.mask_history true masks them all the same",
+                file=sys.stderr,
+            )
+
+    def masks_history(self, split: Split) -> bool:
+        """Whether the items of histories are left out on this split: as `mask_history` says, or by its rule."""
+        if self.mask_history is not None:
+            return self.mask_history
+        return not (split.repeated_targets("validation") or split.repeated_targets("test"))
 
     def state_dict(self) -> dict[str, Any]:
         """The environment of the training, for tests elsewhere."""
@@ -223,7 +243,7 @@ class RetrievalMetrics(Callback):
             queries.target[rows],
             index=index,
             k=self.top_k,
-            history=queries.history if self.mask_history else None,
+            history=queries.history if self.history_masked else None,
         )
         cost = {
             "catalogue_encode_seconds": encoding,
@@ -271,9 +291,10 @@ class RetrievalMetrics(Callback):
                 },
                 "protocol": {
                     "cutoffs": list(self.cutoffs),
-                    "history_masked": self.mask_history,
+                    "history_masked": self.history_masked,
                     "index": self.index,
                     "rows": len(evaluation.rows),
+                    "repeated_targets": split.repeated_targets("test"),
                 },
                 "metrics": figures,
                 "slices": slices,

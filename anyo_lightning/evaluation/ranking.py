@@ -79,7 +79,7 @@ def rank(
 
     Args:
         rows: Numbers of the rows, ascending; they decide the blocks.
-        queries: A query vector a row, on any device.
+        queries: One query vector per row, on any device.
         vectors: All item vectors; the scores are computed on their device, in float32.
         target: Each row's target.
         index: The index of the same vectors.
@@ -108,7 +108,7 @@ def rank(
         ranks = mid_ranks(scores, torch.from_numpy(block_target).to(scores.device))
         top_items, top_scores = index.search(block.cpu().numpy(), k, excluded)
         exact = top_items if index.exact else _top(scores, top_items)
-        parts.append(Ranking(ranks.cpu().numpy(), top_items, top_scores, exact))
+        parts.append(Ranking(ranks.numpy(), top_items, top_scores, exact))
     ranked = np.concatenate([np.arange(0), *(np.arange(span.start, span.stop) for span in own)])
     return Ranking(
         **{
@@ -131,7 +131,7 @@ def mid_ranks(
         excluded: True where an item does not compete, such as the items of the history. The target always competes.
 
     Returns:
-        Ranks in float64, from 1 on; with ties they may end in .5.
+        Ranks in float64 on the CPU, from 1 on; with ties they may end in .5.
 
     Example:
         >>> mid_ranks(torch.tensor([[-1.0, -2.0, -1.0, -5.0]]), torch.tensor([0]))
@@ -144,7 +144,8 @@ def mid_ranks(
         higher = higher & ~excluded
         tied = tied & ~excluded
     tied = tied.scatter(1, target[:, None], False)  # a target does not tie with itself
-    return 1 + higher.sum(1, dtype=torch.float64) + tied.sum(1, dtype=torch.float64) / 2
+    halves = 2 * higher.sum(1) + tied.sum(1)  # int64 on the device: Apple's MPS has no float64
+    return 1 + halves.cpu().double() / 2
 
 
 def _nothing(k: int) -> Ranking:

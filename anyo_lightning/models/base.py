@@ -80,6 +80,7 @@ class RetrievalModule(LightningModule):
         self.init_from = init_from
         self.built = False
         self.seen = Seen()
+        self._accumulated: list[float] = []  # targets of each batch whose gradients wait for their step
         self.shared_random = torch.Generator()
         self.register_buffer("training_items", torch.empty(0, dtype=torch.long), persistent=False)
         self.register_buffer("position_in_training", torch.empty(0, dtype=torch.long), persistent=False)
@@ -236,7 +237,7 @@ class RetrievalModule(LightningModule):
         self.shared_random.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
     def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
-        """The loss, as the mean over the batch's targets."""
+        """The mean loss over the batch's targets, which is logged, `weighted`."""
         states = self(batch)
         with torch.autocast(self.device.type, enabled=False):
             loss, parts = self.loss(states.float(), batch)
@@ -244,10 +245,37 @@ class RetrievalModule(LightningModule):
         self.seen.targets += targets
         logged = {"train/loss": loss, **{f"train/{name}": value for name, value in parts.items()}}
         self.log_dict(logged, batch_size=targets, prog_bar=True)
-        return loss
+        return self.weighted(loss, targets)
+
+    def weighted(self, loss: Float[Tensor, ""], targets: int) -> Float[Tensor, ""]:
+        """A batch's mean loss times what makes each target weigh the same.
+
+        With `data.supervision last` the losses of an epoch do: `loss · T / mean T`, where T is the number of targets of
+        the batch on all processes, since a batch of short rows holds many times as many as one of long rows. Otherwise
+        the losses that `trainer.accumulate_grad_batches` adds up do: `loss · T / T of the first`, and
+        `on_before_optimizer_step` divides their gradients by the sum of these factors.
+
+        Args:
+            loss: A `global_mean`.
+            targets: The number of this process's targets.
+        """
+        trainer, mean = trainer_of(self), self.data.targets_per_batch
+        if mean is None and (trainer is None or trainer.accumulate_grad_batches == 1):
+            return loss
+        total = distributed.sum_over_ranks(targets, self.device)
+        if mean is not None:
+            return loss * (total / mean)
+        self._accumulated.append(total)
+        return loss * (total / self._accumulated[0])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of each group's gradient, before it is clipped."""
+        """Make accumulated gradients those of a mean over targets; log each group's norm, before it is clipped."""
+        if self._accumulated:  # Lightning has divided each loss by the number of batches
+            share = self.trainer.accumulate_grad_batches * self._accumulated[0] / sum(self._accumulated)
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= share
+            self._accumulated.clear()
         for group in optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             self.log(f"grad_norm/{group['name']}", torch.nn.utils.get_total_norm(gradients))

@@ -15,8 +15,10 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Split
 from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.evaluation.metrics import ndcg
 from anyo_lightning.evaluation.ranking import mid_ranks
+from anyo_lightning.internals import trainer_of
 from anyo_lightning.models.base import RetrievalModule
 
 LARGEST_CATALOGUE = 30_000  # one-hot item vectors take catalogue² floats: 3.6 GB
@@ -73,10 +75,17 @@ class Markov(RetrievalModule):
         """Count transitions in the training sequences; tune if `tuned`."""
         _refuse_large(data.split)
         if self.tuned:
-            self.transitions = _best_transitions(data)
+            self.transitions = _best_transitions(data, masked=self._tested_masked(data.split))
         matrix = transition_matrix(data.split, self.transitions)
         histories = RecentRows(matrix, recent=self.transitions.recent, decay=self.transitions.decay)
         return histories, CountedItems(torch.eye(data.split.catalogue_size))
+
+    def _tested_masked(self, split: Split) -> bool:
+        """Whether the Trainer's metrics leave histories out; without any, what they would do by default."""
+        trainer = trainer_of(self)
+        callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+        metrics = next((c for c in callbacks if isinstance(c, RetrievalMetrics)), RetrievalMetrics())
+        return metrics.masks_history(split)
 
     def settings(self) -> dict[str, float | str]:
         """The counting that was used, chosen or given."""
@@ -212,8 +221,8 @@ CHOICES = {
 }
 
 
-def _best_transitions(data: RecDataModule) -> Transitions:
-    """The choice with the highest validation NDCG@10, the first one in a tie."""
+def _best_transitions(data: RecDataModule, *, masked: bool) -> Transitions:
+    """The choice with the highest validation NDCG@10, the first one in a tie; histories masked or not."""
     queries, size = data.queries("validation"), data.split.catalogue_size
     target = torch.from_numpy(queries.target).long()
     seen = torch.zeros(len(queries), size, dtype=torch.bool)
@@ -229,7 +238,7 @@ def _best_transitions(data: RecDataModule) -> Transitions:
             for row in range(len(queries)):
                 latest = torch.from_numpy(queries.history(row)[::-1][:recent].copy()).long()
                 weights[row].index_add_(0, latest, float(decay) ** torch.arange(len(latest), dtype=torch.float32))
-            ranks = mid_ranks(weights @ matrix, target, seen)
+            ranks = mid_ranks(weights @ matrix, target, seen if masked else None)
             value = float(ndcg(ranks.numpy(), queries.user, 10).mean())
             if value > best_value:
                 best, best_value = Transitions(base.window, base.counts, base.power, recent, float(decay)), value

@@ -89,7 +89,7 @@ class LLaRAPretrain(RetrievalModule):
         self.seen.targets += len(targets)
         logged = {"train/loss": ebae + ebar, "train/ebae": ebae, "train/ebar": ebar}
         self.log_dict(logged, batch_size=len(targets), prog_bar=True)
-        return ebae + ebar
+        return self.weighted(ebae + ebar, len(targets))
 
     def encode_items(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items hidden"]:
         """The mean output embedding of each item's distinct tokens.
