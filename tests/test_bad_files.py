@@ -5,7 +5,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -22,6 +22,11 @@ def parquet(**columns: object) -> bytes:
     file = io.BytesIO()
     pl.DataFrame({"user_id": USER, **NO_USER} | columns).write_parquet(file)
     return file.getvalue()
+
+
+def numbers(cases: Sequence[object]) -> list[str]:
+    """Names of cases whose bytes hold the time at which they were packed."""
+    return [str(number) for number in range(len(cases))]
 
 
 def zipped(**files: str) -> bytes:
@@ -208,7 +213,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-@pytest.mark.parametrize(("name", "content", "options", "sentence"), INTERACTIONS)
+@pytest.mark.parametrize(("name", "content", "options", "sentence"), INTERACTIONS, ids=numbers(INTERACTIONS))
 def test_bad_interactions(
     tmp_path: Path, refuse: Callable[..., str], name: str, content: str | bytes | None, options: str, sentence: str
 ) -> None:
@@ -221,7 +226,7 @@ def test_bad_interactions(
     _matches(sentence, line)
 
 
-@pytest.mark.parametrize(("name", "content", "options", "sentence"), CATALOGUES)
+@pytest.mark.parametrize(("name", "content", "options", "sentence"), CATALOGUES, ids=numbers(CATALOGUES))
 def test_bad_catalogues(
     tmp_path: Path, refuse: Callable[..., str], name: str, content: str | bytes | None, options: str, sentence: str
 ) -> None:
