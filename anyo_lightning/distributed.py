@@ -27,6 +27,12 @@ def barrier() -> None:
         dist.barrier()
 
 
+def take_from_first(tensor: Tensor) -> None:
+    """Replace a tensor, in place, by that of the first process."""
+    if world_size() > 1:
+        dist.broadcast(tensor, 0)
+
+
 def sum_over_ranks(value: float, device: torch.device | str = "cpu") -> float:
     """The sum of a number over all processes, in float64.
 

@@ -45,7 +45,7 @@ def probed(model: RetrievalModule, data: RecDataModule, folder: Path, *, asked: 
     """The probes.json of a model with the weights that it has."""
     torch.manual_seed(0)
     trainer = Trainer(callbacks=[RetrievalMetrics()], **QUIET)
-    probe(trainer, model, data, RunFolder(folder), asked=asked)
+    probe(trainer, model, data, RunFolder(folder), checkpoint=None, asked=asked)
     found = RunFolder(folder).read_probes()
     assert found is not None
     return found

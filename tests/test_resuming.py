@@ -204,10 +204,10 @@ def test_another_reading_is_refused_by_the_checkpoint(
 ) -> None:
     """`init_from` compares what decides a model's function beside its weights, such as how much it reads."""
     run = fit(tmp_path / "run", epochs=1)
-    words = [f"--model.init_from={run.path}", "--data.titles_only=true"]
+    words = [f"--model.init_from={run.path}", "--data.max_items=30"]
     with pytest.raises(SystemExit):
         fit(tmp_path / "other", *words, epochs=1)
-    assert "data.titles_only False, with which the checkpoint was trained, got True" in capsys.readouterr().err
+    assert "Expected data.max_items 100, with which the checkpoint was trained, got 30" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 

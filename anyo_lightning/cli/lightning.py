@@ -231,18 +231,18 @@ class AnyoCLI(LightningCLI):
             own.append(StepCheckpoint(run, every=config.save_every_n_steps))
         return own
 
-    def fit(self, model: LightningModule, *, ckpt_path: str | None = None, **kwargs: Any) -> None:
+    def fit(self, model: RetrievalModule, *, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, from the last checkpoint where the run folder has one, then test the best checkpoint."""
         last, best = self.run_folder.last_checkpoint, self.run_folder.best_checkpoint
         if model.trained:
-            # Set beforehand, not passed: so that the model knows while it is built that its weights will be loaded.
-            self.trainer.ckpt_path = self._checkpoint_named(ckpt_path) or (str(last) if last.is_file() else None)
-            self.trainer.fit(model, **kwargs)
+            start = self._checkpoint_named(ckpt_path) or (str(last) if last.is_file() else None)
+            if start is not None:
+                model.restore_from(Path(start))
+            self.trainer.fit(model, ckpt_path=start, **kwargs)
         elif self.trainer.world_size > 1:
             raise InputError(f"Expected one process to fit {type(model).__name__}, got {self.trainer.world_size}")
         if self.config.fit.final_test and not self.trainer.interrupted:
-            self.trainer.ckpt_path = str(best) if best.is_file() else None
-            self.trainer.test(model, kwargs.get("datamodule"))
+            self.trainer.test(model, kwargs.get("datamodule"), ckpt_path=str(best) if best.is_file() else None)
             self._say_where()
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
@@ -253,7 +253,8 @@ class AnyoCLI(LightningCLI):
         """Test the run's best checkpoint and write its results, or those of its probes."""
         options = self._with_checkpoint(kwargs)
         if self.probing:
-            probe(self.trainer, self.model, self.datamodule, self.run_folder, asked=self.config.test.probe_memory)
+            asked, checkpoint = self.config.test.probe_memory, options["ckpt_path"]
+            probe(self.trainer, self.model, self.datamodule, self.run_folder, checkpoint=checkpoint, asked=asked)
         else:
             self.trainer.test(model, **options)
         self._say_where()
@@ -290,8 +291,10 @@ class AnyoCLI(LightningCLI):
             if not best.is_file():
                 raise InputError(f"Expected --run with a trained run folder or --ckpt_path, got no {best}")
             path = str(best)
-        self.trainer.ckpt_path = path
-        return kwargs
+        if path is not None:
+            model: RetrievalModule = self.model
+            model.restore_from(Path(path))
+        return kwargs | {"ckpt_path": path}
 
 
 def _with_config_of_run(arguments: list[str]) -> list[str]:

@@ -128,6 +128,7 @@ class RecDataModule(LightningDataModule):
         self._split: Split | None = None
         self._queries: dict[str, Queries] = {}
         self._text_of: np.ndarray | None = None
+        self._longest: int | None = None
         self._change: Callable[[HistoryDataset], HistoryDataset] | None = None
 
     @property
@@ -163,6 +164,7 @@ class RecDataModule(LightningDataModule):
         if self._split is None:
             source = self.read()
             self._split = make_split(source, **self.split_options)
+            self.template = self.split_options.get("template") or source.template
             self.titles = self._item_titles(source)
 
     def setup(self, stage: str) -> None:
@@ -173,10 +175,8 @@ class RecDataModule(LightningDataModule):
 
     def settings(self) -> dict[str, str]:
         """What decides how much of a history is read, and as what; for checkpoints."""
-        names = ("titles_only", "supervision", "max_items", "max_tokens", "max_item_tokens")
-        return {name: str(getattr(self, name)) for name in names} | {
-            "template": str(self.split_options.get("template"))
-        }
+        read = ("titles_only", "max_tokens", "max_item_tokens", "template") if self.tokens is not None else ()
+        return {name: str(getattr(self, name)) for name in ("supervision", "max_items", *read)}
 
     @property
     def texts_read(self) -> list[str]:
@@ -210,6 +210,8 @@ class RecDataModule(LightningDataModule):
         """
         view = copy.copy(self)
         view._text_of, view._change = text_of, change
+        if text_of is not None:  # other texts may be longer: no row is, than the longest that was checked to fit
+            view._longest = self.longest_history()
         return view
 
     @property
@@ -337,4 +339,4 @@ class RecDataModule(LightningDataModule):
         return self.tokens.lengths if self.tokens else np.ones(self.split.catalogue_size, dtype=np.int64)
 
     def _max_length(self) -> int:
-        return self.max_tokens if self.tokens else self.max_items
+        return min(self.max_tokens, self._longest or self.max_tokens) if self.tokens else self.max_items

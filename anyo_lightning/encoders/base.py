@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -33,14 +34,25 @@ class Encoders(ABC):
     trains_only: tuple[str, ...] = ("dropout", "input_dropout", "chunk_tokens", "item_vectors_from")
 
     def settings(self) -> dict[str, str]:
-        """What decides the encoders' function beside their weights, for checkpoints: all but `trains_only`."""
-        found: dict[str, str] = {}
-        for name, value in vars(self).items():
-            if isinstance(value, LLM):
-                found[f"{name}.lora"] = value.lora_settings
-            elif name not in self.trains_only:
-                found[name] = str(value)
-        return found
+        """What decides the encoders' function beside their weights, for checkpoints: all but `trains_only`.
+
+        Raises:
+            InputError: An attribute is neither plain nor an `LLM`: name it in `trains_only`, or override this.
+        """
+        return {name: self._plain(name, value) for name, value in vars(self).items() if name not in self.trains_only}
+
+    def _plain(self, name: str, value: object) -> str:
+        """A value as the same text in every process."""
+        if value is None or isinstance(value, str | int | float | Path):
+            return str(value)
+        if isinstance(value, LLM):
+            return f"lora {value.lora_settings}"
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(self._plain(name, inner) for inner in value)}]"
+        raise InputError(
+            f"Expected plain settings or LLMs in {type(self).__name__}, got {type(value).__name__} as {name}: name it "
+            "in trains_only, or override settings()"
+        )
 
     def item_tokens(self, data: RecDataModule) -> ItemTokenStore | None:
         """The tokens that batches carry, for histories read as text; None for histories of ids or vectors."""

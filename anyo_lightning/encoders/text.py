@@ -81,7 +81,9 @@ class TextEncoders(Encoders):
             backbone.check_positions(data.longest_history() + self.row_tokens(data), "data.max_items")
         else:
             check_histories(backbone, data)
-        vectors = text_vectors(backbone, data, pooling=self.pooling)
+        vectors = (saved or {}).get("item_encoder.vectors")
+        if vectors is None:
+            vectors = text_vectors(backbone, data, pooling=self.pooling)
         items = FrozenTextItems(
             vectors,
             projector=Projector(vectors.shape[1], self.dim, hidden=self.hidden, norm=False, gain=0.1),

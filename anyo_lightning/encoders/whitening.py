@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anyo_lightning import distributed
+
 
 class Whitened(nn.Module):
     """`(x - mean) · W`, so that the states have covariance 1; mean and W are measured once, before training.
@@ -40,6 +42,8 @@ class Whitened(nn.Module):
         mean, rotation = whitening(torch.cat(seen))
         self.mean.copy_(mean)
         self.rotation.copy_(rotation)
+        for statistic in (self.mean, self.rotation):  # of the first process, whose weights DDP gives to all
+            distributed.take_from_first(statistic)
 
 
 def whiten(vectors: Float[Tensor, "items width"], *, shrinkage: float = 1e-3) -> Float[Tensor, "items width"]:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import numpy as np
 import polars as pl
@@ -29,7 +29,6 @@ from anyo_lightning.evaluation.ranking import distinct_rows, rank
 from anyo_lightning.runs import RunFolder
 
 
-@runtime_checkable
 class EncodesCatalogue(Protocol):
     """What the callback needs of a LightningModule beside `validation_step` and `test_step`."""
 
@@ -38,7 +37,6 @@ class EncodesCatalogue(Protocol):
         ...
 
 
-@runtime_checkable
 class HasQueries(Protocol):
     """What the callback needs of a LightningDataModule beside its loaders; `RecDataModule` is one."""
 

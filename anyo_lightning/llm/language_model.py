@@ -1,5 +1,6 @@
 """`LLM`: which language model, and how to load it: what a configuration's `backbone` says."""
 
+import inspect
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ class LLM:
     """
 
     def __init__(self, name: str = "smollm2-135m-instruct", *, revision: str | None = None, **options: Any) -> None:
+        inspect.signature(Backbone).bind(name, **options)  # a name that it lacks is a TypeError here, not in `load`
         self.name, self.revision = name, revision
         self.options = options  # alone on its line, where jsonargparse finds whose options these are
 
@@ -45,12 +47,14 @@ class LLM:
 
     @property
     def lora_settings(self) -> str:
-        """LoRA as it decides the model's function: all of its options but dropout."""
+        """LoRA as it decides the model's function: the options that are not peft's own, but for those of training."""
         lora = self.options.get("lora")
-        if isinstance(lora, LoraConfig):
-            lora = lora.to_dict()
-        kept = {name: value for name, value in dict(lora or {}).items() if name != "lora_dropout"}
-        return json.dumps(kept, sort_keys=True, default=str)
+        if lora is None:
+            return "null"
+        config = lora if isinstance(lora, LoraConfig) else LoraConfig(**lora)
+        usual = LoraConfig().to_dict() | {name: getattr(config, name) for name in ("lora_dropout", "init_lora_weights")}
+        kept = {name: value for name, value in config.to_dict().items() if value != usual.get(name)}
+        return json.dumps(kept, sort_keys=True, default=sorted)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

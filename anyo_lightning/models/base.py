@@ -58,6 +58,7 @@ class RetrievalModule(LightningModule):
 
     history_encoder: nn.Module
     item_encoder: nn.Module
+    data: RecDataModule
     trained = True  # False: counted when the data are known, with nothing to fit and no checkpoint
     starts_from: tuple[str, ...] = ()  # other classes whose runs `init_from` may name; what those lack starts afresh
     starts_afresh: tuple[str, ...] = ()  # state that `init_from` does not take over, whether the run has it or not
@@ -79,6 +80,7 @@ class RetrievalModule(LightningModule):
         self.warmup, self.decay = warmup, decay
         self.init_from = init_from
         self.built = False
+        self._saved_in: Path | None = None
         self.seen = Seen()
         self._accumulated: list[float] = []  # targets of each batch whose gradients wait for their step
         self.shared_random = torch.Generator()
@@ -109,11 +111,36 @@ class RetrievalModule(LightningModule):
         return self.next_item_loss(states, batch), {}
 
     def configure_model(self) -> None:
-        """Build once, when the data are known (Lightning calls this after `setup`, possibly more than once)."""
+        """Build once, when the data are known (Lightning calls this after `setup`, possibly more than once).
+
+        Raises:
+            InputError: There is no data module, or it is of another catalogue or split than the one it was built on.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is None:
+            raise InputError(f"Expected a data module for {type(self).__name__}, got loaders alone")
         if not self.built:
-            path = self.trainer.ckpt_path
-            saved = None if path is None else checkpoint_io.load(Path(path))["state_dict"]
-            self.prepare(self.trainer.datamodule, saved=saved)  # type: ignore[attr-defined]
+            path, self._saved_in = self._saved_in, None
+            self.prepare(data, saved=None if path is None else checkpoint_io.load(path)["state_dict"])
+            return
+        for what, own, given in (
+            ("catalogue and split", self.catalogue, checkpoint_io.describe_catalogue(data.split)),
+            ("settings", self.data.settings(), data.settings()),
+        ):
+            if own != given:
+                raise InputError(f"Expected data of the {what} that the model was built on, {own}, got {given}")
+        self.data = data
+
+    def restore_from(self, path: Path) -> None:
+        """Say, before the model is built, that the weights of this checkpoint will be loaded into it.
+
+        What it holds is then neither initialised nor read from elsewhere: a trained run needs no folder that it started
+        from. Give the same path to the Trainer.
+
+        Args:
+            path: The checkpoint.
+        """
+        self._saved_in = path
 
     def prepare(self, data: RecDataModule, *, saved: Mapping[str, Tensor] | None = None) -> None:
         """Build on data whose `setup` has run; what `configure_model` does under a Trainer.
@@ -137,11 +164,13 @@ class RetrievalModule(LightningModule):
         self.position_in_training = torch.full((len(trained),), -1).masked_scatter(trained, torch.arange(len(trained)))
         self.catalogue = checkpoint_io.describe_catalogue(data.split)
         self.data = data
+        self.reading = data.view()  # what this module reads, whatever others that share the data module do
         self.history_encoder, self.item_encoder = self.make_encoders(data, saved)
         self.build(data)
         for part in self.modules():
             if isinstance(part, CountsTokens):
                 part.register_forward_pre_hook(self._count_items)
+        self.identity()  # refuses settings that no checkpoint can hold
         if saved is None:
             self.initialise()
         self.built = True
@@ -162,7 +191,7 @@ class RetrievalModule(LightningModule):
             self.load_state_dict(weights)
 
     def _count_items(self, encoder: Any, inputs: tuple[Tensor, ...]) -> None:
-        if torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled():
             self.seen.tokens += encoder.token_count(inputs[0])
 
     @property
@@ -190,7 +219,7 @@ class RetrievalModule(LightningModule):
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """The states at the supervised boundaries of a batch; what is read with gradients is counted."""
-        if torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled():
             self.seen.tokens += batch.token_count
         return self.encode_batch(batch)
 
@@ -213,7 +242,7 @@ class RetrievalModule(LightningModule):
             hidden: For each history, True at the items whose identity is hidden from the encoder.
             spans: For each history, the tokens that are read instead of each item's own, separator included.
         """
-        states: Tensor = self(self.data.collate(histories, hidden=hidden, spans=spans).to(self.device))
+        states: Tensor = self(self.reading.collate(histories, hidden=hidden, spans=spans).to(self.device))
         return states.float()
 
     def as_many_passes(self, parts: Sequence[T], *, spare: T | None = None) -> list[T]:
@@ -338,6 +367,8 @@ class RetrievalModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Parameter groups by `learning_rates`, warm-up, cosine."""
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise InputError(f"Nothing to train in {type(self).__name__}: set model.encoders.backbone.lora, or test it")
         starts = sorted(self.learning_rates, key=len, reverse=True)  # the longest that fits
         groups: dict[str, list[nn.Parameter]] = {start: [] for start in (*starts, "")}
         for name, parameter in self.named_parameters():

@@ -4,7 +4,7 @@ They count when the data are known, in every stage, need no checkpoint and have 
 """
 
 import itertools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -86,10 +86,6 @@ class Markov(RetrievalModule):
         callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
         metrics = next((c for c in callbacks if isinstance(c, RetrievalMetrics)), RetrievalMetrics())
         return metrics.masks_history(split)
-
-    def settings(self) -> dict[str, float | str]:
-        """The counting that was used, chosen or given."""
-        return {field.name: getattr(self.transitions, field.name) for field in fields(self.transitions)}
 
 
 class EASE(RetrievalModule):

@@ -133,7 +133,7 @@ class LLaRA(RetrievalModule):
         histories = [items[:-1] for items in everyone if len(items) > 1]
         states = 0
         for start in range(0, len(histories), 8):
-            batch = self.data.collate(histories[start : start + 8]).to(self.device)
+            batch = self.reading.collate(histories[start : start + 8]).to(self.device)
             states += len(self.history_encoder(replace(batch, target_mask=batch.item_mask)))
             if states >= MEASURED * self.item_encoder.reader.backbone.hidden_size:
                 break

@@ -241,12 +241,12 @@ class SRACL(RetrievalModule):
 
     def _states(self, users: Sequence[int] | np.ndarray, *, padded: int) -> Float[Tensor, "users dim"]:
         """The last states of users' own training histories, in batches of similar length."""
-        tokens = self.data.item_token_counts
+        tokens = self.reading.item_token_counts
         most = self.data.max_items if tokens is None else self.data.max_tokens
         histories = [self.histories[user] for user in users]
         lengths = [len(items) if tokens is None else int(tokens[items].sum()) for items in histories]
         batches = TokenBudgetBatches(
-            np.minimum(lengths, most) + self.data.row_tokens, budget=padded, seed=None
+            np.minimum(lengths, most) + self.reading.row_tokens, budget=padded, seed=None
         ).batches()
         one_item = [np.zeros(1, dtype=np.int64)]
         passes = self.as_many_passes([[histories[row] for row in rows] for rows in batches], spare=one_item)

@@ -6,7 +6,7 @@ what the model uses. `memory.py` asks what the bare LLM knows of the data set.
 """
 
 from collections.abc import Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Trainer
 from rich.console import Console
+from torch import nn
 
 from anyo_lightning.compare.render import rich_table
 from anyo_lightning.compare.rows import is_rank_metric
@@ -40,16 +41,18 @@ def probe(
     data: RecDataModule,
     run: RunFolder,
     *,
+    checkpoint: str | None,
     asked: int,
     seed: int = 0,
 ) -> None:
     """Test a run under all probes; write probes.json and print it. Its metrics.json and predictions stay.
 
     Args:
-        trainer: With `RetrievalMetrics` and no logger; its `ckpt_path` is what the first test loads.
+        trainer: With `RetrievalMetrics` and no logger.
         model: The run's model.
         data: The run's data module.
         run: Where to write.
+        checkpoint: The run's best; None for a model that is counted.
         asked: Titles and users for which the bare LLM is asked what it remembers; 0 leaves that out.
         seed: Seed of all shuffles and samples.
 
@@ -61,8 +64,7 @@ def probe(
     metrics = next(c for c in trainer.callbacks if isinstance(c, RetrievalMetrics))  # type: ignore[attr-defined]
     metrics.collected = []
     _say(trainer, AS_IT_IS)
-    trainer.test(model, data, verbose=False)
-    trainer.ckpt_path = None
+    trainer.test(model, data, ckpt_path=checkpoint, verbose=False)
     probes = list(_probes(model, data, seed))
     for name, view in probes:
         _say(trainer, name)
@@ -126,11 +128,8 @@ def _texts(model: RetrievalModule) -> Set[Side]:
 def _shuffled_titles(
     model: RetrievalModule, data: RecDataModule, text_of: np.ndarray, sides: Set[Side]
 ) -> Iterator[RecDataModule]:
-    with ExitStack() as stack:
-        if "histories" in sides:
-            stack.enter_context(other_titles(model.history_encoder, text_of))
-        if "items" in sides:
-            stack.enter_context(other_titles(model.item_encoder, text_of))
+    encoders = {"histories": model.history_encoder, "items": model.item_encoder}
+    with other_titles(nn.ModuleList([encoders[side] for side in sorted(sides)]), text_of):  # a shared part once
         yield data.view(text_of=text_of) if "histories" in sides else data
 
 

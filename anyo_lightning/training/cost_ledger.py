@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import polars as pl
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,7 +45,8 @@ class CostLedger(Callback):
         self.counted = {"flops": 0.0, "tokens": 0.0}  # in the sample, on this process
         self.beside = 0.0  # FLOPs between steps, on this process
         self.peak_memory_gib = 0.0
-        self.epoch = 0
+        self.epoch, self._noted = 0, 0
+        self._device: torch.device | str = "cpu"
         self._running_since: float | None = None
         self._counter: FlopCounterMode | None = None
         self._tokens_before = 0.0
@@ -54,7 +56,7 @@ class CostLedger(Callback):
         curves = self.run.read_curves() if trainer.ckpt_path is not None else None
         if curves is not None:
             self.rows = curves.filter(pl.col("step") <= trainer.global_step).to_dicts()
-        self._running_since = time.perf_counter()
+        self._running_since, self._device = time.perf_counter(), pl_module.device
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the epoch (when training ends, the Trainer already counts the next one); count until its first step."""
@@ -80,7 +82,8 @@ class CostLedger(Callback):
         if self._counter is not None:
             self.counted["flops"] += self._stop_counting()
             self.counted["tokens"] += _module(pl_module).seen.tokens - self._tokens_before
-        if trainer.global_step % self.every == 0:
+        if trainer.global_step % self.every == 0 and trainer.global_step != self._noted:
+            self._noted = trainer.global_step
             self._add(trainer, pl_module, "train/")
             self._write(trainer)
 
@@ -104,15 +107,23 @@ class CostLedger(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run continues from."""
+        counting = 0.0 if self._counter is None else self._counter.get_total_flops()
+        beside = distributed.sum_over_ranks(self.beside + counting, self._device)
         state = {"seconds": self._elapsed(), "counted": dict(self.counted), "peak_memory_gib": self._peak()}
-        return state | {"beside": self.beside}
+        return state | {"beside": beside}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.seconds, self.beside = state_dict["seconds"], state_dict["beside"]
+        self.seconds = state_dict["seconds"]
+        self.beside = state_dict["beside"] if distributed.rank() == 0 else 0.0
         self.counted, self.peak_memory_gib = dict(state_dict["counted"]), state_dict["peak_memory_gib"]
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop counting: what follows in this process is not training."""
+        self._stop_counting_beside()
+
     def _start_counting(self) -> None:
+        self._stop_counting_beside()
         self._counter = flop_counter()
         self._counter.__enter__()  # type: ignore[no-untyped-call]
 
