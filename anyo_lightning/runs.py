@@ -38,7 +38,8 @@ class RunFolder:
     """One run on disk; building this object touches nothing."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
+        self.made: list[Path] = []  # the folders that were made for it, the innermost first
         self.config_file = self.path / "config.yaml"
         self.changes_file = self.path / "changes.csv"
         self.curves_file = self.path / "curves.csv"
@@ -58,20 +59,21 @@ class RunFolder:
         parent = Path(root) / name
         version = 1 + max((cls(child).version for child in parent.glob("version_*")), default=-1)
         while True:
-            folder = parent / f"version_{version}"
+            folder = cls(parent / f"version_{version}")
+            folder.made = _missing(folder.path)
             try:
-                folder.mkdir(parents=True)
+                folder.path.mkdir(parents=True)
             except FileExistsError:
                 version += 1
             else:
-                return cls(folder)
+                return folder
 
     def remove(self) -> None:
-        """Delete the folder with all that is in it; of `sasrec/version_0` also an empty `sasrec`."""
+        """Delete the folder with all that is in it, and those above it that were made for it and are empty."""
         shutil.rmtree(self.path, ignore_errors=True)
-        if VERSION.fullmatch(self.path.name):
-            with contextlib.suppress(OSError):
-                self.path.parent.rmdir()
+        with contextlib.suppress(OSError):
+            for parent in self.made[1:]:
+                parent.rmdir()
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[bool]:
@@ -85,6 +87,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"Expected --run to name a folder, got the file {self.path}")
+        self.made = self.made or _missing(self.path)
         try:
             self.path.mkdir(parents=True)
             made = True
@@ -224,6 +227,10 @@ class RunFolder:
         with renamed_to(self.changes_file) as temporary:
             rows.write_csv(temporary)
 
+    def queries_rows(self) -> int:
+        """Rows of queries.parquet; 0 where there is none."""
+        return len(_read_parquet(self.queries_file, ["user_id"])) if self.queries_file.is_file() else 0
+
     def write_queries(self, queries: pl.DataFrame) -> None:
         """Write queries.parquet: `user_id` and `query`, one line per test row."""
         with renamed_to(self.queries_file) as temporary:
@@ -236,6 +243,11 @@ class RunFolder:
             InputError: There is none, or it cannot be read as one.
         """
         return _read_parquet(self.catalogue_file)
+
+
+def _missing(path: Path) -> list[Path]:
+    """The folders that will be made for one, the innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
 
 
 def find_runs(path: str | Path, *, every_split: bool = False) -> tuple[list[RunFolder], list[RunFolder]]:

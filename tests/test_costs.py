@@ -7,7 +7,9 @@ import pytest
 import torch
 from helpers import QUIET, MakeData, fit, prepare, tiny
 from lightning.pytorch import Trainer
+from torch import Tensor
 
+from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.text import TextEncoders
@@ -114,3 +116,15 @@ def test_a_run_says_what_training_and_serving_cost(make_data: MakeData, tmp_path
     assert SERVING | {"train_seconds", "peak_memory_gib"} <= set(cost)
     assert cost["tokens"] == cost["targets"] == 0
     assert not {"flops", "ndcg@10_per_pflop", "checkpoint_bytes"} & set(cost)
+
+
+def test_counting_ends_with_an_exception(make_data: MakeData, tmp_path: Path) -> None:
+    """What is computed after a training that has failed is not counted, and another one can follow."""
+
+    class Fails(SASRec):
+        def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
+            raise ValueError("as planned")
+
+    with pytest.raises(ValueError, match="as planned"):
+        train(Fails(IdEncoders(dim=16)), make_data(), tmp_path, every=1, epochs=1)
+    assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()

@@ -5,10 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers import MakeData, differing, fit, prepare, tiny, validated, weights
+from helpers import MakeData, differing, fit, prepare, tiny, trainer_for, validated, weights
 from lightning.pytorch import seed_everything
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -263,3 +265,47 @@ def test_an_item_llm_beside_a_user_llm(
     for changed in (make(users={"layers": 2}), make(items={"layers": 1}), make(item_llm=tiny_llm)):
         with pytest.raises(InputError, match=r"checkpoint of backbones name=tiny-llm .* and name=.*, got .* and "):
             validated(changed, make_data(), best)
+
+
+def test_a_built_model_refuses_other_data(make_data: MakeData, tmp_path: Path) -> None:
+    """Ranks over another catalogue, split or length would mean nothing; the same data in another module will do."""
+    model = SASRec(IdEncoders(dim=16))
+    trainer = fit(model, make_data(), tmp_path, epochs=1)
+    trainer.test(model, make_data(), verbose=False)
+    for changes in ({"k_core": 7}, {"ties": "shuffle", "strategy": "ratio"}, {"max_items": 7}):
+        with pytest.raises(InputError, match="that the model was built on"):
+            trainer.test(model, make_data(**changes), verbose=False)
+    with pytest.raises(InputError, match="Expected a data module for RetrievalMetrics, got loaders alone"):
+        trainer_for(tmp_path / "loaders").fit(SASRec(IdEncoders(dim=16)), make_data().val_dataloader)
+
+
+def test_two_models_may_share_a_data_module(small_llm: str, tiny_llm: str, make_data: MakeData) -> None:
+    """Each reads what it was built to read, whoever reads the data afterwards."""
+    data, histories = make_data(), [np.array([3, 1, 4])]
+    first = prepare(E4SRec(TextEncoders(tiny(tiny_llm), dim=16)), data).eval()
+    before = first.encode_histories(histories)
+    prepare(SASRec(IdEncoders(dim=16)), data)
+    torch.testing.assert_close(first.encode_histories(histories), before)
+
+
+def test_settings_are_the_same_text_in_every_process(tiny_llm: str) -> None:
+    """Peft keeps target modules in a set; defaults may be written out; what only training reads does not count."""
+    plain = LLM(tiny_llm, lora={"r": 4, "target_modules": ["q_proj", "v_proj"]})
+    others = [
+        LLM(tiny_llm, lora={"target_modules": ["v_proj", "q_proj"], "r": 4, "lora_alpha": 8, "bias": "none"}),
+        LLM(tiny_llm, lora=LoraConfig(r=4, target_modules={"v_proj", "q_proj"}, lora_dropout=0.3)),
+        LLM(tiny_llm, lora={"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": "gaussian"}),
+    ]
+    assert {llm.lora_settings for llm in others} == {plain.lora_settings}
+    changed = LLM(tiny_llm, lora={"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]})
+    assert changed.lora_settings != plain.lora_settings
+
+    class WithACallable(IdEncoders):
+        def __init__(self) -> None:
+            super().__init__(dim=16)
+            self.hook = print
+
+    with pytest.raises(InputError, match="got builtin_function_or_method as hook"):
+        WithACallable().settings()
+    with pytest.raises(TypeError, match="layerz"):
+        LLM(tiny_llm, layerz=2)

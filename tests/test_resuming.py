@@ -218,3 +218,67 @@ def test_a_refused_command_leaves_no_empty_folder(
     words = [f"--data.interactions={tiny_data[0]}", f"--trainer.default_root_dir={tmp_path / 'runs'}"]
     refused(capsys, anyo, "fit", f"--config={CONFIGS / 'sasrec.yaml'}", *words, "--data.k_core=1000")
     assert list(tmp_path.rglob("*")) in ([], [tmp_path / "runs"])
+
+
+def test_another_checkpoint_leaves_the_results_alone(anyo: Anyo, fit: Callable[..., RunFolder], tmp_path: Path) -> None:
+    """Figures of another run's weights are printed, and are not the run's; nor are its weights resumed otherwise."""
+    run = fit(tmp_path / "run", epochs=1)
+    other = fit(tmp_path / "other", "--model.optimizer.lr=0.05")
+    full = run.metrics_file.read_bytes()
+    anyo("test", f"--run={run.path}", f"--ckpt_path={other.best_checkpoint}")
+    assert run.metrics_file.read_bytes() == full
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "new", f"--ckpt_path={other.last_checkpoint}", epochs=3)
+
+
+@pytest.mark.parametrize("content", [None, "", "- 1\n", "a: [\n"])
+def test_weights_without_their_configuration_are_refused(
+    content: str | None, anyo: Anyo, capsys: pytest.CaptureFixture[str], fit: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    """A config.yaml that is gone, empty or broken says nothing of the checkpoints beside it."""
+    run = fit(tmp_path / "run", epochs=1)
+    run.config_file.unlink()
+    if content is not None:
+        run.config_file.write_text(content)
+    words = [f"--config={CONFIGS / 'sasrec.yaml'}", f"--run={run.path}"]
+    assert "to describe what is beside it" in refused(capsys, anyo, "fit", *words)
+
+
+def test_one_batch_is_not_all_of_them(
+    anyo: Anyo, capsys: pytest.CaptureFixture[str], fit: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    """In Python 1 equals 1.0, and True."""
+    run = fit(tmp_path / "run", "--trainer.limit_train_batches=1", epochs=1)
+    words = ["fit", f"--run={run.path}", "--trainer.max_epochs=2", "--trainer.limit_train_batches=1.0"]
+    assert "Expected trainer.limit_train_batches 1, with" in refused(capsys, anyo, *words)
+
+
+def test_a_copy_is_a_run_of_its_own(anyo: Anyo, fit: Callable[..., RunFolder], tmp_path: Path) -> None:
+    """Its configuration does not name the folder that it was copied from."""
+    run = fit(tmp_path / "run", epochs=1)
+    before = content(run.path)
+    copied = RunFolder(tmp_path / "copied")
+    shutil.copytree(run.path, copied.path)
+    anyo("fit", f"--run={copied.path}", "--trainer.max_epochs=2")
+    assert content(run.path) == before
+    assert pl.read_csv(copied.changes_file, infer_schema=False)["option"].to_list() == ["trainer.max_epochs"]
+
+
+def test_partial_predictions_never_replace_full_ones(anyo: Anyo, fit: Callable[..., RunFolder], tmp_path: Path) -> None:
+    """As with results."""
+    run = fit(tmp_path / "run", epochs=1)
+    anyo("predict", f"--run={run.path}")
+    few = ["--trainer.limit_predict_batches=1", "--data.evaluation_batch_tokens=60"]
+    anyo("predict", f"--run={run.path}", *few)
+    assert len(pl.read_parquet(run.queries_file)) == 40
+
+
+def test_folders_that_were_made_for_a_refused_run_go_with_it(
+    anyo: Anyo, capsys: pytest.CaptureFixture[str], tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """All of them, and no other."""
+    (tmp_path / "mine").mkdir()
+    words = [f"--data.interactions={tiny_data[0]}", f"--run={tmp_path / 'mine' / 'a' / 'b'}", "--data.k_core=1000"]
+    refused(capsys, anyo, "fit", f"--config={CONFIGS / 'sasrec.yaml'}", *words)
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
+    assert not list((tmp_path / "mine").iterdir())

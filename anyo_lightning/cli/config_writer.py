@@ -14,7 +14,7 @@ from anyo_lightning.disk import renamed_to
 from anyo_lightning.runs import RunFolder
 
 OF_ONE_COMMAND = ("ckpt_path", "weights_only", "verbose")  # the next one on the same folder is not to be given them
-OF_THE_FOLDER = ("metrics.folder", "metrics.seed")  # known wherever the run is
+OF_THE_FOLDER = ("run", "trainer.default_root_dir", "metrics.folder", "metrics.seed")  # known wherever the run is
 
 
 class ConfigWriter(SaveConfigCallback):
@@ -23,9 +23,10 @@ class ConfigWriter(SaveConfigCallback):
     Loggers learn the settings when training starts; TensorBoard's also with the test's figures, for its HParams tab.
     """
 
-    def __init__(self, *arguments: Any, run: RunFolder, changed: Sequence[Change], **options: Any) -> None:
+    def __init__(self, *arguments: Any, run: RunFolder, changed: Sequence[Change], fits: bool, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.run, self.changed = run, changed
+        self.parser_of_fit = fits
+        self.run, self.changed, self.written = run, changed, False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing yet."""
@@ -35,8 +36,7 @@ class ConfigWriter(SaveConfigCallback):
         if trainer.is_global_zero:
             for file in (self.run.metrics_file, self.run.probes_file, self.run.index_page_file):
                 file.unlink(missing_ok=True)
-            self.run.add_changes([(trainer.global_step, c.option, c.before, c.after) for c in self.changed])
-        super().setup(trainer, pl_module, "fit")
+        self._record(trainer, pl_module)
         for logger in trainer.loggers:
             logger.log_hyperparams(self._settings())
 
@@ -58,9 +58,16 @@ class ConfigWriter(SaveConfigCallback):
         return {name: value for name, value in _flat(kept).items() if value is not None}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it for a model that is counted, and so made by this very configuration."""
-        if not getattr(pl_module, "trained", True):
-            super().setup(trainer, pl_module, "test")
+        """Write it where fit had nothing to train: the model is counted, or was finished and is tested otherwise."""
+        fits = self.parser_of_fit or not self.run.config_file.is_file()
+        if fits and not self.written and (self.changed or not getattr(pl_module, "trained", True)):
+            self._record(trainer, pl_module)
+
+    def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.run.add_changes([(trainer.global_step, c.option, c.before, c.after) for c in self.changed])
+        self.written = True
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it to the run folder, whatever the logger: Lightning's own place is the first logger's folder."""

@@ -1,6 +1,7 @@
 """LightningCLI's fit, validate, test and predict, whose runs live in run folders."""
 
 import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,8 @@ class AnyoCLI(LightningCLI):
             if name.endswith(".dtype") and value == "auto":  # for config.yaml: a run keeps it on any machine
                 config.model[name] = _at(before, f"model.{name}") or fast_dtype()
         config.trainer.default_root_dir = str(self.run_folder.path)  # for files of Lightning's own
-        config.metrics.folder = self.run_folder.path
-        self.save_config_kwargs["run"] = self.run_folder
+        config.metrics.folder = self.run_folder.path if self._writes_results(config) else None
+        self.save_config_kwargs |= {"run": self.run_folder, "fits": self.subcommand == "fit"}
         seed = int(config.seed_everything)
         config.metrics.seed = seed
         if config.data.seed is None:
@@ -168,11 +169,29 @@ class AnyoCLI(LightningCLI):
             check(self.changed, stage=str(self.subcommand), run=str(self.run_folder.path), decays=decays)
         self.save_config_kwargs["changed"] = self.changed
 
+    def _writes_results(self, config: Namespace) -> bool:
+        """Whether a test's results are the run's: not those of another checkpoint than its best one."""
+        named = self._checkpoint_named(config.get("ckpt_path"))
+        if (
+            self.subcommand != "test"
+            or named is None
+            or Path(named).resolve() == self.run_folder.best_checkpoint.resolve()
+        ):
+            return True
+        print(f"Testing {named}: {self.run_folder.path} keeps the results of its best checkpoint", file=sys.stderr)
+        return False
+
     def _config_of_trained_run(self) -> dict[str, Any] | None:
-        """The config.yaml of the run folder, where there are weights that it describes."""
+        """The config.yaml of the run folder, where there are weights or, outside of fit, results that it describes.
+
+        Raises:
+            InputError: There are, and it is not there or not a configuration.
+        """
         run = self.run_folder
         trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file()
-        return yaml.safe_load(run.config_file.read_text("utf-8")) if trained and run.config_file.is_file() else None
+        if not trained and (self.subcommand == "fit" or not run.finished):
+            return None
+        return _read_config(run.config_file)
 
     def instantiate_classes(self) -> None:
         """Make the objects; a mistake that the constructor of a nested one names is told in its own words."""
@@ -237,13 +256,30 @@ class AnyoCLI(LightningCLI):
         if model.trained:
             start = self._checkpoint_named(ckpt_path) or (str(last) if last.is_file() else None)
             if start is not None:
+                self._check_start(Path(start))
                 model.restore_from(Path(start))
             self.trainer.fit(model, ckpt_path=start, **kwargs)
         elif self.trainer.world_size > 1:
             raise InputError(f"Expected one process to fit {type(model).__name__}, got {self.trainer.world_size}")
-        if self.config.fit.final_test and not self.trainer.interrupted:
+        if not self.config.fit.final_test or self.trainer.interrupted:
+            return
+        if model.trained and not best.is_file():
+            print(f"Not tested: no epoch was validated, so that there is no {best}")
+        else:
             self.trainer.test(model, kwargs.get("datamodule"), ckpt_path=str(best) if best.is_file() else None)
             self._say_where()
+
+    def _check_start(self, start: Path) -> None:
+        """Refuse to resume from another run's checkpoint with other settings than those beside it.
+
+        Raises:
+            InputError: The settings differ, or there are none.
+        """
+        if start.resolve().parent == self.run_folder.checkpoints.resolve() or not start.is_file():
+            return
+        before = _read_config(start.parent.parent / self.run_folder.config_file.name)
+        found = changes(before, as_written(self._parser("fit"), self.config.fit))
+        check(found, stage="fit", run=str(start), decays=bool(_at(before, "model.init_args.decay")))
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
         """Validate the run's best checkpoint."""
@@ -263,6 +299,8 @@ class AnyoCLI(LightningCLI):
         """Write the test users' query vectors, by the run's best checkpoint, to queries.parquet."""
         kwargs.pop("return_predictions", None)
         found: list[Any] = self.trainer.predict(model, **self._with_checkpoint(kwargs)) or []
+        if not found:
+            raise InputError("Expected users to predict for, got none: trainer.limit_predict_batches is 0")
         rows, queries = (
             distributed.gather_rows(torch.cat([batch[key] for batch in found]).to(self.trainer.strategy.root_device))
             .cpu()
@@ -271,7 +309,9 @@ class AnyoCLI(LightningCLI):
         )
         rows, first = np.unique(rows, return_index=True)
         users = self.datamodule.split.user_ids[self.datamodule.queries("test").user[rows]]
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self.run_folder.queries_rows() > len(first):
+            print(f"Predicted {len(first)} rows: {self.run_folder.path} keeps its {self.run_folder.queries_rows()}")
+        elif self.trainer.is_global_zero:
             self.run_folder.write_queries(pl.DataFrame({"user_id": users.tolist(), "query": queries[first]}))
         self._say_where()
 
@@ -299,14 +339,13 @@ class AnyoCLI(LightningCLI):
 
 def _with_config_of_run(arguments: list[str]) -> list[str]:
     """Read the configuration from the run folder that `--run` names, unless one is given."""
-    for i, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name == "--run":
-            file = RunFolder(value or arguments[min(i + 1, len(arguments) - 1)]).config_file
-            given = any(a.partition("=")[0] in ("-c", "--config") for a in arguments)
-            if file.is_file() and not given:
-                return [arguments[0], f"--config={file}", *arguments[1:]]
-    return arguments
+    runs = [i for i, argument in enumerate(arguments) if argument.partition("=")[0] == "--run"]
+    given = any(argument.partition("=")[0] in ("-c", "--config") for argument in arguments)
+    if not runs or given:
+        return arguments
+    value = arguments[runs[-1]].partition("=")[2] or arguments[min(runs[-1] + 1, len(arguments) - 1)]  # the last counts
+    file = RunFolder(value).config_file
+    return [arguments[0], f"--config={file}", *arguments[1:]] if file.is_file() else arguments
 
 
 def _check_trainer(config: Namespace) -> None:
@@ -324,6 +363,13 @@ def _check_trainer(config: Namespace) -> None:
     if precision not in PRECISIONS:
         shown = ", ".join(sorted({str(name) for name in PRECISIONS if isinstance(name, str)}))
         raise InputError(f"Expected trainer.precision among {shown}, got {precision}")
+    if config.checkpoint.filename in ("best", "last"):
+        raise InputError(
+            f"Expected checkpoint.filename other than best and last, which are the run's own, got "
+            f"{config.checkpoint.filename}"
+        )
+    if config.run == Path():
+        raise InputError("Expected --run to name a folder for the run, got the working directory")
     if config.trainer.overfit_batches:
         raise InputError(
             f"Expected trainer.overfit_batches 0, got {config.trainer.overfit_batches}: to train on few batches give "
@@ -343,6 +389,19 @@ def _check_precision(config: Namespace) -> None:
             )
 
 
+def _read_config(file: Path) -> dict[str, Any]:
+    """The content of a run's config.yaml."""
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(
+            f"Expected {file} to describe what is beside it, got: {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(content, dict):
+        raise InputError(f"Expected {file} to describe what is beside it, got no configuration in it")
+    return content
+
+
 def _at(settings: dict[str, Any] | None, path: str) -> Any:
     """What nested settings have at a dotted path, None where there is nothing."""
     found: Any = settings
@@ -356,7 +415,7 @@ def _check_monitor(option: str, monitor: str | None, cutoffs: list[int], model: 
     name, _, k = (monitor or "").partition("@")
     if k.isdigit() and int(k) not in cutoffs:
         raise InputError(f"Expected {option} at one of metrics.cutoffs {cutoffs}, got {monitor}")
-    if name.startswith("val/") and name not in LOGGED and model.startswith("anyo_lightning."):
+    if name not in LOGGED and not name.startswith("train/") and model.startswith("anyo_lightning."):
         raise InputError(f"Expected {option} among {', '.join(LOGGED)} (and @k), got {monitor}")
 
 

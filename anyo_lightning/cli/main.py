@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
         _refuse(" ".join(str(error).split()))
     except ArgumentError as error:
         _refuse(argument_sentence(error))
+    except OSError as error:
+        _refuse(f"Expected files and folders that can be used, got: {error}")
 
 
 def _refuse(sentence: str) -> NoReturn:

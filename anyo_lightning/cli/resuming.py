@@ -13,11 +13,11 @@ from anyo_lightning.errors import InputError
 
 # Where and how fast a run computes, what it shows, and where its data lie now: fingerprints tell whose they are.
 ANYWHERE = (
-    *("trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.plugins"),
-    *("trainer.logger*", "trainer.callbacks*", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.profiler"),
+    *("trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes"),
+    *("trainer.logger*", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.profiler"),
     *("trainer.default_root_dir", "trainer.max_time", "trainer.num_sanity_val_steps", "trainer.detect_anomaly"),
     *("trainer.deterministic", "trainer.benchmark", "trainer.inference_mode", "trainer.barebones"),
-    *("trainer.limit_val_batches", "trainer.limit_test_batches", "trainer.limit_predict_batches"),
+    *("trainer.limit_test_batches", "trainer.limit_predict_batches"),
     *("trainer.fast_dev_run", "trainer.model_registry"),
     *("data.source", "data.interactions", "data.items", "data.num_workers", "data.evaluation_batch_tokens"),
     *("*.backbone.init_args.name", "*.backbone.init_args.gradient_checkpointing", "*.backbone.init_args.sharded"),
@@ -48,7 +48,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
     old, new = _flat(before), _flat(after)
     added = [option for option in new if option not in old and option.startswith(("model.", "data."))]
     gone = [option for option in old if option not in new and option.startswith(("model.", "data."))]
-    kept = [option for option in old if option in new and old[option] != new[option]]
+    kept = [option for option in old if option in new and repr(old[option]) != repr(new[option])]  # 1 is not 1.0
     return [Change(option, old.get(option), new.get(option)) for option in (*kept, *gone, *added)]
 
 
@@ -70,7 +70,7 @@ def check(found: list[Change], *, stage: str, run: str, decays: bool) -> None:
             allowed |= change.option in PLANNED and not decays
             allowed |= fnmatch(change.option, "checkpoint.*") and change.option not in DECIDES_BEST
         else:
-            allowed |= change.option.startswith(("early_stopping.", "checkpoint.", "trainer.", "metrics."))
+            allowed |= change.option in PLANNED[:2] or change.option.startswith(("early_stopping.", "checkpoint."))
         if not allowed:
             why = ", which its cosine of learning rates was planned for" if change.option in PLANNED else ""
             option = change.option.replace(".init_args", "")

@@ -173,5 +173,12 @@ def parquet_files(folder: Path) -> list[Path]:
 
     Args:
         folder: The folder.
+
+    Raises:
+        InputError: There are Parquet files and others, whose rows would be left out.
     """
-    return sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith(("_", ".")))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(("_", ".")))
+    found = [path for path in files if path.suffix.lower() == ".parquet"]
+    if others := [path for path in files if path not in found and found]:
+        raise InputError(f"Expected Parquet files alone in {folder}, got {others[0].name}")
+    return found

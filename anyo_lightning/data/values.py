@@ -57,6 +57,10 @@ def moments(column: pl.Series, path: Path) -> pl.Series:
         plain = pl.select(pl.when(iso).then(column.str.strip_chars())).to_series()
         dates = plain.str.to_datetime(time_unit=unit, time_zone="UTC", strict=False)
         _refuse_bad(column, dates.is_null(), "an ISO date", path)
+        if unit == "ns":  # whose range ends in 1677 and 2262, where it begins again
+            coarse = plain.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
+            far = (coarse.dt.timestamp("us") - dates.dt.timestamp("us")).abs() > 1
+            _refuse_bad(column, far, "a date between 1677 and 2262, beside some finer than a microsecond", path)
     if dates.dtype == pl.Date:
         dates = dates.cast(pl.Datetime("us"))
     if not dates.dtype.is_temporal() or dates.dtype == pl.Time:

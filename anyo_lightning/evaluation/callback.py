@@ -112,6 +112,8 @@ class RetrievalMetrics(Callback):
         Raises:
             InputError: The module has no `encode_catalogue`, or the data module no `split` and `queries`.
         """
+        if trainer.datamodule is None:  # type: ignore[attr-defined]
+            raise InputError("Expected a data module for RetrievalMetrics, got loaders alone")
         for part, name in ((pl_module, "encode_catalogue"), (trainer.datamodule, "queries")):  # type: ignore[attr-defined]
             if not hasattr(part, name):
                 raise InputError(f"Expected {type(part).__name__} to have {name} for RetrievalMetrics, found none")
