@@ -49,7 +49,10 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
     added = [option for option in new if option not in old and option.startswith(("model.", "data."))]
     gone = [option for option in old if option not in new and option.startswith(("model.", "data."))]
     kept = [option for option in old if option in new and repr(old[option]) != repr(new[option])]  # 1 is not 1.0
-    return [Change(option, old.get(option), new.get(option)) for option in (*kept, *gone, *added)]
+    whole = {
+        option: {n: v for n, v in new.items() if n.startswith(f"{option}.")} for option in gone
+    }  # null became these
+    return [Change(o, old.get(o), new.get(o, whole.get(o) or None)) for o in (*kept, *gone, *added)]
 
 
 def check(found: list[Change], *, stage: str, run: str, decays: bool) -> None:

@@ -264,10 +264,12 @@ class RetrievalMetrics(Callback):
 
         A test of some rows never replaces one of more.
         """
-        if run.finished and (rows := run.read_metrics()["protocol"]["rows"]) > len(evaluation.rows):
+        split = evaluation.split
+        before = run.read_metrics() if run.finished else None
+        same_split = before is not None and before["split"]["fingerprint"] == split.fingerprint
+        if before is not None and same_split and (rows := before["protocol"]["rows"]) > len(evaluation.rows):
             print(f"Tested {len(evaluation.rows)} rows: {run.path} keeps its results of {rows}")
             return
-        split = evaluation.split
         item_tokens = getattr(trainer.datamodule, "item_token_counts", None)  # type: ignore[attr-defined]
         figures = evaluation.figures("test/")
         cost: dict[str, Any] = {**getattr(module, "cost", dict)(), **_training_cost(run), **serving}

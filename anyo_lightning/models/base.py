@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from anyo_lightning import checkpoint_io, distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.encoders.base import CountsTokens, Encoders
 from anyo_lightning.errors import InputError
@@ -244,6 +245,27 @@ class RetrievalModule(LightningModule):
         """
         states: Tensor = self(self.reading.collate(histories, hidden=hidden, spans=spans).to(self.device))
         return states.float()
+
+    def encode_in_batches(self, histories: Sequence[np.ndarray], *, budget: int) -> Float[Tensor, "histories dim"]:
+        """`encode_histories` in batches of similar length, as many passes on all processes where an LLM is sharded.
+
+        Args:
+            histories: Item ids of each history, oldest first, at least one; there may be none.
+            budget: Most padded tokens (items, where no text is read) of a batch, prompts counted.
+        """
+        tokens = self.reading.item_token_counts
+        most = self.data.max_items if tokens is None else self.data.max_tokens
+        lengths = np.array(
+            [len(items) if tokens is None else int(tokens[items].sum()) for items in histories], dtype=int
+        )
+        rows = np.minimum(np.array(lengths, dtype=np.int64), most) + self.reading.row_tokens
+        batches = TokenBudgetBatches(rows, budget=budget, seed=None).batches()
+        one_item = [np.zeros(1, dtype=np.int64)]
+        passes = self.as_many_passes([[histories[row] for row in batch] for batch in batches], spare=one_item)
+        if not passes:
+            return self.encode_items(self.training_items[:0])
+        places = np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *batches]))
+        return torch.cat([self.encode_histories(items) for items in passes])[torch.from_numpy(places).to(self.device)]
 
     def as_many_passes(self, parts: Sequence[T], *, spare: T | None = None) -> list[T]:
         """What is to be read, pass by pass; where an LLM is sharded with repeats, for as many passes on all processes.

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.splits import MISSING
 from anyo_lightning.encoders.live import LiveTextEncoders, LiveTextItems, recomputed
 from anyo_lightning.encoders.whitening import Whitened
@@ -259,13 +258,10 @@ class LLaRA(RetrievalModule):
         histories = [split.training_history(user) for user in range(split.users)]
         users = np.array([user for user, items in enumerate(histories) if len(items) > 1])
         users = users[distributed.rank() :: distributed.world_size()]
-        lengths = np.array([len(histories[user]) for user in users])
-        batches = TokenBudgetBatches(np.minimum(lengths, self.data.max_items), budget=1024, seed=None).batches()
-        passes = self.as_many_passes([[histories[user][:-1] for user in users[rows]] for rows in batches])
+        read = [histories[user][:-1] for user in users]
         with evaluating(self):
             vectors = self.encode_catalogue() if self._validated is None else self._validated
-            states = torch.cat([self.encode_histories(items) for items in passes])[: len(users)]
-        users = users[np.concatenate(batches)]
+            states = self.encode_in_batches(read, budget=self.data.evaluation_batch_tokens)
         index = ItemIndex(vectors[self.training_items].cpu().numpy())
         position = self.position_in_training.cpu().numpy()
         own = [np.unique(position[histories[user]]) for user in users]

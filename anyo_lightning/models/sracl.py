@@ -1,7 +1,6 @@
 """SRA-CL: contrast users with what semantically similar users do, and histories with semantically similar ones."""
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch.nn import functional as F
 from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.errors import InputError
@@ -193,7 +191,11 @@ class SRACL(RetrievalModule):
         if self.bank:
             return self.states_of_users[users]
         distinct, place = torch.unique(users, return_inverse=True)
-        return self._states(distinct.cpu().numpy(), padded=self.data.batch_tokens)[place]
+        return self._states(distinct, budget=self.data.batch_tokens)[place]
+
+    def _states(self, users: Int[Tensor, " users"], *, budget: int) -> Float[Tensor, "users dim"]:
+        """The last states of users' own training histories."""
+        return self.encode_in_batches([self.histories[user] for user in users.tolist()], budget=budget)
 
     def on_train_epoch_start(self) -> None:
         """Fill the bank with the states that the weights give now.
@@ -210,7 +212,7 @@ class SRACL(RetrievalModule):
         users = (self.user_neighbours[:, 0] >= 0).nonzero()[:, 0]
         own = users[distributed.rank() :: distributed.world_size()]
         with evaluating(self):
-            states = self._states(own.cpu().numpy(), padded=self.data.evaluation_batch_tokens)
+            states = self._states(own, budget=self.data.evaluation_batch_tokens)
         self.states_of_users[distributed.gather_rows(own)] = distributed.gather_rows(states)
 
     def _semantic_encoder(self) -> Backbone:
@@ -238,22 +240,6 @@ class SRACL(RetrievalModule):
         self.synthesizer = Synthesizer(vectors.shape[1], self.encoders.dim)
         if self.bank:
             self.register_buffer("states_of_users", torch.zeros(data.split.users, self.encoders.dim))
-
-    def _states(self, users: Sequence[int] | np.ndarray, *, padded: int) -> Float[Tensor, "users dim"]:
-        """The last states of users' own training histories, in batches of similar length."""
-        tokens = self.reading.item_token_counts
-        most = self.data.max_items if tokens is None else self.data.max_tokens
-        histories = [self.histories[user] for user in users]
-        lengths = [len(items) if tokens is None else int(tokens[items].sum()) for items in histories]
-        batches = TokenBudgetBatches(
-            np.minimum(lengths, most) + self.reading.row_tokens, budget=padded, seed=None
-        ).batches()
-        one_item = [np.zeros(1, dtype=np.int64)]
-        passes = self.as_many_passes([[histories[row] for row in rows] for rows in batches], spare=one_item)
-        if not passes:  # a batch without a user's last window
-            return torch.zeros(0, self.encoders.dim, device=self.device)
-        places = np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *batches]))
-        return torch.cat([self.encode_histories(items) for items in passes])[torch.from_numpy(places).to(self.device)]
 
 
 class Synthesizer(nn.Module):
