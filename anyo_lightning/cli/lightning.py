@@ -21,6 +21,7 @@ from anyo_lightning import checkpoint_io, distributed
 from anyo_lightning.cli import launch
 from anyo_lightning.cli.config_writer import ConfigWriter, as_written
 from anyo_lightning.cli.main import STAGES
+from anyo_lightning.cli.option_checks import check_monitor, check_precision, check_trainer
 from anyo_lightning.cli.resuming import Change, changes, check
 from anyo_lightning.cli.trainer import AnyoTrainer
 from anyo_lightning.cli.words import nulls_as_configs
@@ -36,8 +37,6 @@ from anyo_lightning.training.cost_ledger import CostLedger
 from anyo_lightning.training.guards import Guards
 
 MONITOR = "val/ndcg@10"
-LOGGED = ("val/hr", "val/recall", "val/ndcg", "val/mrr", "val/popularity", "val/coverage", "val/gini", "val/seconds")
-PRECISIONS = (None, 32, 16, "32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")  # trained weights stay float32
 
 
 def run_lightning(arguments: list[str], *, cli: "Callable[..., AnyoCLI] | None" = None) -> "AnyoCLI":
@@ -144,13 +143,13 @@ class AnyoCLI(LightningCLI):
         """Choose the run folder and let everything write there."""
         config = self.config[self.subcommand]
         for option in ("checkpoint.monitor", "early_stopping.monitor"):
-            _check_monitor(option, config[option], config.metrics.cutoffs, str(config.model.class_path))
+            check_monitor(option, config[option], config.metrics.cutoffs, str(config.model.class_path))
         self.probing, config.probe = config.probe, False  # of this command: no setting of the run
         if self.probing and self.subcommand != "test":
             raise InputError(f"Expected --probe with test, got it with {self.subcommand}")
-        _check_trainer(config)
+        check_trainer(config)
         if self.subcommand == "fit":
-            _check_precision(config)
+            check_precision(config)
         self._choose_folder(config)
         before = self._config_of_trained_run()
         for name, value in list(config.model.items()):  # nested ones by their path
@@ -164,10 +163,15 @@ class AnyoCLI(LightningCLI):
         if config.data.seed is None:
             config.data.seed = seed
         if before is not None:
-            self.changed = changes(before, as_written(self._parser(self.subcommand), config))
-            decays = bool(_at(before, "model.init_args.decay"))
-            check(self.changed, stage=str(self.subcommand), run=str(self.run_folder.path), decays=decays)
+            self.changed = self._checked_changes(before, self.run_folder.path)
         self.save_config_kwargs["changed"] = self.changed
+
+    def _checked_changes(self, before: dict[str, Any], trained: Path) -> list[Change]:
+        """What differs from the configuration of something trained; refused where it may not."""
+        found = changes(before, as_written(self._parser(self.subcommand), self.config[self.subcommand]))
+        decays = bool(_at(before, "model.init_args.decay"))
+        check(found, stage=str(self.subcommand), run=str(trained), decays=decays)
+        return found
 
     def _writes_results(self, config: Namespace) -> bool:
         """Whether a test's results are the run's: not those of another checkpoint than its best one."""
@@ -278,8 +282,7 @@ class AnyoCLI(LightningCLI):
         if start.resolve().parent == self.run_folder.checkpoints.resolve() or not start.is_file():
             return
         before = _read_config(start.parent.parent / self.run_folder.config_file.name)
-        found = changes(before, as_written(self._parser("fit"), self.config.fit))
-        check(found, stage="fit", run=str(start), decays=bool(_at(before, "model.init_args.decay")))
+        self._checked_changes(before, start)
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
         """Validate the run's best checkpoint."""
@@ -348,47 +351,6 @@ def _with_config_of_run(arguments: list[str]) -> list[str]:
     return [arguments[0], f"--config={file}", *arguments[1:]] if file.is_file() else arguments
 
 
-def _check_trainer(config: Namespace) -> None:
-    """Refuse what Lightning or we would only find later, or never."""
-    least = {"trainer.num_nodes": 1, "data.num_workers": 0, "save_every_n_steps": 0, "early_stopping.patience": 0}
-    for option, value in least.items():
-        if config[option] < value:
-            raise InputError(f"Expected {option} to be at least {value}, got {config[option]}")
-    strategy = config.trainer.strategy
-    if not isinstance(strategy, str) or not strategy.startswith(("auto", "ddp", "single_device")):
-        raise InputError(f"Expected trainer.strategy auto or one of Lightning's ddp strategies, got {strategy}")
-    if not config.trainer.enable_checkpointing and config.trainer.enable_checkpointing is not None:
-        raise InputError("Expected trainer.enable_checkpointing true: the best checkpoint is what is tested, got false")
-    precision = config.trainer.precision
-    if precision not in PRECISIONS:
-        shown = ", ".join(sorted({str(name) for name in PRECISIONS if isinstance(name, str)}))
-        raise InputError(f"Expected trainer.precision among {shown}, got {precision}")
-    if config.checkpoint.filename in ("best", "last"):
-        raise InputError(
-            f"Expected checkpoint.filename other than best and last, which are the run's own, got "
-            f"{config.checkpoint.filename}"
-        )
-    if config.run == Path():
-        raise InputError("Expected --run to name a folder for the run, got the working directory")
-    if config.trainer.overfit_batches:
-        raise InputError(
-            f"Expected trainer.overfit_batches 0, got {config.trainer.overfit_batches}: to train on few batches give "
-            "trainer.limit_train_batches"
-        )
-
-
-def _check_precision(config: Namespace) -> None:
-    """Refuse to train through float16 without a loss scaler: small gradients would become zero there."""
-    precision = config.trainer.precision
-    for name, value in config.model.items():  # nested ones by their path
-        if name.endswith(".dtype") and value == "float16" and precision != "16-mixed":
-            option = f"model.{name}".replace(".init_args", "")
-            raise InputError(
-                f"Expected trainer.precision 16-mixed, whose loss scaler {option} float16 needs, got "
-                f"{'null' if precision is None else precision}"
-            )
-
-
 def _read_config(file: Path) -> dict[str, Any]:
     """The content of a run's config.yaml."""
     try:
@@ -408,15 +370,6 @@ def _at(settings: dict[str, Any] | None, path: str) -> Any:
     for name in path.split("."):
         found = found.get(name) if isinstance(found, dict) else None
     return found
-
-
-def _check_monitor(option: str, monitor: str | None, cutoffs: list[int], model: str) -> None:
-    """Refuse, before training, to watch a metric that nobody will log; a model of the user's own may log others."""
-    name, _, k = (monitor or "").partition("@")
-    if k.isdigit() and int(k) not in cutoffs:
-        raise InputError(f"Expected {option} at one of metrics.cutoffs {cutoffs}, got {monitor}")
-    if name not in LOGGED and not name.startswith("train/") and model.startswith("anyo_lightning."):
-        raise InputError(f"Expected {option} among {', '.join(LOGGED)} (and @k), got {monitor}")
 
 
 def _config_name(config: Namespace) -> str:
