@@ -1,6 +1,7 @@
 """A backbone in 4 bits: it trains, its frozen weights stay as they were loaded, and what it saves loads back."""
 
 import copy
+import math
 import subprocess
 import sys
 from functools import partial
@@ -48,10 +49,10 @@ def frozen(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def quantised(folder: str, settings: dict[str, Any] | None = None, **changes: Any) -> E4SRec:
-    """A small model on 4-bit weights."""
+    """A small model on 4-bit weights, whose learning rate does not depend on the number of epochs."""
     llm = tiny(folder, dtype="bfloat16", quantization_config=settings or NF4)
     optimizer = partial(torch.optim.AdamW, lr=1e-2)
-    return E4SRec(TextEncoders(llm, dim=16), optimizer=optimizer, decay=False, **changes)
+    return E4SRec(TextEncoders(llm, dim=16), optimizer=optimizer, warmup=0.0, decay=False, **changes)
 
 
 @pytest.mark.parametrize("settings", [NF4, PLAIN], ids=["double", "plain"])
@@ -89,10 +90,11 @@ def test_lora_gets_gradients_after_an_evaluation(tiny_llm: str, ids: Tensor) -> 
     for parameter in trained:
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
         assert parameter.dtype == torch.float32
-    first = torch.autograd.grad(backbone(ids).float().square().mean(), trained)
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(2))
+    first = torch.autograd.grad((backbone(ids).float() @ direction).sum(), trained)
     with evaluating(backbone):
         backbone(ids)
-    second = torch.autograd.grad(backbone(ids).float().square().mean(), trained)
+    second = torch.autograd.grad((backbone(ids).float() @ direction).sum(), trained)
     assert all(bool(gradient.any()) for gradient in first)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -113,33 +115,32 @@ def test_quantised_states_are_near_and_their_vectors_have_a_store_of_their_own(
 ) -> None:
     """Each quantisation has its own vectors, whether defaults are spelt out or not; none reads another's."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
-    spelt = {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_compute_dtype": "bfloat16"}
+    spelt = PLAIN | {"bnb_4bit_compute_dtype": "bfloat16"}
     vectors = []
-    for settings in (None, NF4, PLAIN, {"load_in_4bit": True}, spelt):
+    for settings in (None, NF4, {"load_in_4bit": True}, spelt):
         backbone = Backbone(tiny_llm, dtype="bfloat16", quantization_config=settings)
         self_check(backbone, tokenizer)
         vectors.append(torch.from_numpy(embed_texts(backbone, tokenizer, titles, folder=tmp_path)))
-    assert len(list(tmp_path.glob("*/settings.json"))) == 4
+    assert len(list(tmp_path.glob("*/settings.json"))) == 3
     cosines = torch.cosine_similarity(vectors[0], vectors[1])
     assert 0.8 < cosines.mean() < 0.9999
-    assert torch.equal(vectors[3], vectors[4])
-    for one, other in ((0, 1), (1, 2), (2, 3)):
-        assert not torch.equal(vectors[one], vectors[other])
+    assert torch.equal(vectors[2], vectors[3])
+    assert not torch.equal(vectors[1], vectors[2])
 
 
-@pytest.mark.parametrize("settings", [NF4, PLAIN], ids=["double", "plain"])
+@pytest.mark.parametrize(("settings", "epochs"), [(NF4, 8), (PLAIN, 2)], ids=["double", "plain"])
 def test_a_run_learns_and_resumes_with_the_same_weights(
-    settings: dict[str, Any], tiny_llm: str, make_data: MakeData, tmp_path: Path
+    settings: dict[str, Any], epochs: int, tiny_llm: str, make_data: MakeData, tmp_path: Path
 ) -> None:
-    """Four epochs in one go are two and two, to the bit; checkpoints hold no frozen weight and no part of one."""
+    """All epochs in one go are half and half, to the bit; checkpoints hold no frozen weight and no part of one."""
     whole = quantised(tiny_llm, settings)
-    trainer = fit(whole, make_data(), tmp_path / "whole", epochs=4)
-    first = fit(quantised(tiny_llm, settings), make_data(), tmp_path / "parts", epochs=2)
+    loss = fit(whole, make_data(), tmp_path / "whole", epochs=epochs).callback_metrics["train/loss"]
+    assert float(loss) < 0.9 * math.log(len(make_data().split.item_ids))  # of a guess among all items
     parts = RunFolder(tmp_path / "parts")
-    fit(quantised(tiny_llm, settings), make_data(), parts.path, epochs=4, ckpt_path=parts.last_checkpoint)
+    fit(quantised(tiny_llm, settings), make_data(), parts.path, epochs=epochs // 2)
+    fit(quantised(tiny_llm, settings), make_data(), parts.path, epochs=epochs, ckpt_path=parts.last_checkpoint)
     saved = weights(RunFolder(tmp_path / "whole").last_checkpoint)
     assert not differing(weights(parts.last_checkpoint), saved)
-    assert float(trainer.callback_metrics["train/loss"]) < float(first.callback_metrics["train/loss"])
     start = prepare(quantised(tiny_llm, settings), make_data())
     changed = differing(saved, {key: value for key, value in start.state_dict().items() if key in saved})
     assert {key for key in saved if "lora_" in key} <= changed
@@ -174,7 +175,8 @@ def test_whole_states_are_refused(tiny_llm: str, make_data: MakeData) -> None:
     model = prepare(quantised(tiny_llm), make_data())
     with pytest.raises(InputError, match=r"got unknown .*absmax"):
         model.load_state_dict(model.state_dict())
-    some = {key: value for key, value in model.state_dict().items() if "layers.0" in key or "lora" in key}
+    some = {key: value for key, value in model.state_dict().items() if "norm" in key or "base_layer" not in key}
+    del some["history_encoder.backbone.model.embed_tokens.weight"]
     with pytest.raises(InputError, match="same weights as the model"):
         model.load_state_dict(some)
 
@@ -203,7 +205,7 @@ def test_weights_that_were_saved_quantised(tiny_llm: str, ids: Tensor, tmp_path:
         ({"load_in_4bit": 1}, "Expected quantization_config.load_in_4bit true, got 1"),
         (NF4 | {"bnb_4bit_quant_typ": "nf4"}, "Expected fields of quantization_config among .*got bnb_4bit_quant_typ"),
         ({"quant_method": "gptq", "bits": 4}, "Expected fields of quantization_config|load_in_4bit true, got null"),
-        (NF4 | {"bnb_4bit_quant_type": "nf5"}, "bnb_4bit_quant_type nf4 or fp4, got nf5"),
+        (NF4 | {"bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type nf4, got fp4"),
         (NF4 | {"bnb_4bit_compute_dtype": "int8"}, "bnb_4bit_compute_dtype float32 or bfloat16 or float16, got int8"),
     ],
 )
@@ -233,6 +235,7 @@ def test_bitsandbytes_is_missing_anyway(small: list[str], small_llm: list[str], 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_the_command_line(
     anyo: Anyo, capsys: pytest.CaptureFixture[str], small: list[str], small_llm: list[str], tmp_path: Path
 ) -> None:
@@ -247,8 +250,8 @@ def test_a_run_of_the_command_line(
     assert run.read_metrics()["metrics"] == figures
     option = "--model.encoders.backbone.quantization_config"
     for stage in ("fit", "test"):
-        sentence = refused(capsys, anyo, stage, f"--run={run.path}", f"{option}.bnb_4bit_quant_type=fp4")
-        assert "quantization_config.bnb_4bit_quant_type nf4, with which" in sentence
+        sentence = refused(capsys, anyo, stage, f"--run={run.path}", f"{option}.bnb_4bit_use_double_quant=false")
+        assert "quantization_config.bnb_4bit_use_double_quant True, with which" in sentence
         assert "quantization_config" in refused(capsys, anyo, stage, f"--run={run.path}", f"{option}=null")
     assert run.read_metrics()["metrics"] == figures
 
