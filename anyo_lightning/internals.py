@@ -58,6 +58,19 @@ def keep_share_only(layer: Any) -> None:
             group.reshard()
 
 
+def keep_packed_weights(model: "nn.Module") -> None:
+    """Let bitsandbytes leave 4-bit weights as they were loaded.
+
+    On CPUs with AVX512-BF16 its layers pack their weights anew at the first pass in evaluation mode, with scales
+    rounded to bfloat16; `state_dict` packs them back and rounds again or, without double quantisation, leaves the
+    scales in another order. A run's frozen weights would then depend on when it was validated and saved. Layers
+    decide by this attribute of theirs; versions without it do not pack.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 def attention_of(model: Any) -> str:
     """The attention that transformers has chosen for a model; there is a public setter, and no public reader."""
     name: str = model.config._attn_implementation

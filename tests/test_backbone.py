@@ -367,6 +367,7 @@ def test_self_check_names_what_is_wrong(tiny_llm: str, tiny_bert: str) -> None:
         ({"lora": {"target_modules": ["nowhere"]}}, "LoraConfig for lora, got: .*nowhere"),
         ({"attention": "nonsense"}, "Expected a readable model for the backbone, got tiny-llm: .*nonsense"),
         ({"revision": "main"}, "Expected no revision"),
+        ({"quantization_config": {}, "sharded": True}, "Expected a sharded backbone without quantization_config"),
     ],
 )
 def test_wrong_settings_get_one_sentence(tiny_llm: str, settings: dict[str, object], sentence: str) -> None:
@@ -374,15 +375,6 @@ def test_wrong_settings_get_one_sentence(tiny_llm: str, settings: dict[str, obje
     with pytest.raises(InputError, match=sentence) as raised:
         Backbone(tiny_llm, **settings)
     assert "\n" not in str(raised.value)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_quantisation_needs_a_gpu(tiny_llm: str) -> None:
-    """Asked for on a CPU, it is refused; and so are shares of quantised weights."""
-    with pytest.raises(InputError, match="Expected a GPU for quantization_config, got none"):
-        Backbone(tiny_llm, quantization_config={"load_in_4bit": True})
-    with pytest.raises(InputError, match="Expected a sharded backbone without quantization_config"):
-        Backbone(tiny_llm, quantization_config={"load_in_4bit": True}, sharded=True)
 
 
 def test_unreachable_hub_id(tmp_path: Path) -> None:

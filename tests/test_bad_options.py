@@ -68,7 +68,14 @@ MISTAKES = [
     (E4SREC, ["--model.encoders.backbone.lora.init_lora_weights=pissa"], "Expected lora.init_lora_weights among"),
     (E4SREC, ["--model.encoders.backbone.lora.target_modules=[embed_tokens]"], "without token embeddings"),
     (E4SREC, ["--model.encoders.backbone.lora.target_modules=[nothing]"], "nothing"),
-    (E4SREC, ['--model.encoders.backbone.quantization_config={"load_in_4bit": true}'], "Expected a GPU"),
+    (
+        E4SREC,
+        [
+            '--model.encoders.backbone.quantization_config={"load_in_4bit": true}',
+            "--model.encoders.backbone.sharded=true",
+        ],
+        "Expected a sharded backbone without quantization_config",
+    ),
     (E4SREC, ["--model.encoders.reads=pictures"], "pictures"),
     (E4SREC, ["--model.encoders.input_dropout=-0.1"], "Expected model.encoders.input_dropout in [0, 1)"),
     (LLARA, ["--model.encoders.chunk_tokens=0"], "chunk_tokens"),

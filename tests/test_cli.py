@@ -94,7 +94,9 @@ def test_overlays_fit_every_configuration() -> None:
     assert len(VARIANTS) >= 9
     assert {path.stem for path in overlays} >= {"demo", "debug", "gpu"}
     for overlay in overlays:
-        allowed = {"trainer", "data", "metrics"} | ({"model"} if overlay.stem in ("fsdp", "table") else set())
+        allowed = {"trainer", "data", "metrics"} | (
+            {"model"} if overlay.stem in ("fsdp", "quantized", "table") else set()
+        )
         assert set(yaml.safe_load(overlay.read_text())) <= allowed
 
 

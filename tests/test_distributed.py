@@ -166,12 +166,15 @@ def test_two_processes_train_one_run(run: Run, loops: list[str], tiny_llm: str, 
     assert queries["user_id"].n_unique() == len(queries) == 701
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "e4srec"])
+@pytest.mark.parametrize("kind", ["sasrec", "e4srec", "quantised"])
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     run: Run, start: Start, loops: list[str], tiny_llm: str, tmp_path: Path, kind: str
 ) -> None:
     """Kill -9 in the middle of an epoch, `fit --run` again: bit-identical, dropout and shuffles included."""
     options = sasrec() if kind == "sasrec" else e4srec(tiny_llm)
+    if kind == "quantised":
+        pytest.importorskip("bitsandbytes")
+        options.append(f"--config={CONFIGS / 'overlays' / 'quantized.yaml'}")
     options = [*options, *loops, "--trainer.max_epochs=3", "--save_every_n_steps=3", "--final_test=false"]
     run("fit", *options, f"--run={tmp_path / 'whole'}")
     parts = RunFolder(tmp_path / "parts")

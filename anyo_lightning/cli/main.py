@@ -69,6 +69,7 @@ def _quiet() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls, not ours
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses a kernel that we do not use
     for message in (
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",

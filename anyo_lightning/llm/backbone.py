@@ -7,7 +7,6 @@ a quarter of the time; on one without, training in bfloat16 takes many times as 
 (`benchmarks/dtype.py`).
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -19,15 +18,16 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig
+from transformers import AutoModel, BitsAndBytesConfig, PretrainedConfig
 
 import anyo_lightning.llm.attention  # noqa: F401  (registers the attention "auto")
 from anyo_lightning import distributed
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import fast_dtype
-from anyo_lightning.internals import attention_of
+from anyo_lightning.internals import attention_of, keep_packed_weights
 from anyo_lightning.llm.aliases import Location, load_config, load_tokenizer, loading, locate
 from anyo_lightning.llm.evaluation_mode import evaluating
+from anyo_lightning.llm.quantisation import as_noted, check_weights, parameter_count, quantisation
 from anyo_lightning.llm.sharding import shard_layers
 
 __all__ = ["Backbone", "DType", "load_tokenizer"]
@@ -57,7 +57,8 @@ class Backbone(nn.Module):
         layers: Keep the first layers only (the final norm stays); None keeps all.
         lora: Fields of peft's `LoraConfig` (or one); None trains nothing.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
-        quantization_config: Passed to transformers (bitsandbytes, ...); needs a GPU.
+        quantization_config: Hold the frozen weights of all layers in 4 bits: fields of transformers'
+            `BitsAndBytesConfig` (`llm/quantisation.py`); `configs/overlays/quantized.yaml`.
         sharded: With several processes, each holds its share of every layer's frozen weights, and all gather a layer
             while it is computed: for a model that one GPU cannot hold (`configs/overlays/fsdp.yaml`).
 
@@ -66,11 +67,13 @@ class Backbone(nn.Module):
         hidden_size: Width of the states.
         causal: Whether a state depends on earlier tokens only.
         max_positions: The longest input, in tokens; None when there is no limit.
-        identity: Name, revision or content hash, layers, dtype and attention: what caches and checkpoints note.
+        identity: Name, revision or content hash, layers, dtype, attention and quantisation: what caches and
+            checkpoints note.
 
     Raises:
         InputError: When the model cannot be found or read, is an encoder-decoder, has fewer layers than asked for,
-            when a `lora` field is unknown or fits no layer, or when quantisation is asked for without a GPU or sharded.
+            when a `lora` field is unknown or fits no layer, or when quantisation is asked for sharded, of quantised
+            weights, without bitsandbytes, or otherwise than in 4 bits.
     """
 
     def __init__(
@@ -89,16 +92,17 @@ class Backbone(nn.Module):
         super().__init__()
         if quantization_config is not None and sharded:
             raise InputError("Expected a sharded backbone without quantization_config, got both: choose one")
-        if quantization_config is not None and not torch.cuda.is_available():
-            raise InputError("Expected a GPU for quantization_config, got none")
+        dtype = fast_dtype() if dtype == "auto" else dtype
+        four_bit = None if quantization_config is None else quantisation(quantization_config, dtype=dtype)
         self.sharded = sharded and distributed.world_size() > 1
         self.source = (name, revision)
         location = locate(name, revision)
         config = load_config(location)
         _keep_layers(config, layers)
-        dtype = fast_dtype() if dtype == "auto" else dtype
+        saved_quantised = getattr(config, "quantization_config", None) is not None
+        check_weights(saved_quantised, location.name, again=four_bit is not None, sharded=sharded)
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.model = _load(location, config, self.dtype, attention, quantization_config)
+        self.model = _load(location, config, self.dtype, attention, four_bit)
         self.model.requires_grad_(False).train()  # transformers loads into evaluation mode, and Lightning leaves it
         self.hidden_size = int(config.hidden_size)
         self.max_positions = _max_positions(self.model, config)
@@ -110,8 +114,8 @@ class Backbone(nn.Module):
             "dtype": dtype,
             "attention": attention,
         }
-        if quantization_config is not None:
-            self.identity["quantization"] = json.dumps(dict(quantization_config), sort_keys=True, default=str)
+        if four_bit is not None:
+            self.identity["quantization"] = as_noted(four_bit)
         self._frozen_keys = [f"model.{key}" for key in self.model.state_dict()]
         if lora is not None:
             self._frozen_keys = _add_lora(self.model, lora)
@@ -128,7 +132,7 @@ class Backbone(nn.Module):
     @property
     def parameters_total(self) -> int:
         """The number of parameters, frozen and trained."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return parameter_count(self)
 
     @property
     def embedding_rows(self) -> int:
@@ -324,11 +328,11 @@ def _load(
     config: PretrainedConfig,
     dtype: torch.dtype,
     attention: str,
-    quantization_config: Mapping[str, Any] | None,
+    four_bit: BitsAndBytesConfig | None,
 ) -> Any:
     options: dict[str, Any] = {}
-    if quantization_config is not None:
-        options["quantization_config"] = dict(quantization_config)
+    if four_bit is not None:
+        options["quantization_config"] = four_bit
     with loading(location):
         model, report = AutoModel.from_pretrained(
             location.source,
@@ -347,6 +351,7 @@ def _load(
         raise InputError(f"Expected all weights of {location.name}, got none for {len(missing)}, such as {missing[0]}")
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # BERT's, unused: only the token states are read
+    keep_packed_weights(model)
     return model
 
 

@@ -25,6 +25,7 @@ from anyo_lightning.hardware import peak_memory_gib
 from anyo_lightning.internals import forget_counted_loader, keep_from_ddp, trainer_of
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.evaluation_mode import evaluating
+from anyo_lightning.llm.quantisation import parameter_count
 from anyo_lightning.losses import full_softmax
 from anyo_lightning.models import identity
 from anyo_lightning.models.schedule import learning_rate_schedule
@@ -418,7 +419,7 @@ class RetrievalModule(LightningModule):
     def cost(self) -> dict[str, float]:
         """What the run trains, for the cost ledger."""
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in self.parameters())
+        total = parameter_count(self)
         counting: dict[str, float] = {}
         if not self.trained:
             counting = {"tokens": 0, "targets": 0, "train_seconds": self.build_seconds}
@@ -451,5 +452,5 @@ class RetrievalModule(LightningModule):
             result = super().load_state_dict(state_dict, strict=False, assign=assign)
         except RuntimeError as error:  # torch's own sentence about sizes that differ
             raise InputError(f"Expected a checkpoint of a model of the same sizes, got: {error}") from error
-        identity.check_keys(identity.frozen_keys(self), result)
+        identity.check_keys(identity.frozen_keys(self), set(state_dict), result)
         return result

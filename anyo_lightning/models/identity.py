@@ -58,7 +58,8 @@ def check(expected: Mapping[str, Any], checkpoint: Mapping[str, Any], *, also: C
         )
     for part in PARTS:
         if found[part] != expected[part] and not (part == "model" and found[part] in also):
-            raise InputError(f"Expected a checkpoint of {part} {_words(expected[part])}, got {_words(found[part])}")
+            ours, its = _where_different(expected[part], found[part])
+            raise InputError(f"Expected a checkpoint of {part} {_words(ours)}, got {_words(its)}")
     if found["model"] != expected["model"]:
         return  # another class, whose encoders may have other options
     for option in sorted(found["settings"].keys() | expected["settings"].keys()):
@@ -67,19 +68,22 @@ def check(expected: Mapping[str, Any], checkpoint: Mapping[str, Any], *, also: C
             raise InputError(f"Expected {option} {trained}, with which the checkpoint was trained, got {given}")
 
 
-def check_keys(frozen: set[str], result: Any) -> None:
+def check_keys(frozen: set[str], given: set[str], result: Any) -> None:
     """Only frozen weights may be missing, all or none of them, and nothing may be left over.
 
     Args:
-        frozen: As `frozen_keys` names them.
+        frozen: As `frozen_keys` names them; among them are parts of 4-bit weights, which torch never calls missing.
+        given: The names that were loaded.
         result: What torch's `load_state_dict` returned.
 
     Raises:
         InputError: When other keys are missing or left over.
     """
-    missing, unexpected = set(result.missing_keys), set(result.unexpected_keys)
-    if unexpected or missing not in (set(), frozen):
-        names = sorted(unexpected or missing - frozen)
+    unexpected, missing = set(result.unexpected_keys), set(result.missing_keys) - frozen
+    if frozen & given:
+        missing |= frozen - given
+    if unexpected or missing:
+        names = sorted(unexpected or missing)
         raise InputError(
             "Expected a checkpoint with the same weights as the model, got "
             f"{'unknown' if unexpected else 'no'} {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
@@ -117,6 +121,17 @@ def weights_to_start_from(
         given = {key: value for key, value in weights.items() if not key.startswith("history_encoder.")}
         weights = {**{key: value for key, value in own.items() if key not in frozen}, **given}
     return {**{key: own[key] for key in starts_afresh if key in own}, **weights}
+
+
+def _where_different(expected: Any, found: Any) -> tuple[Any, Any]:
+    """Of equally many backbones what is not the same; all of anything else."""
+    if not isinstance(expected, list) or len(expected) != len(found):
+        return expected, found
+    names = {name for a, b in zip(expected, found, strict=True) for name in a | b if a.get(name) != b.get(name)}
+    ours, its = (
+        [{name: part.get(name, "none") for name in sorted(names)} for part in side] for side in (expected, found)
+    )
+    return ours, its
 
 
 def _words(value: Any) -> str:
