@@ -2,6 +2,7 @@
 # make table: all variants and floors into the README's table and runs/report.html. JOBS rows at a time, one core each.
 #   Language models at one budget, overlays/table.yaml; BUDGET= trains them as their own yaml files say, in runs/own.
 # make beauty BEAUTY=folder: the id-only variants on Amazon Beauty; the folder holds interactions.csv.gz, items.csv.gz.
+# make test-lowest: the parts that rest on libraries, with the oldest versions of these, constraints-lowest.txt.
 # make test-distributed: several real processes, killed processes, full disks.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -23,7 +24,7 @@ OPTIONS_e4srec_paper := --model.encoders.item_vectors_from $(TABLE_RUNS)/sasrec 
 BEAUTY_TABLE := sasrec sracl_paper sracl_without e4srec_paper
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo demo-rows table rows beauty test test-distributed check format clean
+.PHONY: demo demo-rows table rows beauty test test-lowest test-distributed check format clean
 .SECONDARY:
 
 demo-rows: $(DEMO:%=$(RUNS)/%/metrics.json)
@@ -92,6 +93,18 @@ $(RUNS)/%/metrics.json: | .venv/installed
 test: .venv/installed
 	$(BIN)/pytest --numprocesses 2 -m "not distributed"
 
+LOWEST := backbone encoders models losses internals costs callback delimited index report
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt torch
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable . \
+		beartype hypothesis openai optuna pytest pytest-xdist
+	touch $@
+
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/pytest --numprocesses 2 -m "not distributed and not browser and not slow" \
+		$(LOWEST:%=tests/test_%.py) tests/test_cli.py::test_every_configuration_survives_a_step
+
 test-distributed: .venv/installed
 	$(BIN)/pytest -m distributed
 
@@ -105,4 +118,4 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest runs .mypy_cache .pytest_cache .ruff_cache

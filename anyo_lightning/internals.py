@@ -1,6 +1,6 @@
-"""All that we use of torch's and Lightning's private parts, each with its reason; a later version may move them.
+"""All that we use of private parts of torch, Lightning and transformers, and of what their versions call differently.
 
-Where one is missing, what happens then is said beside it.
+Each with its reason, and with what happens where it is missing; a later version may move any.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def trainer_of(module: "LightningModule") -> "Trainer | None":
-    """The Trainer that a module is attached to, if any: the public property raises where there is none."""
+    """The Trainer that a module is attached to, if any: the public property raises where there is none.
+
+    Lightning sets the attribute in the module's constructor: without it a module could not be asked before it trains.
+    """
     trainer: Trainer | None = module._trainer
     return trainer
 
@@ -38,7 +41,8 @@ def forget_counted_loader(trainer: "Trainer") -> None:
 def training_continues(trainer: "Trainer") -> bool:
     """Whether, at the end of a batch, training just continues: no validation follows, no gradient waits for its step.
 
-    Lightning decides both in private methods of its loop, and offers no hook between them.
+    Lightning decides both in private methods of its loop, and offers no hook between them. Without these a run would
+    stop at its first batch with an AttributeError.
     """
     loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
     assert fetcher is not None
@@ -49,11 +53,14 @@ def keep_share_only(layer: Any) -> None:
     """Free the gathered weights of an FSDP2 layer, except where its own backward pass is about to use them.
 
     `FSDPModule.reshard` is public, but whether the backward pass is under way is not: the state itself says so only
-    when that pass has ended.
+    when that pass has ended. Older versions of torch have one group of weights per layer, later ones a list of them;
+    one without either would stop a sharded run at its first pass with an AttributeError.
     """
     from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 
-    for group in layer._get_fsdp_state()._fsdp_param_groups:
+    state = layer._get_fsdp_state()
+    groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+    for group in filter(None, groups):
         if group._training_state != TrainingState.PRE_BACKWARD:
             group.reshard()
 
@@ -72,6 +79,25 @@ def keep_packed_weights(model: "nn.Module") -> None:
 
 
 def attention_of(model: Any) -> str:
-    """The attention that transformers has chosen for a model; there is a public setter, and no public reader."""
+    """The attention that transformers has chosen for a model; there is a public setter, and no public reader.
+
+    Without it no backbone would load.
+    """
     name: str = model.config._attn_implementation
     return name
+
+
+def recompute_activations(model: Any) -> None:
+    """Let a transformers model compute activations again in the backward pass instead of keeping them.
+
+    Versions before 5.23 have `gradient_checkpointing_enable`, which later ones deprecate for another name.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # only the re-entrant kind needs gradients at the input
+
+
+def recomputes_activations(model: Any) -> bool:
+    """Whether it does so, whoever asked for it; the names differ as above."""
+    kinds = ("is_activation_checkpointing", "is_gradient_checkpointing")
+    return bool(getattr(model, next(name for name in kinds if hasattr(type(model), name))))

@@ -2,11 +2,13 @@
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from torch.nn import LinearCrossEntropyOptions
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 2**22  # 16 MiB in float32, about what a core's caches hold
+# From torch 2.13 on; without it the backward pass computes each chunk's logits again: four products instead of three.
+FUSED = hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions")
 
 
 def full_softmax(
@@ -30,8 +32,7 @@ def full_softmax(
     Reference: E4SRec (arXiv 2312.02443), eq. 6; `torch.nn.functional.linear_cross_entropy`.
     """
     rows = max(64, CHUNK_LOGITS // len(vectors))
-    options = LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
-    total = F.linear_cross_entropy(states, vectors, targets, reduction="sum", options=options)
+    total = _fused(states, vectors, targets, rows) if FUSED else _recomputed(states, vectors, targets, rows)
     return total / max(len(targets), 1)
 
 
@@ -180,3 +181,22 @@ def systematic_sample(
     # The last point lies below the sum of probabilities, except for rounding: clamp.
     taken: Tensor = order[torch.searchsorted(ends, points, right=True).clamp(max=len(order) - 1)]
     return taken.sort().values
+
+
+def _fused(states: Tensor, vectors: Tensor, targets: Tensor, rows: int) -> Float[Tensor, ""]:
+    """The sum over targets by torch's own chunks of rows."""
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
+    return F.linear_cross_entropy(states, vectors, targets, reduction="sum", options=options)
+
+
+def _recomputed(states: Tensor, vectors: Tensor, targets: Tensor, rows: int) -> Float[Tensor, ""]:
+    """The same sum, holding the logits of one chunk of rows at a time, in the forward and in the backward pass."""
+    total = states.new_zeros(())
+    for chunk, wanted in zip(states.split(rows), targets.split(rows), strict=True):  # one empty chunk without targets
+        total = total + checkpoint(_chunk_loss, chunk, vectors, wanted, use_reentrant=False, preserve_rng_state=False)
+    return total
+
+
+def _chunk_loss(states: Tensor, vectors: Tensor, targets: Tensor) -> Float[Tensor, ""]:
+    with torch.autocast(states.device.type, enabled=False):  # torch's kernel takes no notice of it either
+        return F.cross_entropy(states @ vectors.T, targets, reduction="sum")

@@ -9,6 +9,7 @@ from helpers import QUIET, MakeData, fit, prepare, tiny
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from anyo_lightning import losses
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.ids import IdEncoders
@@ -23,6 +24,7 @@ from anyo_lightning.training import cost_ledger as costs
 from anyo_lightning.training.cost_ledger import CostLedger
 from anyo_lightning.training.flops import flop_counter
 
+needs_kernel = pytest.mark.skipif(not losses.FUSED, reason="torch has linear_cross_entropy from 2.13 on")
 TOLERANCE = 0.05  # of a sample of a third of the steps
 SERVING = {"catalogue_encode_seconds", "index_build_seconds", "history_encode_seconds", "queries_per_second"}
 TRAINING = {"train_seconds", "tokens", "targets", "flops", "checkpoint_bytes", "ndcg@10_per_pflop"}
@@ -42,12 +44,14 @@ def last_row(folder: Path) -> dict[str, Any]:
     return curves.row(-1, named=True)
 
 
-def test_sasrec_by_hand(make_data: MakeData) -> None:
+@pytest.mark.parametrize("fused", [pytest.param(True, marks=needs_kernel), False])
+def test_sasrec_by_hand(fused: bool, make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer multiplies 12 d² weights with each position, and two t × t matrices; backward is 2 and 2.5 times that.
 
     Attention's backward pass works the scores out again: 5 products for 2. The softmax has 3 products: logits, and the
-    gradients of states and vectors.
+    gradients of states and vectors; and the logits again where they are recomputed.
     """
+    monkeypatch.setattr(losses, "FUSED", fused)
     data = make_data(batch_tokens=200)
     model = prepare(SASRec(IdEncoders(dim=16, layers=2, heads=2, dropout=0.0)), data)
     batch = next(iter(data.train_dataloader()))
@@ -56,7 +60,7 @@ def test_sasrec_by_hand(make_data: MakeData) -> None:
         model.loss(states, batch)[0].backward()
     rows, length = batch.item_ids.shape
     layer = 3 * 2 * 12 * 16**2 + (2 + 5) * 2 * length * 16
-    softmax = 3 * 2 * 16 * len(states) * len(model.training_items)
+    softmax = (3 if fused else 4) * 2 * 16 * len(states) * len(model.training_items)
     assert counter.get_total_flops() == 2 * rows * length * layer + softmax
     assert softmax > 0.01 * counter.get_total_flops()
 

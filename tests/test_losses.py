@@ -1,10 +1,14 @@
 """Losses against arithmetic by hand and float64 oracles."""
 
 import math
+import weakref
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from anyo_lightning import losses
 from anyo_lightning.losses import (
@@ -24,12 +28,34 @@ def problem(targets: int = 7, items: int = 13, dim: int = 5) -> tuple[torch.Tens
     return states, vectors, torch.randint(items, (targets,), generator=generator)
 
 
+WAYS = [
+    pytest.param(
+        True, marks=pytest.mark.skipif(not losses.FUSED, reason="torch has linear_cross_entropy from 2.13 on")
+    ),
+    False,
+]
+
+
+@pytest.fixture(params=WAYS, ids=lambda fused: "fused" if fused else "recomputed")
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Each of the two ways to the full softmax: torch's kernel, and our chunks for a torch without it."""
+    monkeypatch.setattr(losses, "FUSED", request.param)
+    return request.param
+
+
+def test_torch_kernel_is_used_where_it_is_there() -> None:
+    """Chosen by what torch offers."""
+    assert hasattr(F, "linear_cross_entropy") == losses.FUSED
+
+
+@pytest.mark.usefixtures("way")
 def test_full_softmax_by_hand() -> None:
     """State (1, 0), vectors (1, 0) and (0, 1), target 0: -log(e / (e + 1))."""
     loss = full_softmax(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([0]))
     assert float(loss) == pytest.approx(math.log(1 + 1 / math.e), abs=1e-6)
 
 
+@pytest.mark.usefixtures("way")
 def test_full_softmax_equals_cross_entropy() -> None:
     """Value and gradients equal those of the logits' cross-entropy."""
     states, vectors, targets = problem()
@@ -40,23 +66,85 @@ def test_full_softmax_equals_cross_entropy() -> None:
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, (states, vectors)))
 
 
-def test_full_softmax_in_chunks_equals_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four chunks, the last one short: the same value and gradients."""
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("count", [1, 64, 65, 200])
+def test_full_softmax_in_chunks_equals_cross_entropy(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One to four chunks, full or short: the same value and gradients, also of what lies before states and vectors."""
     monkeypatch.setattr(losses, "CHUNK_LOGITS", 1)  # chunks of the smallest size, 64 targets
-    states, vectors, targets = problem(targets=200)
-    loss = full_softmax(states, vectors, targets)
-    expected = F.cross_entropy(states @ vectors.T, targets)
-    torch.testing.assert_close(loss, expected)
+    states, vectors, targets = problem(targets=count)
+    loss = full_softmax(2 * states, vectors.exp(), targets)
+    expected = F.cross_entropy(2 * states @ vectors.exp().T, targets)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(
-        torch.autograd.grad(loss, (states, vectors)), torch.autograd.grad(expected, (states, vectors))
+        torch.autograd.grad(loss, (states, vectors)),
+        torch.autograd.grad(expected, (states, vectors)),
+        rtol=1e-6,
+        atol=1e-6,
     )
 
 
+@pytest.mark.skipif(not losses.FUSED, reason="torch has linear_cross_entropy from 2.13 on")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("trained", ["both", "states", "vectors"])
+def test_both_ways_to_the_full_softmax_agree(
+    dtype: torch.dtype, mixed: bool, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients to 1e-6, whichever side is trained, and also where the Trainer's precision is mixed."""
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 1)
+    states, vectors, targets = problem(targets=200)
+    found = []
+    for fused in (True, False):
+        monkeypatch.setattr(losses, "FUSED", fused)
+        sides = [
+            side.detach().to(dtype).requires_grad_(trained in ("both", name))
+            for side, name in ((states, "states"), (vectors, "vectors"))
+        ]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            loss = full_softmax(*sides, targets)
+        loss.backward()
+        assert [side.grad is not None for side in sides] == [side.requires_grad for side in sides]
+        found.append([loss.detach(), *(side.grad for side in sides if side.grad is not None)])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
+class Seen(TorchDispatchMode):
+    """Notes the results of all operations, without keeping them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.results: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                self.sizes.append(value.numel())
+                self.results.append(weakref.ref(value))
+        return result
+
+
+def test_recomputed_chunks_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither pass makes a tensor larger than one chunk's logits, and none of that size waits for the backward pass."""
+    monkeypatch.setattr(losses, "FUSED", False)
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 1)
+    states, vectors, targets = problem(targets=640, items=1000)
+    with Seen() as seen:
+        loss = full_softmax(states, vectors, targets)
+        kept = [tensor.numel() for result in seen.results if (tensor := result()) is not None]
+        loss.backward()
+    assert max(kept, default=0) < 64 * 1000 == max(seen.sizes)
+
+
+@pytest.mark.usefixtures("way")
 def test_no_targets_give_zero() -> None:
-    """A batch without targets has loss 0 and no gradient, not NaN."""
+    """A batch without targets has loss 0 and zero gradients, not NaN and not none: DDP waits for one of each."""
     states, vectors, _ = problem(targets=1)
     loss = full_softmax(states[:0], vectors, torch.empty(0, dtype=torch.long))
     assert loss.item() == 0
+    gradients = torch.autograd.grad(loss, (states, vectors))
+    assert [gradient.abs().sum().item() for gradient in gradients] == [0, 0]
     none = sampled_softmax(
         states[:0],
         vectors[:0],

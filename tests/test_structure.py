@@ -1,6 +1,8 @@
 """The house: imports go one way, public names are documented, the README's results are those that were made."""
 
 import ast
+import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -64,6 +66,32 @@ def test_variants_do_not_import_each_other() -> None:
             assert not imported.startswith("anyo_lightning.models") or imported in shared or imported.count(".") < 2
     for file in (PACKAGE / "losses.py", PACKAGE / "evaluation" / "metrics.py"):
         assert not [name for name in imports(file) if name.startswith(("lightning", "transformers"))]
+
+
+def test_private_parts_of_libraries_are_in_one_place() -> None:
+    """Outside of internals.py no private module is imported, and no private attribute of others is read."""
+    for file in PACKAGE.rglob("*.py"):
+        if file.name == "internals.py":
+            continue
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        private = [node for node in nodes if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)]
+        owners = {node: getattr(node.value, "id", None) in ("self", "cls") for node in private}
+        own = {node.attr for node in private if owners[node]}
+        foreign = {node.attr for node in private if not owners[node]} - own
+        assert not foreign, f"{file} reads {foreign}"
+        assert not [name for name in imports(file) if re.search(r"\._[a-z]", name)], file
+
+
+def test_lower_bounds_are_those_that_are_tested() -> None:
+    """pyproject.toml's bounds are what `make test-lowest` installs; torch alone is held."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    bounds = r"([\w-]+)(?:\[\w+\])?>=([\d.]+)"
+    wanted = dict(re.findall(bounds, "\n".join(project["dependencies"])))
+    lines = [line.split("#")[0].strip() for line in (PROJECT / "constraints-lowest.txt").read_text().splitlines()]
+    tested = dict(line.split("==") for line in lines if line)
+    assert len(wanted) > 10
+    assert wanted.pop("torch") == "2.8"
+    assert wanted == {name: tested[name] for name in wanted}
 
 
 def test_readme_shows_the_results_that_were_made() -> None:

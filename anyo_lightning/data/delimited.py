@@ -104,7 +104,7 @@ def _scan(source: Content, names: Sequence[str], separator: str, *, skip: int = 
         source,
         separator=separator,
         has_header=False,
-        skip_rows=skip,
+        skip_lines=skip,  # `skip_rows` of polars 1 also skips the header after blank lines
         schema=dict.fromkeys(names, pl.String),
         quote_char=None,
         glob=False,

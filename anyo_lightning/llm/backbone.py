@@ -24,7 +24,7 @@ import anyo_lightning.llm.attention  # noqa: F401  (registers the attention "aut
 from anyo_lightning import distributed
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import fast_dtype
-from anyo_lightning.internals import attention_of, keep_packed_weights
+from anyo_lightning.internals import attention_of, keep_packed_weights, recompute_activations, recomputes_activations
 from anyo_lightning.llm.aliases import Location, load_config, load_tokenizer, loading, locate
 from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.llm.quantisation import as_noted, check_weights, parameter_count, quantisation
@@ -120,8 +120,7 @@ class Backbone(nn.Module):
         if lora is not None:
             self._frozen_keys = _add_lora(self.model, lora)
         if gradient_checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
-            self.model.disable_input_require_grads()  # only the re-entrant kind needs gradients at the input
+            recompute_activations(self.model)
 
     def place(self, device: torch.device) -> "Backbone":
         """Put the weights on a device; of a sharded backbone this process's share, layer by layer."""
@@ -251,11 +250,7 @@ class Backbone(nn.Module):
         """Inside, the last layer's position-wise parts are computed at these positions and give zeros elsewhere."""
         parts = []
         # gradient checkpointing computes layers again, outside of this context
-        if (
-            read is not None
-            and self.model.config.model_type in READ_ALONE
-            and not self.model.is_activation_checkpointing
-        ):
+        if read is not None and self.model.config.model_type in READ_ALONE and not recomputes_activations(self.model):
             parts = [self.model.layers[-1].get_submodule(name) for name in POSITION_WISE]
             mask = torch.zeros(shape, dtype=torch.bool, device=read[0].device)
             mask[read] = True

@@ -7,11 +7,14 @@ is usual. Attention by torch's kernels is counted as if every token saw every ot
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
-from torch.nn.modules import linear_cross_entropy as _registers_the_op  # noqa: F401
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+with suppress(ImportError):  # registers the kernel of the full softmax; a torch before 2.13 has none
+    import torch.nn.modules.linear_cross_entropy
 
 Shape = Sequence[int]
 
