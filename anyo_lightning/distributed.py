@@ -77,7 +77,7 @@ def gather_rows(rows: Shaped[Tensor, "rows ..."], *, with_gradient: bool = False
     """The rows of all processes, rank by rank; each may have any number of them.
 
     Args:
-        rows: This process's rows; of one dtype and trailing shape on all.
+        rows: This process's rows; of one dtype and trailing shape on all. Sparse ones (COO, two dimensions) stay so.
         with_gradient: Whether gradients flow back to the processes that the rows came from, each the sum over all
             processes' losses: with a loss that is each process's own share of a sum, and DDP's mean times the number
             of processes, every parameter gets the gradient that one process would have computed.
@@ -87,6 +87,8 @@ def gather_rows(rows: Shaped[Tensor, "rows ..."], *, with_gradient: bool = False
     """
     if world_size() == 1:
         return rows
+    if rows.is_sparse:
+        return _gather_sparse(rows.coalesce())
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.zeros_like(count) for _ in range(world_size())]
     dist.all_gather(counts, count)
@@ -104,6 +106,15 @@ def _gather(rows: Tensor, sizes: list[int]) -> Tensor:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def _gather_sparse(rows: Tensor) -> Tensor:
+    """Entry by entry, each at its row among those of all processes."""
+    count, width = rows.shape
+    own = torch.tensor([[rows_before(count, rows.device)], [0]], device=rows.device)
+    indices, values = gather_rows((rows.indices() + own).t()).t(), gather_rows(rows.values())
+    total = int(sum_over_ranks(count, rows.device))
+    return torch.sparse_coo_tensor(indices, values, (total, width), check_invariants=True).coalesce()
 
 
 class _GatherWithGradient(torch.autograd.Function):

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from helpers import CONFIGS, Anyo, MakeData, refused
 
 from anyo_lightning.cli.restore import restore
 from anyo_lightning.evaluation.index import ItemIndex
+from anyo_lightning.evaluation.ranking import rank
 from anyo_lightning.fidelity import measure as fidelity
 from anyo_lightning.fidelity.index_page import as_page
 from anyo_lightning.fidelity.index_table import FidelityTable, as_text
@@ -100,23 +102,31 @@ def test_a_run_is_restored_as_its_test_had_it(name: str, fit: Callable[[str], Pa
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     found = restore(run.path)
     assert not found.history_masked  # targets of the tiny data set repeat items of their own histories
-    items, scores = ItemIndex(found.vectors).search(found.query_vectors, 16)
+    again = rank(
+        found.rows,
+        torch.from_numpy(found.query_vectors),
+        torch.from_numpy(found.vectors),
+        found.queries.target[found.rows],
+        index=None,
+        k=16,
+        history=None,
+    )
     predictions = run.read_predictions()
     assert predictions["user_id"].to_list() == found.split.user_ids[found.queries.user[found.rows]].tolist()
     for row, (listed, scored) in enumerate(predictions.select("top_item_ids", "top_scores").iter_rows()):
-        assert scores[row][: len(scored)].tolist() == scored
-        if name != "popularity":  # ties may come in another order
-            assert found.split.item_ids[items[row][: len(listed)]].tolist() == listed
+        assert again.top_scores[row][: len(scored)].tolist() == scored
+        assert found.split.item_ids[again.top_items[row][: len(listed)]].tolist() == listed
     assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     assert len(restore(run.path, stage="validation").rows) == 40
 
 
-def test_a_floor_that_was_only_tested_is_restored(anyo: Anyo, small: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["popularity", "markov"])
+def test_a_floor_that_was_only_tested_is_restored(name: str, anyo: Anyo, small: list[str], tmp_path: Path) -> None:
     """Options of `anyo test` alone, such as --verbose, are not in the configuration that `anyo index` reads."""
-    run = RunFolder(tmp_path / "popularity")
-    anyo("test", f"--config={CONFIGS / 'popularity.yaml'}", *small, f"--run={run.path}")
+    run = RunFolder(tmp_path / name)
+    anyo("test", f"--config={CONFIGS / f'{name}.yaml'}", *small, f"--run={run.path}")
     assert "\nverbose" not in run.config_file.read_text()
-    assert "popularity: 40 test queries" in anyo("index", "--run", run.path, "--factories", "Flat")
+    assert f"{name}: 40 test queries" in anyo("index", "--run", run.path, "--factories", "Flat")
 
 
 def test_the_command_prints_a_table_and_writes_a_page(anyo: Anyo, fit: Callable[[str], Path], tmp_path: Path) -> None:

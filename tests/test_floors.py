@@ -4,10 +4,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import MakeData
+from scipy import sparse
 
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.scores import mid_ranks
+from anyo_lightning.models import floors
 from anyo_lightning.models.base import RetrievalModule
-from anyo_lightning.models.floors import EASE, Markov, Popularity, Transitions
+from anyo_lightning.models.floors import EASE, Markov, Popularity
+from anyo_lightning.models.transitions import Transitions, sparse_mid_ranks
 
 
 @pytest.fixture
@@ -22,7 +27,7 @@ def scores(model: RetrievalModule, data: RecDataModule) -> np.ndarray:
     found = torch.zeros(len(data.queries("test")), data.split.catalogue_size)
     for batch in data.test_dataloader():
         step = model.test_step(batch, 0)
-        found[step["row"]] = step["query"] @ model.encode_catalogue().T
+        found[step["row"]] = step["query"].to_dense() @ model.encode_catalogue().to_dense().T
     return found.numpy()
 
 
@@ -88,7 +93,7 @@ def test_ease_solves_its_regression(data: RecDataModule) -> None:
     interactions = np.zeros((40, 16))
     for user in range(40):
         interactions[user, data.split.training_history(user)] = 1
-    weights = model.history_encoder.matrix.double().numpy()
+    weights = model.encode_catalogue().T.double().numpy()
     assert np.abs(np.diag(weights)).max() == 0
     residual = interactions.T @ interactions @ (weights - np.eye(16)) + 3.0 * weights
     np.testing.assert_allclose(residual - np.diag(np.diag(residual)), 0, atol=1e-4)
@@ -97,3 +102,45 @@ def test_ease_solves_its_regression(data: RecDataModule) -> None:
     for row in range(len(queries)):
         held[row, queries.history(row)] = 1
     np.testing.assert_allclose(found, held @ weights, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_sparse_ranks_are_those_of_the_written_out_scores(masked: bool, seed: int) -> None:
+    """Ties, targets that score zero, empty rows and several blocks."""
+    random = np.random.default_rng(seed)
+    rows, size = 1500, (3, 20, 80)[seed % 3]
+    asking, matrix = (
+        random.integers(3, size=shape) * (random.random(shape) < 0.2) for shape in ((rows, size), (size, size))
+    )
+    target = random.integers(size, size=rows)
+    seen = random.random((rows, size)) < 0.4
+    seen[np.arange(rows), target] = False
+    scores = (asking @ matrix).astype(np.float32)
+    if masked:
+        scores[seen] = -np.inf
+    sparse_asking, sparse_matrix = (sparse.csr_array(part.astype(float)) for part in (asking, matrix))
+    found = sparse_mid_ranks(
+        sparse_asking, sparse_matrix, target, sparse.csr_array(seen.astype(np.float32)) if masked else None
+    )
+    assert found.tolist() == mid_ranks(torch.from_numpy(scores), torch.from_numpy(target)).tolist()
+
+
+def test_ease_needs_a_penalty_and_a_catalogue_that_can_be_inverted(
+    data: RecDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are refused in a sentence; Markov takes any catalogue."""
+    with pytest.raises(InputError, match=r"Expected model.penalty to be so large .* got -1000"):
+        EASE(penalty=-1000.0).prepare(data)
+    monkeypatch.setattr(floors, "LARGEST_CATALOGUE", 15)
+    with pytest.raises(InputError, match="Expected at most 15 items for EASE, which inverts them, got 16"):
+        EASE().prepare(data)
+    Markov().prepare(data)
+
+
+def test_queries_of_floors_stay_sparse(data: RecDataModule) -> None:
+    """Neither a query nor an item vector of Markov is written out, however large the catalogue."""
+    for model in (Markov(), Markov(tuned=True)):
+        model.prepare(data)
+        assert model.encode_catalogue().is_sparse
+        assert all(model.test_step(batch, 0)["query"].is_sparse for batch in data.test_dataloader())

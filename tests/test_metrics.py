@@ -23,7 +23,7 @@ from anyo_lightning.evaluation.metrics import (
     recall,
     user_metrics,
 )
-from anyo_lightning.evaluation.ranking import mid_ranks
+from anyo_lightning.evaluation.scores import mask, mid_ranks
 
 ORACLES = {
     "hr": retrieval_hit_rate,
@@ -65,9 +65,10 @@ def test_ties_share_the_middle_of_their_ranks() -> None:
 
 def test_excluded_items_do_not_compete_and_the_target_always_does() -> None:
     """Two of the three higher items and one of the two tied ones are excluded, and the target itself, in vain."""
-    scores = torch.tensor([[9.0, 8.0, 7.0, 1.0, 1.0, 1.0]])
-    excluded = torch.tensor([[True, True, False, True, True, False]])
-    assert mid_ranks(scores, torch.tensor([3]), excluded).item() == 2.5
+    scores, target = torch.tensor([[9.0, 8.0, 7.0, 1.0, 1.0, 1.0]]), torch.tensor([3])
+    mask(scores, [np.array([0, 1, 3, 4, 0])], target)
+    assert scores[0].tolist() == [-math.inf, -math.inf, 7, 1, -math.inf, 1]
+    assert mid_ranks(scores, target).item() == 2.5
 
 
 def test_metrics_by_hand() -> None:

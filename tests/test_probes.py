@@ -27,10 +27,11 @@ from anyo_lightning.models.anyo import Anyo as AnyoModel
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.cllmrec import CLLMRec
 from anyo_lightning.models.e4srec import E4SRec
-from anyo_lightning.models.floors import EASE, Markov, Popularity, Transitions, transition_matrix
+from anyo_lightning.models.floors import EASE, Markov, Popularity
 from anyo_lightning.models.llara import LLaRA
 from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.models.sracl import SRACL
+from anyo_lightning.models.transitions import Transitions, transition_matrix
 from anyo_lightning.probes.changes import last_item_only, other_titles, shuffled_order
 from anyo_lightning.probes.memory import BareLLM, begins_with, next_items_from_memory, titles_from_memory
 from anyo_lightning.probes.probe import probe
@@ -116,7 +117,7 @@ def test_markov_with_the_last_item_only_is_a_first_order_chain(make_data: MakeDa
     """By hand: rank of the target in the last item's row; nothing is masked where targets repeat their histories."""
     data = make_data()
     found = probed(Markov(transitions=Transitions(recent=5)), data, tmp_path)["figures"]["test/ndcg@10"]
-    matrix = transition_matrix(data.split, Transitions()).numpy()
+    matrix = transition_matrix(data.split, Transitions()).toarray()
     queries = data.queries("test")
     gains = []
     for row in range(len(queries)):

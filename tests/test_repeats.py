@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from anyo_lightning.cli.main import main
 from anyo_lightning.cli.restore import restore
@@ -16,7 +15,7 @@ from anyo_lightning.compare.variants import read_variants
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.summary import summarise
 from anyo_lightning.errors import InputError
-from anyo_lightning.models import floors
+from anyo_lightning.models import floors, transitions
 from anyo_lightning.runs import RunFolder
 
 USERS, ITEMS = 12, 30
@@ -70,13 +69,13 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
 @pytest.fixture
 def tuning_masks(monkeypatch: pytest.MonkeyPatch) -> set[bool]:
     """Whether the ranks by which a Markov floor is tuned leave the histories out."""
-    masks, found = set(), floors.mid_ranks
+    masks, found = set(), transitions.sparse_mid_ranks
 
-    def mid_ranks(scores: torch.Tensor, target: torch.Tensor, excluded: torch.Tensor | None = None) -> torch.Tensor:
-        masks.add(excluded is not None)
-        return found(scores, target, excluded)
+    def sparse_mid_ranks(*given: Any) -> np.ndarray:
+        masks.add(given[-1] is not None)
+        return found(*given)
 
-    monkeypatch.setattr(floors, "mid_ranks", mid_ranks)
+    monkeypatch.setattr(transitions, "sparse_mid_ranks", sparse_mid_ranks)
     return masks
 
 

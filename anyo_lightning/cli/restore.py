@@ -14,6 +14,7 @@ from anyo_lightning.cli.lightning import AnyoCLI, run_lightning
 from anyo_lightning.data.splits import Queries, Split, Stage
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
+from anyo_lightning.evaluation.index import dense_for_index
 from anyo_lightning.evaluation.ranking import distinct_rows
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.runs import RunFolder
@@ -48,7 +49,8 @@ def restore(run: Path, *, stage: Stage = "test") -> Restored:
         stage: `test` or `validation`.
 
     Raises:
-        InputError: The folder has no configuration or, for a trained model, no checkpoint that fits it.
+        InputError: The folder has no configuration or, for a trained model, no checkpoint that fits it; or the run is
+            of a floor whose vectors are too large to write out.
     """
     if not RunFolder(run).config_file.is_file():
         raise InputError(f"Expected --run to name a run folder, got {run}, which has no config.yaml")
@@ -56,15 +58,16 @@ def restore(run: Path, *, stage: Stage = "test") -> Restored:
     cli = run_lightning(["predict", f"--run={run}", *one_process], cli=partial(_RestoringCLI, stage=stage))
     assert isinstance(cli, _RestoringCLI)
     queries = cli.datamodule.queries(stage)
-    rows, query_vectors = (torch.cat([batch[key] for batch in cli.batches]).cpu().numpy() for key in ("row", "query"))
+    vectors = dense_for_index(cli.catalogue.vectors)
+    rows, query_vectors = (torch.cat([batch[key] for batch in cli.batches]).cpu() for key in ("row", "query"))
     metrics = next(c for c in cli.trainer.callbacks if isinstance(c, RetrievalMetrics))  # type: ignore[attr-defined]
-    first = distinct_rows(rows, queries.user, queries.target)
+    first = distinct_rows(rows.numpy(), queries.user, queries.target)
     return Restored(
         cli.datamodule.split,
         queries,
-        rows[first],
-        query_vectors[first],
-        cli.catalogue.vectors.cpu().numpy(),
+        rows.numpy()[first],
+        query_vectors.to_dense().numpy()[first],
+        vectors,
         metrics.history_masked,
     )
 

@@ -24,8 +24,9 @@ from anyo_lightning.environment import environment
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation import tensorboard
 from anyo_lightning.evaluation.evaluation import Evaluation
-from anyo_lightning.evaluation.index import ItemIndex, check_factory
-from anyo_lightning.evaluation.ranking import distinct_rows, rank
+from anyo_lightning.evaluation.index import ItemIndex, check_factory, dense_for_index
+from anyo_lightning.evaluation.ranking import block_rows, distinct_rows, excluded_items, rank
+from anyo_lightning.evaluation.scores import dense_rows
 from anyo_lightning.runs import RunFolder
 
 
@@ -33,7 +34,10 @@ class EncodesCatalogue(Protocol):
     """What the callback needs of a LightningModule beside `validation_step` and `test_step`."""
 
     def encode_catalogue(self) -> Float[Tensor, "catalogue dim"]:
-        """The vectors of all items, in the order of the catalogue."""
+        """The vectors of all items, in the order of the catalogue; sparse (COO) where the queries are.
+
+        Sparse queries are scored without an index, unless one is asked for that is not exact.
+        """
         ...
 
 
@@ -200,7 +204,7 @@ class RetrievalMetrics(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         histories = time.perf_counter() - self._started
         evaluation, vectors, cost = self._rank(
-            data.split, data.queries(stage), cast(EncodesCatalogue, module), trainer.strategy.root_device
+            data.split, stage, data.queries(stage), cast(EncodesCatalogue, module), trainer.strategy.root_device
         )
         prefix = "val/" if stage == "validation" else "test/"
         figures = evaluation.means(prefix)
@@ -221,36 +225,33 @@ class RetrievalMetrics(Callback):
                 tensorboard.log_items(trainer.loggers, vectors, data.split.item_texts, data.split.training_counts())
 
     def _rank(
-        self, split: Split, queries: Queries, module: EncodesCatalogue, device: torch.device
+        self, split: Split, stage: Stage, queries: Queries, module: EncodesCatalogue, device: torch.device
     ) -> tuple[Evaluation, Tensor, dict[str, float]]:
         """Rank the collected rows, each (user, target) once; also all items' vectors, and what serving them costs."""
         all_rows, all_queries = (
             distributed.gather_rows(torch.cat(parts).to(device)).cpu() for parts in (self._rows, self._queries)
         )
         first = distinct_rows(all_rows.numpy(), queries.user, queries.target)
-        rows, query_vectors = all_rows.numpy()[first], all_queries[torch.from_numpy(first)]
+        rows, query_vectors = all_rows.numpy()[first], all_queries.index_select(0, torch.from_numpy(first))
         self._rows, self._queries = [], []
         started = time.perf_counter()
         vectors = module.encode_catalogue().detach().float()
-        encoding = time.perf_counter() - started
+        cost = {"catalogue_encode_seconds": time.perf_counter() - started}
         _check_finite("item", vectors, split.item_ids)
         _check_finite("query", query_vectors, split.user_ids[queries.user[rows]])
-        index = ItemIndex(vectors.cpu().numpy(), factory=self.index)
-        ranking = rank(
-            rows,
-            query_vectors,
-            vectors,
-            queries.target[rows],
-            index=index,
-            k=self.top_k,
-            history=queries.history if self.history_masked else None,
-        )
-        cost = {
-            "catalogue_encode_seconds": encoding,
-            "index_build_seconds": index.build_seconds,
-            "queries_per_second": index.queries_per_second,
-        }
-        return Evaluation(split, queries, rows, ranking, self.cutoffs, index.exact), vectors, cost
+        target, history = queries.target[rows], queries.history if self.history_masked else None
+        index = None
+        if self.index != "Flat" or not query_vectors.is_sparse:
+            index = ItemIndex(dense_for_index(vectors), factory=self.index)
+        ranking = rank(rows, query_vectors, vectors, target, index=index, k=self.top_k, history=history, device=device)
+        if index is not None:
+            if index.exact and stage == "test":  # the lists came from the scores: how fast would it have been?
+                few = slice(0, min(len(rows), block_rows(len(vectors))))
+                excluded = None if history is None else excluded_items(rows[few], target[few], history)
+                index.search(dense_rows(query_vectors, few), min(self.top_k, len(vectors)), excluded)
+            cost |= {"index_build_seconds": index.build_seconds, "queries_per_second": index.queries_per_second}
+        exact = index is None or index.exact
+        return Evaluation(split, queries, rows, ranking, self.cutoffs, exact), vectors, cost
 
     def _write(
         self,
@@ -321,7 +322,11 @@ def _training_cost(run: RunFolder) -> dict[str, float]:
 
 def _check_finite(what: str, vectors: Tensor, names: np.ndarray) -> None:
     """Refuse vectors with NaN or infinity, which would give every item the same rank."""
-    broken = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if vectors.is_sparse:
+        vectors = vectors.coalesce()
+        broken = sorted(set(vectors.indices()[0][~vectors.values().isfinite()].tolist()))
+    else:
+        broken = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if broken:
         raise InputError(
             f"Expected finite {what} vectors, got {len(broken)} of {len(vectors)} with NaN or infinity "

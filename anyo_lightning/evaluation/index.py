@@ -20,11 +20,13 @@ from contextlib import contextmanager
 import faiss
 import numpy as np
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from anyo_lightning.data.splits import MISSING
 from anyo_lightning.errors import InputError
 
 WIDTH_WITH_MANY_DIVISORS = 960  # product quantisers cut a vector into equal parts
+LARGEST_WRITTEN_OUT = 30_000**2  # numbers of sparse vectors, 3.4 GiB in float32
 ROUNDING = 1e-5  # of a row's largest score: scores that differ by less tie
 
 
@@ -42,6 +44,22 @@ def check_factory(factory: str) -> None:
             f"Expected metrics.index to be a FAISS factory string such as Flat, HNSW32 or IVF16,Flat:nprobe=4; got "
             f"{factory!r} (FAISS: {str(error).splitlines()[0].rsplit(': ', 1)[-1]})"
         ) from error
+
+
+def dense_for_index(vectors: Float[Tensor, "catalogue dim"]) -> Float[np.ndarray, "catalogue dim"]:
+    """All item vectors as FAISS takes them.
+
+    Raises:
+        InputError: They are sparse, and too many and too wide to be written out.
+    """
+    if vectors.is_sparse and vectors.numel() > LARGEST_WRITTEN_OUT:
+        items, width = vectors.shape
+        raise InputError(
+            f"Expected item vectors that a FAISS index can hold, got {items} sparse ones of width {width}, which would "
+            f"take {4 * items * width / 2**30:.0f} GiB: only metrics.index Flat ranks them, without an index"
+        )
+    dense: np.ndarray = vectors.to_dense().cpu().numpy()
+    return dense
 
 
 class ItemIndex:

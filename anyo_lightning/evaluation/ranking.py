@@ -1,9 +1,9 @@
 """Exact ranks and top lists of query vectors over a catalogue, in fixed blocks.
 
 Rows are cut into blocks by their number alone, and each block meets the whole catalogue in one matrix of scores, from
-which come the target's score and everyone else's. The same row therefore has the same neighbours in the same matrix
-product whatever the batch size or the number of processes, and figures are bit-identical. Several processes take
-whole blocks, and each gets what all have found.
+which come the target's score, everyone else's, and the best items. The same row therefore has the same neighbours in
+the same matrix product whatever the batch size or the number of processes, and figures are bit-identical. Several
+processes take whole blocks, and each gets what all have found.
 """
 
 import time
@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from rich import get_console
 from rich.errors import LiveError
 from rich.progress import Progress
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from anyo_lightning import distributed
 from anyo_lightning.evaluation.index import ItemIndex, as_found
+from anyo_lightning.evaluation.scores import Scorer, best_items, dense_rows, mask, mid_ranks
 
 BLOCK_ROWS = 256
 BLOCK_SCORES = 2**26  # 256 MiB in float32
@@ -31,7 +32,7 @@ class Ranking:
     """What was ranked: one entry per row, in the order of the rows that were given."""
 
     ranks: Float[np.ndarray, "rows"]
-    top_items: Int[np.ndarray, "rows k"]  # from the index; -1 where a list ends early
+    top_items: Int[np.ndarray, "rows k"]  # of the index; -1 where a list ends early
     top_scores: Float[np.ndarray, "rows k"]
     exact_top_items: Int[np.ndarray, "rows k"]  # of those that tie the found ones; top_items where the index is exact
 
@@ -71,81 +72,62 @@ def rank(
     vectors: Float[Tensor, "catalogue dim"],
     target: Int[np.ndarray, "rows"],
     *,
-    index: ItemIndex,
+    index: ItemIndex | None,
     k: int,
     history: Callable[[int], np.ndarray] | None,
+    device: torch.device | None = None,
 ) -> Ranking:
-    """Rank each row's target among all items and search its list of k.
+    """Rank each row's target among all items and list the k best.
+
+    One pass over the scores gives both; only an index that is not exact is searched as well.
 
     Args:
         rows: Numbers of the rows, ascending; they decide the blocks.
-        queries: One query vector per row, on any device.
-        vectors: All item vectors; the scores are computed on their device, in float32.
+        queries: One query vector per row, on any device; sparse (COO) ones are scored on the CPU.
+        vectors: All item vectors; the scores are computed on their device, in float32. Sparse (COO) where the queries
+            are.
         target: Each row's target.
-        index: The index of the same vectors.
+        index: The index of the same vectors; None lists what the scores say, as for an exact one.
         k: Length of the lists.
         history: Gives the items of a row's history, which then neither compete nor are recommended, except for the
             target itself; None masks nothing.
+        device: Where several processes communicate; by default that of the vectors.
 
     Returns:
-        Ranks, lists of the index, and exact lists.
+        Ranks, lists of the index, and exact lists. An exact index's lists are read from the scores, with the smallest
+        number first of items that tie.
     """
     catalogue_size = len(vectors)
     k = min(k, catalogue_size)
     parts: list[Ranking] = [_nothing(k)]
     numbers = rows // block_rows(catalogue_size)
     starts = [0, *(1 + np.flatnonzero(np.diff(numbers))), len(rows)]
-    spans = [slice(int(start), int(end)) for start, end in pairwise(starts)]
+    spans = [slice(int(start), int(end)) for start, end in pairwise(starts) if end > start]
     own = spans[distributed.rank() :: distributed.world_size()]
+    scores_of = Scorer(queries, vectors, rows=max((span.stop - span.start for span in own), default=0))
     for span in with_progress(own, "ranking"):
-        block, block_target = queries[span].float(), target[span].astype(np.int64)
-        excluded = None if history is None else excluded_items(rows[span], block_target, history)
-        scores = _scores(block.to(vectors.device), vectors)
-        if excluded is not None:
-            where = np.repeat(np.arange(len(excluded)), [len(items) for items in excluded])
-            items = np.concatenate(excluded).astype(np.int64)
-            scores[torch.from_numpy(where).to(scores.device), torch.from_numpy(items).to(scores.device)] = -torch.inf
-        ranks = mid_ranks(scores, torch.from_numpy(block_target).to(scores.device))
-        top_items, top_scores = index.search(block.cpu().numpy(), k, excluded)
-        exact = top_items if index.exact else _top(scores, top_items)
-        parts.append(Ranking(ranks.numpy(), top_items, top_scores, exact))
+        scores = scores_of(span)
+        block_target = torch.from_numpy(target[span].astype(np.int64)).to(scores.device)
+        if history is not None:
+            mask(scores, [history(int(row)) for row in rows[span]], block_target)
+        ranks = mid_ranks(scores, block_target).numpy()
+        top_items, top_scores = best_items(scores, k)
+        if index is None or index.exact:
+            parts.append(Ranking(ranks, top_items, top_scores, top_items))
+            continue
+        excluded = None if history is None else excluded_items(rows[span], target[span], history)
+        found, found_scores = index.search(dense_rows(queries, span), k, excluded)
+        of_found = scores.gather(1, torch.from_numpy(found).clamp(min=0).to(scores.device)).cpu().numpy()
+        parts.append(Ranking(ranks, found, found_scores, as_found(top_items, top_scores, found, of_found)))
     ranked = np.concatenate([np.arange(0), *(np.arange(span.start, span.stop) for span in own)])
     return Ranking(
         **{
-            field.name: _gathered(np.concatenate([getattr(part, field.name) for part in parts]), ranked, vectors.device)
+            field.name: _gathered(
+                np.concatenate([getattr(part, field.name) for part in parts]), ranked, device or vectors.device
+            )
             for field in fields(Ranking)
         }
     )
-
-
-def mid_ranks(
-    scores: Float[Tensor, "rows catalogue"],
-    target: Int[Tensor, "rows"],
-    excluded: Bool[Tensor, "rows catalogue"] | None = None,
-) -> Float[Tensor, "rows"]:
-    """Rank of each row's target: 1 + (items that score higher) + (other items that score the same) / 2.
-
-    Args:
-        scores: Score of every item of the catalogue, any sign, finite.
-        target: Index of the target.
-        excluded: True where an item does not compete, such as the items of the history. The target always competes.
-
-    Returns:
-        Ranks in float64 on the CPU, from 1 on; with ties they may end in .5.
-
-    Example:
-        >>> mid_ranks(torch.tensor([[-1.0, -2.0, -1.0, -5.0]]), torch.tensor([0]))
-        tensor([1.5000], dtype=torch.float64)
-    """
-    target_scores = scores.gather(1, target[:, None])
-    higher = scores > target_scores
-    tied = scores == target_scores
-    if excluded is not None:
-        higher = higher & ~excluded
-        tied = tied & ~excluded
-    tied = tied.scatter(1, target[:, None], False)  # a target does not tie with itself
-    halves = 2 * higher.sum(1) + tied.sum(1)  # int64 on the device: Apple's MPS has no float64
-    return 1 + halves.cpu().double() / 2
 
 
 def _nothing(k: int) -> Ranking:
@@ -190,22 +172,3 @@ def with_progress(spans: list[slice], description: str) -> Iterator[slice]:
     finally:
         if shown:
             progress.stop()
-
-
-def _scores(queries: Tensor, vectors: Tensor) -> Tensor:
-    """Scores = queries · vectorsᵀ in full float32, whatever precision the training uses."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(vectors.device.type, enabled=False):
-            return queries @ vectors.float().T
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-def _top(scores: Tensor, found: np.ndarray) -> np.ndarray:
-    """The best items of each row of scores, as many as were found; -1 for those that are excluded."""
-    values, items = scores.topk(found.shape[1], dim=1)
-    of_found = scores.gather(1, torch.from_numpy(found).clamp(min=0).to(scores.device))
-    exact = items.masked_fill(values == -torch.inf, -1)
-    return as_found(exact.cpu().numpy(), values.cpu().numpy(), found, of_found.cpu().numpy())

@@ -66,10 +66,12 @@ def log_items(
 
     Args:
         loggers: The Trainer's; those that are not TensorBoard's are passed over.
-        vectors: Of all items.
+        vectors: Of all items; sparse ones, as wide as the catalogue, are not drawn.
         texts: Of all items.
         counts: How often each occurs in training.
     """
+    if vectors.is_sparse:
+        return
     shown = np.sort(np.argsort(-counts, kind="stable")[:PROJECTED_ITEMS])
     metadata = [[" ".join(texts[item].split()) or "(no text)", int(counts[item])] for item in shown]
     for writer in _writers(loggers):

@@ -1,14 +1,16 @@
 """Counting floors: nothing is trained, and each is an inner product all the same.
 
-They count when the data are known, in every stage, need no checkpoint and have nothing to fit.
+They count when the data are known, in every stage, need no checkpoint and have nothing to fit. A query of `Markov` and
+`EASE` is a sparse vector over the catalogue, how much each item of the history asks; an item's vector is what each item
+says for it. Both stay on the CPU.
 """
 
-import itertools
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy import sparse
 from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryBatch
@@ -16,12 +18,12 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Split
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.callback import RetrievalMetrics
-from anyo_lightning.evaluation.metrics import ndcg
-from anyo_lightning.evaluation.ranking import mid_ranks
+from anyo_lightning.evaluation.scores import as_torch
 from anyo_lightning.internals import trainer_of
 from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.transitions import USUAL, Transitions, best_transitions, transition_matrix
 
-LARGEST_CATALOGUE = 30_000  # one-hot item vectors take catalogue² floats: 3.6 GB
+LARGEST_CATALOGUE = 30_000  # of EASE, which holds two matrices of catalogue² in float64 while it solves: 14.4 GB
 
 
 class Popularity(RetrievalModule):
@@ -38,27 +40,8 @@ class Popularity(RetrievalModule):
         return Constant(), CountedItems(counts.float().log1p()[:, None])
 
 
-@dataclass(frozen=True)
-class Transitions:
-    """How a Markov floor counts and asks.
-
-    Args:
-        window: Transitions from an item to each of the next `window` items, weighted 1 / gap.
-        counts: `raw`, or `log1p` of each weighted count.
-        power: Each row is divided by its sum to this power: 1 gives probabilities, 0 leaves counts.
-        recent: Number of latest items of the history that ask.
-        decay: The k-th latest item (k = 0, 1, …) asks with weight decay^k.
-    """
-
-    window: int = 5
-    counts: Literal["raw", "log1p"] = "raw"
-    power: float = 1.0
-    recent: int = 10
-    decay: float = 0.7
-
-
 class Markov(RetrievalModule):
-    """Score = Σ_k decay^k · T[k-th latest item, item]: item vectors are one-hot, the query is that sum of rows.
+    """Score = Σ_k decay^k · T[k-th latest item, item]: an item's vector is its column of T, the query has the decays.
 
     Args:
         transitions: How to count and ask.
@@ -67,18 +50,24 @@ class Markov(RetrievalModule):
 
     trained = False
 
-    def __init__(self, *, transitions: Transitions = Transitions(), tuned: bool = False) -> None:
+    def __init__(self, *, transitions: Transitions = USUAL, tuned: bool = False) -> None:
         super().__init__()
         self.transitions, self.tuned = transitions, tuned
 
     def make_encoders(self, data: RecDataModule, saved: Any) -> tuple[nn.Module, nn.Module]:
         """Count transitions in the training sequences; tune if `tuned`."""
-        _refuse_large(data.split)
         if self.tuned:
-            self.transitions = _best_transitions(data, masked=self._tested_masked(data.split))
-        matrix = transition_matrix(data.split, self.transitions)
-        histories = RecentRows(matrix, recent=self.transitions.recent, decay=self.transitions.decay)
-        return histories, CountedItems(torch.eye(data.split.catalogue_size))
+            masked = self._tested_masked(data.split)
+            self.transitions = best_transitions(data.split, data.queries("validation"), masked=masked)
+        size, settings = data.split.catalogue_size, self.transitions
+        histories = RecentItems(size, recent=settings.recent, decay=settings.decay)
+        return histories, SparseItems(transition_matrix(data.split, settings))
+
+    def encode_catalogue(self) -> Float[Tensor, "catalogue catalogue"]:
+        """The columns of T, sparse."""
+        items = self.item_encoder
+        assert isinstance(items, SparseItems)
+        return items.vectors
 
     def _tested_masked(self, split: Split) -> bool:
         """Whether the Trainer's metrics leave histories out; without any, what they would do by default."""
@@ -106,16 +95,21 @@ class EASE(RetrievalModule):
         self.penalty = penalty
 
     def make_encoders(self, data: RecDataModule, saved: Any) -> tuple[nn.Module, nn.Module]:
-        """Solve for B."""
-        split = data.split
-        _refuse_large(split)
-        interactions = torch.zeros(split.users, split.catalogue_size, dtype=torch.float64)
-        for user in range(split.users):
-            interactions[user, torch.from_numpy(split.training_history(user)).long()] = 1
-        gram = interactions.T @ interactions + self.penalty * torch.eye(split.catalogue_size, dtype=torch.float64)
-        inverse = torch.linalg.inv(gram)
-        weights = (-inverse / inverse.diagonal()).fill_diagonal_(0)
-        return SetRows(weights.float()), CountedItems(torch.eye(split.catalogue_size))
+        """Solve for B.
+
+        Raises:
+            InputError: The catalogue is larger than `LARGEST_CATALOGUE`, or the penalty too small to solve with.
+        """
+        size = data.split.catalogue_size
+        if size > LARGEST_CATALOGUE:
+            raise InputError(f"Expected at most {LARGEST_CATALOGUE} items for EASE, which inverts them, got {size}")
+        return SetOfItems(size), DenseItems(regression(data.split, self.penalty))
+
+    def encode_catalogue(self) -> Float[Tensor, "catalogue catalogue"]:
+        """The columns of B."""
+        items = self.item_encoder
+        assert isinstance(items, DenseItems)
+        return items.weights.T
 
 
 class Constant(nn.Module):
@@ -144,105 +138,100 @@ class CountedItems(nn.Module):
         return self.vectors[item_ids]
 
 
-class RecentRows(nn.Module):
-    """For each supervised boundary, the decayed sum of the matrix's rows of the latest items.
+class SparseItems(nn.Module):
+    """Columns of a sparse matrix as item vectors; not a buffer, so that it stays on the CPU.
 
     Args:
-        matrix: (catalogue, catalogue).
+        matrix: (catalogue, catalogue), from the item that asks to the item that is asked for.
+    """
+
+    def __init__(self, matrix: sparse.csr_array) -> None:
+        super().__init__()
+        self.vectors = as_torch(matrix).t().coalesce()
+
+    def forward(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items catalogue"]:
+        """The vectors of these items, sparse."""
+        return self.vectors.index_select(0, item_ids.cpu())
+
+
+class DenseItems(nn.Module):
+    """Columns of a dense matrix as item vectors; not a buffer, so that it stays on the CPU.
+
+    Args:
+        weights: (catalogue, catalogue), from the item that asks to the item that is asked for.
+    """
+
+    def __init__(self, weights: Float[Tensor, "catalogue catalogue"]) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items catalogue"]:
+        """The vectors of these items."""
+        return self.weights[:, item_ids.cpu()].T
+
+
+class RecentItems(nn.Module):
+    """For each supervised boundary, decay^k at the k-th latest item (k = 0, 1, …), sparse.
+
+    Args:
+        catalogue_size: Width of the queries.
         recent: Number of latest items.
         decay: Weight of an item relative to the one after it.
     """
 
-    matrix: Tensor
-
-    def __init__(self, matrix: Float[Tensor, "catalogue catalogue"], *, recent: int, decay: float) -> None:
+    def __init__(self, catalogue_size: int, *, recent: int, decay: float) -> None:
         super().__init__()
-        self.register_buffer("matrix", matrix, persistent=False)
-        self.recent, self.decay = recent, decay
+        self.catalogue_size, self.recent, self.decay = catalogue_size, recent, decay
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets catalogue"]:
-        """The decayed sums."""
+        """The decays, summed where an item occurs more than once."""
+        batch = batch.to("cpu")
         rows, last = batch.target_mask.nonzero(as_tuple=True)
-        back = torch.arange(self.recent, device=last.device)
-        places = last[:, None] - back
-        weights = self.decay**back * (places >= 0)
-        items = batch.item_ids[rows[:, None], places.clamp(min=0)]
-        return torch.stack([w @ self.matrix[i] for w, i in zip(weights.float(), items, strict=True)])
+        places = last[:, None] - torch.arange(self.recent)
+        query, back = (places >= 0).nonzero(as_tuple=True)
+        items = batch.item_ids[rows[query], places[query, back]]
+        return _sparse_queries(query, items, self.decay ** back.float(), (len(rows), self.catalogue_size))
 
 
-class SetRows(nn.Module):
-    """For each supervised boundary, the sum of the matrix's rows of all items up to it, each once.
+class SetOfItems(nn.Module):
+    """For each supervised boundary, 1 at every item up to it, sparse.
 
     Args:
-        matrix: (catalogue, catalogue).
+        catalogue_size: Width of the queries.
     """
 
-    matrix: Tensor
-
-    def __init__(self, matrix: Float[Tensor, "catalogue catalogue"]) -> None:
+    def __init__(self, catalogue_size: int) -> None:
         super().__init__()
-        self.register_buffer("matrix", matrix, persistent=False)
+        self.catalogue_size = catalogue_size
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets catalogue"]:
-        """The sums."""
+        """Ones, also where an item occurs more than once."""
+        batch = batch.to("cpu")
         rows, last = batch.target_mask.nonzero(as_tuple=True)
-        held = torch.zeros(len(rows), len(self.matrix), device=last.device)
-        for i, (row, end) in enumerate(zip(rows.tolist(), last.tolist(), strict=True)):
-            held[i, batch.item_ids[row, : end + 1]] = 1
-        return held @ self.matrix
-
-
-def transition_matrix(split: Split, transitions: Transitions) -> Float[Tensor, "catalogue catalogue"]:
-    """Weighted, transformed and normalised counts of transitions in the training sequences."""
-    size = split.catalogue_size
-    counts = torch.zeros(size * size, dtype=torch.float64)
-    training = torch.from_numpy(split.items).long()
-    eligible = torch.from_numpy((split.stages == 0).copy())
-    user = torch.from_numpy(split.user_of_interaction)
-    for gap in range(1, min(transitions.window, len(training) - 1) + 1):
-        pairs = eligible[:-gap] & eligible[gap:] & (user[:-gap] == user[gap:])
-        places = training[:-gap][pairs] * size + training[gap:][pairs]
-        counts.index_add_(0, places, torch.full((len(places),), 1 / gap, dtype=torch.float64))
-    matrix = counts.view(size, size)
-    if transitions.counts == "log1p":
-        matrix = matrix.log1p()
-    return (matrix / matrix.sum(1, keepdim=True).clamp(min=1e-12) ** transitions.power).float()
-
-
-CHOICES = {
-    "window": (1, 3, 5, 10),
-    "counts": ("raw", "log1p"),
-    "power": (0.0, 0.5, 1.0),
-    "decay": (0.5, 0.7, 0.8, 0.9),
-}
-
-
-def _best_transitions(data: RecDataModule, *, masked: bool) -> Transitions:
-    """The choice with the highest validation NDCG@10, the first one in a tie; histories masked or not."""
-    queries, size = data.queries("validation"), data.split.catalogue_size
-    target = torch.from_numpy(queries.target).long()
-    seen = torch.zeros(len(queries), size, dtype=torch.bool)
-    for row in range(len(queries)):
-        seen[row, torch.from_numpy(queries.history(row)).long()] = True
-    recent = 20
-    best, best_value = Transitions(), -1.0
-    for window, counts, power in itertools.product(CHOICES["window"], CHOICES["counts"], CHOICES["power"]):
-        base = Transitions(window=int(window), counts=counts, power=float(power), recent=recent)  # type: ignore[arg-type]
-        matrix = transition_matrix(data.split, base)
-        for decay in CHOICES["decay"]:
-            weights = torch.zeros(len(queries), size)
-            for row in range(len(queries)):
-                latest = torch.from_numpy(queries.history(row)[::-1][:recent].copy()).long()
-                weights[row].index_add_(0, latest, float(decay) ** torch.arange(len(latest), dtype=torch.float32))
-            ranks = mid_ranks(weights @ matrix, target, seen if masked else None)
-            value = float(ndcg(ranks.numpy(), queries.user, 10).mean())
-            if value > best_value:
-                best, best_value = Transitions(base.window, base.counts, base.power, recent, float(decay)), value
-    return best
-
-
-def _refuse_large(split: Split) -> None:
-    if split.catalogue_size > LARGEST_CATALOGUE:
-        raise InputError(
-            f"Expected at most {LARGEST_CATALOGUE} items for a floor with one-hot vectors, got {split.catalogue_size}"
+        query, place = (torch.arange(batch.item_ids.shape[1]) <= last[:, None]).nonzero(as_tuple=True)
+        items = batch.item_ids[rows[query], place]
+        once = _sparse_queries(query, items, torch.ones(len(items)), (len(rows), self.catalogue_size))
+        return torch.sparse_coo_tensor(
+            once.indices(), once.values().clamp(max=1), once.shape, is_coalesced=True, check_invariants=True
         )
+
+
+def _sparse_queries(query: Tensor, items: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    return torch.sparse_coo_tensor(torch.stack([query, items]), values, shape, check_invariants=True).coalesce()
+
+
+def regression(split: Split, penalty: float) -> Float[Tensor, "catalogue catalogue"]:
+    """EASE's B, by Cholesky's factor of XᵀX + λI in float64."""
+    size = split.catalogue_size
+    training = split.stages == 0
+    pairs = np.unique(split.user_of_interaction[training] * size + split.items[training])
+    held = sparse.csr_array((np.ones(len(pairs)), (pairs // size, pairs % size)), shape=(split.users, size))
+    factor = torch.from_numpy((held.T @ held).toarray())
+    factor.diagonal().add_(penalty)
+    try:
+        factor = torch.linalg.cholesky(factor)
+    except RuntimeError as error:  # torch.linalg.LinAlgError
+        raise InputError(f"Expected model.penalty to be so large that EASE can be solved, got {penalty}") from error
+    inverse = torch.cholesky_inverse(factor)
+    del factor
+    return inverse.div_(-inverse.diagonal().clone()).fill_diagonal_(0).float()
