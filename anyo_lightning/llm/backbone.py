@@ -15,19 +15,17 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig
 
-import anyo_lightning.llm.attention  # noqa: F401  (registers the attention "auto")
 from anyo_lightning import distributed
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import fast_dtype
-from anyo_lightning.internals import attention_of
-from anyo_lightning.llm.aliases import Location, load_config, load_tokenizer, loading, locate
-from anyo_lightning.llm.evaluation_mode import evaluating
+from anyo_lightning.llm.aliases import load_config, load_tokenizer, locate
+from anyo_lightning.llm.load import is_causal, keep_layers, load_model, max_positions
+from anyo_lightning.llm.lora import add_lora
 from anyo_lightning.llm.sharding import shard_layers
 
 __all__ = ["Backbone", "DType", "load_tokenizer"]
@@ -35,11 +33,6 @@ __all__ = ["Backbone", "DType", "load_tokenizer"]
 # Models whose last layer runs once, last, and works on each position alone in these parts.
 READ_ALONE = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
 POSITION_WISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
-
-TRIED_TOKENS = 16
-CAUSAL_TOLERANCE = {torch.float32: 1e-5}  # of low precision a thousandth: untrained models attend to little
-# Of peft's ways to start LoRA, those that leave the base weights alone: caches and checkpoints rely on these.
-LORA_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -95,14 +88,14 @@ class Backbone(nn.Module):
         self.source = (name, revision)
         location = locate(name, revision)
         config = load_config(location)
-        _keep_layers(config, layers)
+        keep_layers(config, layers)
         dtype = fast_dtype() if dtype == "auto" else dtype
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.model = _load(location, config, self.dtype, attention, quantization_config)
+        self.model = load_model(location, config, self.dtype, attention, quantization_config)
         self.model.requires_grad_(False).train()  # transformers loads into evaluation mode, and Lightning leaves it
         self.hidden_size = int(config.hidden_size)
-        self.max_positions = _max_positions(self.model, config)
-        self.causal = _is_causal(self.model, self.embedding_rows)
+        self.max_positions = max_positions(self.model, config)
+        self.causal = is_causal(self.model, self.embedding_rows)
         self.identity = {
             "name": location.name,
             "revision": location.content or str(location.revision),
@@ -114,7 +107,7 @@ class Backbone(nn.Module):
             self.identity["quantization"] = json.dumps(dict(quantization_config), sort_keys=True, default=str)
         self._frozen_keys = [f"model.{key}" for key in self.model.state_dict()]
         if lora is not None:
-            self._frozen_keys = _add_lora(self.model, lora)
+            self._frozen_keys = add_lora(self.model, lora)
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
             self.model.disable_input_require_grads()  # only the re-entrant kind needs gradients at the input
@@ -298,106 +291,3 @@ def _at(
     batch, tokens, _ = states.shape
     found = forward(states.flatten(0, 1)[places][None])[0]
     return found.new_zeros(batch * tokens, found.shape[1]).index_copy(0, places, found).view(batch, tokens, -1)
-
-
-def _keep_layers(config: PretrainedConfig, layers: int | None) -> None:
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            f"Expected a decoder or an encoder as the backbone, got an encoder-decoder ({config.model_type})"
-        )
-    if not hasattr(config, "hidden_size") or not hasattr(config, "num_hidden_layers"):
-        raise InputError(
-            f"Expected a language model as the backbone, got {config.model_type}, which is made of several models or "
-            "has no states of one width: give its text model"
-        )
-    if layers is None:
-        return
-    if not 1 <= layers <= config.num_hidden_layers:
-        raise InputError(f"Expected layers between 1 and {config.num_hidden_layers}, got {layers}")
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None) is not None:
-        config.layer_types = config.layer_types[:layers]
-
-
-def _load(
-    location: Location,
-    config: PretrainedConfig,
-    dtype: torch.dtype,
-    attention: str,
-    quantization_config: Mapping[str, Any] | None,
-) -> Any:
-    options: dict[str, Any] = {}
-    if quantization_config is not None:
-        options["quantization_config"] = dict(quantization_config)
-    with loading(location):
-        model, report = AutoModel.from_pretrained(
-            location.source,
-            config=config,
-            revision=location.revision,
-            dtype=dtype,
-            attn_implementation=None if attention == "auto" else attention,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-        if attention == "auto" and attention_of(model) == "sdpa":  # otherwise it knows `eager` only
-            model.set_attn_implementation("auto")
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise InputError(f"Expected all weights of {location.name}, got none for {len(missing)}, such as {missing[0]}")
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # BERT's, unused: only the token states are read
-    return model
-
-
-def _is_causal(model: Any, rows: int) -> bool:
-    """Whether a later token leaves earlier states alone, found by trying: what models say of themselves is often wrong.
-
-    Args:
-        model: As loaded, on any device.
-        rows: Number of token embeddings.
-    """
-    tokens = torch.arange(TRIED_TOKENS, device=model.device)[None] % rows
-    changed = tokens.clone()
-    changed[0, -1] = (changed[0, -1] + 1) % rows
-    with evaluating(model):
-        first, second = (model(input_ids=ids).last_hidden_state[0, :-1].float() for ids in (tokens, changed))
-    return bool((first - second).norm() <= CAUSAL_TOLERANCE.get(model.dtype, 1e-3) * first.norm())
-
-
-def _max_positions(model: nn.Module, config: PretrainedConfig) -> int | None:
-    """The longest input: positions less those that a table like RoBERTa's keeps for padding; None without a limit."""
-    limit: int | None = getattr(config, "max_position_embeddings", None)
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
-    return limit
-
-
-def _add_lora(model: nn.Module, lora: Mapping[str, Any] | LoraConfig) -> list[str]:
-    """Inject float32 LoRA weights, the only trained ones; returns the keys of the frozen rest."""
-    try:
-        config = lora if isinstance(lora, LoraConfig) else LoraConfig(**lora)
-        if config.init_lora_weights not in LORA_STARTS:
-            raise InputError(
-                f"Expected lora.init_lora_weights among {', '.join(map(str, LORA_STARTS))}, which leave the base "
-                f"weights alone, got {config.init_lora_weights}"
-            )
-        inject_adapter_in_model(config, model)
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"Expected fields of peft's LoraConfig for lora, got: {' '.join(str(error).split())[:300]}"
-        ) from error
-    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    if any(isinstance(module.get_base_layer(), nn.Embedding) for module in adapted):
-        raise InputError("Expected lora.target_modules without token embeddings, which are read without LoRA, got them")
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False
-    return [f"model.{key}" for key in model.state_dict() if key not in trained]
