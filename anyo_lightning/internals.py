@@ -62,3 +62,9 @@ def attention_of(model: Any) -> str:
     """The attention that transformers has chosen for a model; there is a public setter, and no public reader."""
     name: str = model.config._attn_implementation
     return name
+
+
+def has_hooks(module: "nn.Module") -> bool:
+    """Whether calling a module does more than its `forward`; where torch names these otherwise, every call is one."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name, True) for name in names)

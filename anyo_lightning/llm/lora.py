@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from anyo_lightning.errors import InputError
+from anyo_lightning.llm.low_rank import adapt
 
 # Of peft's ways to start LoRA, those that leave the base weights alone: caches and checkpoints rely on these.
 LORA_STARTS = (True, False, "gaussian", "orthogonal", "eva")
@@ -50,4 +51,5 @@ def add_lora(model: nn.Module, lora: Mapping[str, Any] | LoraConfig) -> list[str
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.cast_input_dtype_enabled = False
+    adapt(model)
     return [f"model.{key}" for key in model.state_dict() if key not in trained]
