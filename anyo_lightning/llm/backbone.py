@@ -27,6 +27,7 @@ from anyo_lightning.llm.aliases import load_config, load_tokenizer, locate
 from anyo_lightning.llm.load import is_causal, keep_layers, load_model, max_positions
 from anyo_lightning.llm.lora import add_lora
 from anyo_lightning.llm.sharding import shard_layers
+from anyo_lightning.llm.shared_prefix import Packed, can_share
 
 __all__ = ["Backbone", "DType", "load_tokenizer"]
 
@@ -176,6 +177,7 @@ class Backbone(nn.Module):
         input_embeddings: Float[Tensor, "batch tokens hidden"] | None = None,
         attention_mask: Bool[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens tokens"] | None = None,
         position_ids: Int[Tensor, "batch tokens"] | None = None,
+        prefix: Float[Tensor, "prefix hidden"] | None = None,
         read: tuple[Int[Tensor, "*read"], Int[Tensor, "*read"]] | None = None,
         layer: int | None = None,
     ) -> Float[Tensor, "batch tokens hidden"] | Float[Tensor, "*read hidden"]:
@@ -195,6 +197,9 @@ class Backbone(nn.Module):
             attention_mask: True at real tokens; needed by bidirectional models and for left padding. Or, for each
                 token, True at those that it may attend to, itself among them: replaces the causal mask.
             position_ids: Each token's position; by default its place among the real tokens of its row.
+            prefix: Embeddings of tokens before each row's own, for a causal model and `input_embeddings` alone. They
+                are read once for all rows where `shares_prefix` says so, otherwise once per row; their states are not
+                returned, and `read` counts columns behind them.
             read: Rows and columns of the states to return (tensors that broadcast to one shape); None returns all.
             layer: Return the states after this many layers instead (0: the embeddings; no final norm).
 
@@ -207,8 +212,15 @@ class Backbone(nn.Module):
         assert (token_ids is None) != (input_embeddings is None), "give either tokens or embeddings"
         inputs = token_ids if token_ids is not None else input_embeddings
         assert inputs is not None
-        self.check_positions(inputs.shape[1], "data.max_tokens or data.max_items")
-        arguments: dict[str, Any] = {"attention_mask": attention_mask, "output_hidden_states": layer is not None}
+        before = 0 if prefix is None else len(prefix)
+        self.check_positions(before + inputs.shape[1], "data.max_tokens or data.max_items")
+        if prefix is not None and before:
+            assert self.causal, "a prefix is for a causal model"
+            assert input_embeddings is not None, "give embeddings behind a prefix"
+            assert attention_mask is None, "rows behind a prefix are right-padded"
+            assert position_ids is None, "positions behind a prefix are its own"
+            return self._behind(prefix, input_embeddings, read, layer)
+        arguments: dict[str, Any] = {"attention_mask": attention_mask}
         if attention_mask is not None and attention_mask.ndim == 3:
             if self.identity["attention"] not in ("auto", "sdpa"):
                 raise InputError(
@@ -227,11 +239,52 @@ class Backbone(nn.Module):
             assert attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask[:, 0].all())), (
                 "pad a bidirectional model on the right"
             )
-        with self._precision(inputs.device), self._reading(read, inputs.shape[:2]):
-            if input_embeddings is not None:
-                output = self.model(inputs_embeds=input_embeddings.to(self.dtype), **arguments)
-            else:
-                output = self.model(input_ids=token_ids, **arguments)
+        if input_embeddings is not None:
+            return self._run(read, layer, inputs.shape, inputs_embeds=input_embeddings.to(self.dtype), **arguments)
+        return self._run(read, layer, inputs.shape, input_ids=token_ids, **arguments)
+
+    def shares_prefix(self, tokens: int) -> bool:
+        """Whether `forward` reads a prefix once for all rows.
+
+        Args:
+            tokens: Of the prefix and a row.
+        """
+        return self.causal and can_share(self.model, tokens)
+
+    def _behind(
+        self,
+        prefix: Float[Tensor, "prefix hidden"],
+        rows: Float[Tensor, "batch tokens hidden"],
+        read: tuple[Tensor, Tensor] | None,
+        layer: int | None,
+    ) -> Tensor:
+        """States of rows behind a prefix."""
+        before, (size, tokens) = len(prefix), rows.shape[:2]
+        if not self.shares_prefix(before + tokens):
+            embeddings = torch.cat([prefix.to(rows.dtype).expand(size, -1, -1), rows], dim=1)
+            columns = None if read is None else (read[0], before + read[1])
+            states = self(input_embeddings=embeddings, read=columns, layer=layer)
+            return states[:, before:] if read is None else states
+        packed = Packed(before, size, tokens)
+        embeddings = packed.embeddings(prefix, rows).to(self.dtype)
+        states = self._run(
+            None if read is None else packed.places(*read),
+            layer,
+            embeddings.shape,
+            inputs_embeds=embeddings,
+            position_ids=packed.positions(rows.device),
+            attention_mask=embeddings.new_zeros(1, 1, 1, 1),  # four dimensions: transformers makes none of its own
+            shared_prefix=(before, tokens),
+            use_cache=False,
+        )
+        return packed.unpack(states) if read is None else states
+
+    def _run(
+        self, read: tuple[Tensor, Tensor] | None, layer: int | None, shape: torch.Size, **arguments: Any
+    ) -> Tensor:
+        """The states of one pass of transformers' model over inputs of a shape."""
+        with self._precision(self.device), self._reading(read, shape[:2]):
+            output = self.model(**arguments, output_hidden_states=layer is not None)
         states: Tensor = output.last_hidden_state if layer is None else output.hidden_states[layer]
         return states if read is None else states[read]
 
