@@ -101,3 +101,9 @@ def recomputes_activations(model: Any) -> bool:
     """Whether it does so, whoever asked for it; the names differ as above."""
     kinds = ("is_activation_checkpointing", "is_gradient_checkpointing")
     return bool(getattr(model, next(name for name in kinds if hasattr(type(model), name))))
+
+
+def has_hooks(module: "nn.Module") -> bool:
+    """Whether calling a module does more than its `forward`; where torch names these otherwise, every call is one."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name, True) for name in names)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.errors import InputError
@@ -103,4 +104,13 @@ class CountsTokens(Protocol):
 
     def token_count(self, item_ids: Int[Tensor, " items"]) -> int:
         """Tokens that are read to encode these items."""
+        ...
+
+
+@runtime_checkable
+class SharesTokens(Protocol):
+    """A history encoder that reads tokens once which a batch counts once per row."""
+
+    def tokens_saved(self, batch: HistoryBatch) -> int:
+        """Tokens of `batch.token_count` that are not read."""
         ...

@@ -114,7 +114,8 @@ class ItemTokenHistory(nn.Module):
     """The LLM reads a prompt, then one injected vector per item.
 
     With `supervision: last` a response marker follows the items and its last state is the query, as in the paper;
-    otherwise the state is taken at each item's position.
+    otherwise the state is taken at each item's position. The prompt is read once for all rows of a batch, where the
+    backbone can (`Backbone.shares_prefix`).
 
     Args:
         backbone: The LLM, causal.
@@ -146,28 +147,34 @@ class ItemTokenHistory(nn.Module):
         self.backbone = backbone
         self.injection = injection
         self.projector = projector
-        self.register_buffer("prompt", torch.tensor(prompt), persistent=False)
-        self.register_buffer("response", torch.tensor(response), persistent=False)
+        self.register_buffer("prompt", torch.tensor(prompt, dtype=torch.long), persistent=False)
+        self.register_buffer("response", torch.tensor(response, dtype=torch.long), persistent=False)
         self.supervision = supervision
+
+    def tokens_saved(self, batch: HistoryBatch) -> int:
+        """Prompt tokens of a batch's `token_count` that are not read: all but the first row's, where it is shared."""
+        rows, items = batch.item_ids.shape
+        prompt = len(self.get_buffer("prompt"))
+        response = len(self.get_buffer("response")) if self.supervision == "last" else 0
+        return prompt * (rows - 1) if self.backbone.shares_prefix(prompt + items + response) else 0
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """States at the supervised boundaries."""
         prompt, response = self.get_buffer("prompt"), self.get_buffer("response")
         items = self.injection(batch.item_ids, batch.hidden)
-        size = len(items)
-        before = self.backbone.embed(prompt).to(items.dtype).expand(size, -1, -1)
-        positions = len(prompt) + torch.arange(items.shape[1], device=items.device).expand(size, -1)
-        embeddings = torch.cat([before, items], dim=1)
+        positions = torch.arange(items.shape[1], device=items.device).expand(len(items), -1)
         if self.supervision == "last":
             # The marker follows each history's own last item: it overwrites padding, so that pads come last.
             counts = batch.item_mask.sum(1)
-            after = self.backbone.embed(response).to(items.dtype).expand(size, -1, -1)
-            embeddings = torch.cat([embeddings, torch.zeros_like(after)], dim=1)
-            places = len(prompt) + counts[:, None] + torch.arange(len(response), device=items.device)
-            embeddings = embeddings.scatter(1, places[..., None].expand_as(after), after)
-            positions = places[:, -1:].expand(-1, items.shape[1])
+            after = self.backbone.embed(response).to(items.dtype).expand(len(items), -1, -1)
+            places = counts[:, None] + torch.arange(len(response), device=items.device)
+            items = torch.cat([items, torch.zeros_like(after)], dim=1)
+            items = items.scatter(1, places[..., None].expand_as(after), after)
+            positions = places[:, -1:].expand_as(positions)
         rows, columns = batch.target_mask.nonzero(as_tuple=True)
-        states = self.backbone(input_embeddings=embeddings, read=(rows, positions[rows, columns]))
+        states = self.backbone(
+            input_embeddings=items, prefix=self.backbone.embed(prompt), read=(rows, positions[rows, columns])
+        )
         return self.projector(states.float())
 
 

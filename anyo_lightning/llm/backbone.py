@@ -14,32 +14,27 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-from transformers import AutoModel, BitsAndBytesConfig, PretrainedConfig
 
-import anyo_lightning.llm.attention  # noqa: F401  (registers the attention "auto")
 from anyo_lightning import distributed
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import fast_dtype
-from anyo_lightning.internals import attention_of, keep_packed_weights, recompute_activations, recomputes_activations
-from anyo_lightning.llm.aliases import Location, load_config, load_tokenizer, loading, locate
-from anyo_lightning.llm.evaluation_mode import evaluating
+from anyo_lightning.internals import recompute_activations, recomputes_activations
+from anyo_lightning.llm.aliases import load_config, load_tokenizer, locate
+from anyo_lightning.llm.load import is_causal, keep_layers, load_model, max_positions
+from anyo_lightning.llm.lora import add_lora
 from anyo_lightning.llm.quantisation import as_noted, check_weights, parameter_count, quantisation
 from anyo_lightning.llm.sharding import shard_layers
+from anyo_lightning.llm.shared_prefix import Packed, can_share
 
 __all__ = ["Backbone", "DType", "load_tokenizer"]
 
 # Models whose last layer runs once, last, and works on each position alone in these parts.
 READ_ALONE = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
 POSITION_WISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
-
-TRIED_TOKENS = 16
-CAUSAL_TOLERANCE = {torch.float32: 1e-5}  # of low precision a thousandth: untrained models attend to little
-# Of peft's ways to start LoRA, those that leave the base weights alone: caches and checkpoints rely on these.
-LORA_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -98,15 +93,15 @@ class Backbone(nn.Module):
         self.source = (name, revision)
         location = locate(name, revision)
         config = load_config(location)
-        _keep_layers(config, layers)
+        keep_layers(config, layers)
         saved_quantised = getattr(config, "quantization_config", None) is not None
         check_weights(saved_quantised, location.name, again=four_bit is not None, sharded=sharded)
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.model = _load(location, config, self.dtype, attention, four_bit)
+        self.model = load_model(location, config, self.dtype, attention, four_bit)
         self.model.requires_grad_(False).train()  # transformers loads into evaluation mode, and Lightning leaves it
         self.hidden_size = int(config.hidden_size)
-        self.max_positions = _max_positions(self.model, config)
-        self.causal = _is_causal(self.model, self.embedding_rows)
+        self.max_positions = max_positions(self.model, config)
+        self.causal = is_causal(self.model, self.embedding_rows)
         self.identity = {
             "name": location.name,
             "revision": location.content or str(location.revision),
@@ -118,7 +113,7 @@ class Backbone(nn.Module):
             self.identity["quantization"] = as_noted(four_bit)
         self._frozen_keys = [f"model.{key}" for key in self.model.state_dict()]
         if lora is not None:
-            self._frozen_keys = _add_lora(self.model, lora)
+            self._frozen_keys = add_lora(self.model, lora)
         if gradient_checkpointing:
             recompute_activations(self.model)
 
@@ -186,6 +181,7 @@ class Backbone(nn.Module):
         input_embeddings: Float[Tensor, "batch tokens hidden"] | None = None,
         attention_mask: Bool[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens tokens"] | None = None,
         position_ids: Int[Tensor, "batch tokens"] | None = None,
+        prefix: Float[Tensor, "prefix hidden"] | None = None,
         read: tuple[Int[Tensor, "*read"], Int[Tensor, "*read"]] | None = None,
         layer: int | None = None,
     ) -> Float[Tensor, "batch tokens hidden"] | Float[Tensor, "*read hidden"]:
@@ -205,6 +201,9 @@ class Backbone(nn.Module):
             attention_mask: True at real tokens; needed by bidirectional models and for left padding. Or, for each
                 token, True at those that it may attend to, itself among them: replaces the causal mask.
             position_ids: Each token's position; by default its place among the real tokens of its row.
+            prefix: Embeddings of tokens before each row's own, for a causal model and `input_embeddings` alone. They
+                are read once for all rows where `shares_prefix` says so, otherwise once per row; their states are not
+                returned, and `read` counts columns behind them.
             read: Rows and columns of the states to return (tensors that broadcast to one shape); None returns all.
             layer: Return the states after this many layers instead (0: the embeddings; no final norm).
 
@@ -217,8 +216,15 @@ class Backbone(nn.Module):
         assert (token_ids is None) != (input_embeddings is None), "give either tokens or embeddings"
         inputs = token_ids if token_ids is not None else input_embeddings
         assert inputs is not None
-        self.check_positions(inputs.shape[1], "data.max_tokens or data.max_items")
-        arguments: dict[str, Any] = {"attention_mask": attention_mask, "output_hidden_states": layer is not None}
+        before = 0 if prefix is None else len(prefix)
+        self.check_positions(before + inputs.shape[1], "data.max_tokens or data.max_items")
+        if prefix is not None and before:
+            assert self.causal, "a prefix is for a causal model"
+            assert input_embeddings is not None, "give embeddings behind a prefix"
+            assert attention_mask is None, "rows behind a prefix are right-padded"
+            assert position_ids is None, "positions behind a prefix are its own"
+            return self._behind(prefix, input_embeddings, read, layer)
+        arguments: dict[str, Any] = {"attention_mask": attention_mask}
         if attention_mask is not None and attention_mask.ndim == 3:
             if self.identity["attention"] not in ("auto", "sdpa"):
                 raise InputError(
@@ -237,11 +243,52 @@ class Backbone(nn.Module):
             assert attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask[:, 0].all())), (
                 "pad a bidirectional model on the right"
             )
-        with self._precision(inputs.device), self._reading(read, inputs.shape[:2]):
-            if input_embeddings is not None:
-                output = self.model(inputs_embeds=input_embeddings.to(self.dtype), **arguments)
-            else:
-                output = self.model(input_ids=token_ids, **arguments)
+        if input_embeddings is not None:
+            return self._run(read, layer, inputs.shape, inputs_embeds=input_embeddings.to(self.dtype), **arguments)
+        return self._run(read, layer, inputs.shape, input_ids=token_ids, **arguments)
+
+    def shares_prefix(self, tokens: int) -> bool:
+        """Whether `forward` reads a prefix once for all rows.
+
+        Args:
+            tokens: Of the prefix and a row.
+        """
+        return self.causal and can_share(self.model, tokens)
+
+    def _behind(
+        self,
+        prefix: Float[Tensor, "prefix hidden"],
+        rows: Float[Tensor, "batch tokens hidden"],
+        read: tuple[Tensor, Tensor] | None,
+        layer: int | None,
+    ) -> Tensor:
+        """States of rows behind a prefix."""
+        before, (size, tokens) = len(prefix), rows.shape[:2]
+        if not self.shares_prefix(before + tokens):
+            embeddings = torch.cat([prefix.to(rows.dtype).expand(size, -1, -1), rows], dim=1)
+            columns = None if read is None else (read[0], before + read[1])
+            states = self(input_embeddings=embeddings, read=columns, layer=layer)
+            return states[:, before:] if read is None else states
+        packed = Packed(before, size, tokens)
+        embeddings = packed.embeddings(prefix, rows).to(self.dtype)
+        states = self._run(
+            None if read is None else packed.places(*read),
+            layer,
+            embeddings.shape,
+            inputs_embeds=embeddings,
+            position_ids=packed.positions(rows.device),
+            attention_mask=embeddings.new_zeros(1, 1, 1, 1),  # four dimensions: transformers makes none of its own
+            shared_prefix=(before, tokens),
+            use_cache=False,
+        )
+        return packed.unpack(states) if read is None else states
+
+    def _run(
+        self, read: tuple[Tensor, Tensor] | None, layer: int | None, shape: torch.Size, **arguments: Any
+    ) -> Tensor:
+        """The states of one pass of transformers' model over inputs of a shape."""
+        with self._precision(self.device), self._reading(read, shape[:2]):
+            output = self.model(**arguments, output_hidden_states=layer is not None)
         states: Tensor = output.last_hidden_state if layer is None else output.hidden_states[layer]
         return states if read is None else states[read]
 
@@ -297,107 +344,3 @@ def _at(
     batch, tokens, _ = states.shape
     found = forward(states.flatten(0, 1)[places][None])[0]
     return found.new_zeros(batch * tokens, found.shape[1]).index_copy(0, places, found).view(batch, tokens, -1)
-
-
-def _keep_layers(config: PretrainedConfig, layers: int | None) -> None:
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            f"Expected a decoder or an encoder as the backbone, got an encoder-decoder ({config.model_type})"
-        )
-    if not hasattr(config, "hidden_size") or not hasattr(config, "num_hidden_layers"):
-        raise InputError(
-            f"Expected a language model as the backbone, got {config.model_type}, which is made of several models or "
-            "has no states of one width: give its text model"
-        )
-    if layers is None:
-        return
-    if not 1 <= layers <= config.num_hidden_layers:
-        raise InputError(f"Expected layers between 1 and {config.num_hidden_layers}, got {layers}")
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None) is not None:
-        config.layer_types = config.layer_types[:layers]
-
-
-def _load(
-    location: Location,
-    config: PretrainedConfig,
-    dtype: torch.dtype,
-    attention: str,
-    four_bit: BitsAndBytesConfig | None,
-) -> Any:
-    options: dict[str, Any] = {}
-    if four_bit is not None:
-        options["quantization_config"] = four_bit
-    with loading(location):
-        model, report = AutoModel.from_pretrained(
-            location.source,
-            config=config,
-            revision=location.revision,
-            dtype=dtype,
-            attn_implementation=None if attention == "auto" else attention,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-        if attention == "auto" and attention_of(model) == "sdpa":  # otherwise it knows `eager` only
-            model.set_attn_implementation("auto")
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise InputError(f"Expected all weights of {location.name}, got none for {len(missing)}, such as {missing[0]}")
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # BERT's, unused: only the token states are read
-    keep_packed_weights(model)
-    return model
-
-
-def _is_causal(model: Any, rows: int) -> bool:
-    """Whether a later token leaves earlier states alone, found by trying: what models say of themselves is often wrong.
-
-    Args:
-        model: As loaded, on any device.
-        rows: Number of token embeddings.
-    """
-    tokens = torch.arange(TRIED_TOKENS, device=model.device)[None] % rows
-    changed = tokens.clone()
-    changed[0, -1] = (changed[0, -1] + 1) % rows
-    with evaluating(model):
-        first, second = (model(input_ids=ids).last_hidden_state[0, :-1].float() for ids in (tokens, changed))
-    return bool((first - second).norm() <= CAUSAL_TOLERANCE.get(model.dtype, 1e-3) * first.norm())
-
-
-def _max_positions(model: nn.Module, config: PretrainedConfig) -> int | None:
-    """The longest input: positions less those that a table like RoBERTa's keeps for padding; None without a limit."""
-    limit: int | None = getattr(config, "max_position_embeddings", None)
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
-    return limit
-
-
-def _add_lora(model: nn.Module, lora: Mapping[str, Any] | LoraConfig) -> list[str]:
-    """Inject float32 LoRA weights, the only trained ones; returns the keys of the frozen rest."""
-    try:
-        config = lora if isinstance(lora, LoraConfig) else LoraConfig(**lora)
-        if config.init_lora_weights not in LORA_STARTS:
-            raise InputError(
-                f"Expected lora.init_lora_weights among {', '.join(map(str, LORA_STARTS))}, which leave the base "
-                f"weights alone, got {config.init_lora_weights}"
-            )
-        inject_adapter_in_model(config, model)
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"Expected fields of peft's LoraConfig for lora, got: {' '.join(str(error).split())[:300]}"
-        ) from error
-    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    if any(isinstance(module.get_base_layer(), nn.Embedding) for module in adapted):
-        raise InputError("Expected lora.target_modules without token embeddings, which are read without LoRA, got them")
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False
-    return [f"model.{key}" for key in model.state_dict() if key not in trained]

@@ -19,7 +19,7 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.tokens import ItemTokenStore
-from anyo_lightning.encoders.base import CountsTokens, Encoders
+from anyo_lightning.encoders.base import CountsTokens, Encoders, SharesTokens
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import peak_memory_gib
 from anyo_lightning.internals import forget_counted_loader, keep_from_ddp, trainer_of
@@ -222,7 +222,9 @@ class RetrievalModule(LightningModule):
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """The states at the supervised boundaries of a batch; what is read with gradients is counted."""
         if self.training and torch.is_grad_enabled():
-            self.seen.tokens += batch.token_count
+            encoder = self.history_encoder
+            saved = encoder.tokens_saved(batch) if isinstance(encoder, SharesTokens) else 0
+            self.seen.tokens += batch.token_count - saved
         return self.encode_batch(batch)
 
     def encode_batch(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
