@@ -50,5 +50,5 @@ def read_table(
         frame = pl.scan_parquet(parquet_files(path) if path.is_dir() else source, glob=False)
         names = frame.collect_schema().names()
         check_columns(names, required, path)
-        table = frame.select(n for n in names if optional is None or n in {*required, *optional}).collect(engine="streaming")
+        table = frame.select(n for n in names if optional is None or n in {*required, *optional}).collect()
     return not_empty(table, path)
