@@ -205,9 +205,11 @@ def make_split(
             table, strategy=strategy, ratios=ratios, times=times, quantiles=quantiles
         )
     order = _stages_in_order(table["user"].to_numpy(), stages)
-    users, user_of_interaction = np.unique(table["user"].to_numpy()[order], return_inverse=True)
-    catalogue, items = np.unique(table["item"].to_numpy()[order], return_inverse=True)
-    item_rows = source.items[catalogue]
+    user, item = (table[name].to_numpy()[order] for name in ("user", "item"))
+    starts = np.flatnonzero(np.append(True, user[1:] != user[:-1]))
+    kept = np.bincount(item, minlength=source.items.height) > 0
+    renumbered = np.cumsum(kept, dtype=np.int32) - 1
+    item_rows = source.items.filter(kept)
     settings: Settings = {
         "k_core": k_core,
         "rating_threshold": rating_threshold,
@@ -217,12 +219,12 @@ def make_split(
         **stage_settings,
     }
     arrays = {
-        "offsets": np.searchsorted(user_of_interaction, np.arange(len(users) + 1)).astype(np.int64),
-        "items": items.astype(np.int32),
+        "offsets": np.append(starts, len(user)).astype(np.int64),
+        "items": renumbered[item].astype(np.int32, copy=False),
         "stages": stages[order],
         "tied": tied[order],
     }
-    kept_user_ids, item_ids = user_ids[users].to_numpy(), item_rows["item_id"].to_numpy()
+    kept_user_ids, item_ids = user_ids[user[starts]].to_numpy(), item_rows["item_id"].to_numpy()
     return Split(
         name=source.name,
         strategy=strategy,
