@@ -263,7 +263,7 @@ def test_an_item_llm_beside_a_user_llm(
     assert validated(again, make_data(), best) == validated(model, make_data(), best)
     assert not differing(again.state_dict(), model.state_dict())
     for changed in (make(users={"layers": 2}), make(items={"layers": 1}), make(item_llm=tiny_llm)):
-        with pytest.raises(InputError, match=r"checkpoint of backbones name=tiny-llm .* and name=.*, got .* and "):
+        with pytest.raises(InputError, match=r"checkpoint of backbones (layers|name)=.* and .*, got .* and "):
             validated(changed, make_data(), best)
 
 

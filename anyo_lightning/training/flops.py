@@ -1,4 +1,4 @@
-"""FLOPs of training: torch's counter, told of three kernels that it does not know.
+"""FLOPs of training: torch's counter, told of some kernels that it does not know.
 
 A product of an (m, n) with an (n, k) matrix is 2·m·n·k FLOPs; the rest (softmax, norms, the optimizer) is left out, as
 is usual. Attention by torch's kernels is counted as if every token saw every other, as torch counts it; by ours
@@ -20,15 +20,16 @@ Shape = Sequence[int]
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's counter, which also sees attention on a CPU, the full softmax by chunks and 4-bit weights.
+    """Torch's counter, which also sees attention on a CPU, the full softmax by chunks, 4-bit weights and LoRA.
 
     Without these it misses 4·t² d of the forward and 10·t² d of the backward pass for t tokens of width d in each
-    layer, and 6·T·N·d for T targets among N items: a third of SASRec's training. The third is the product with 4-bit
-    weights in the forward pass; the backward pass makes an ordinary one.
+    layer, and 6·T·N·d for T targets among N items: a third of SASRec's training. It also misses the product with 4-bit
+    weights in the forward pass (the backward pass makes an ordinary one), and products that are added in place.
     """
     known: dict[tuple[Any, str], Callable[..., int]] = {
         (torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"): _attention_flop,
         (torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward"): _attention_backward_flop,
+        (torch.ops.aten, "addmm_"): _added_product_flop,
         (torch.ops.bitsandbytes, "gemm_4bit"): _four_bit_flop,
         (torch.ops.torch_nn, "_linear_cross_entropy_batch_chunked"): _chunked_cross_entropy_flop,
     }
@@ -43,6 +44,10 @@ def _attention_flop(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs
 
 def _attention_backward_flop(gradient: Shape, query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
     return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _added_product_flop(added_to: Shape, first: Shape, second: Shape, *args: Any, **kwargs: Any) -> int:
+    return 2 * first[0] * first[1] * second[1]
 
 
 def _four_bit_flop(states: Shape, packed: Shape, shape: Shape, *args: Any, **kwargs: Any) -> int:
