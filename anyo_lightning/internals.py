@@ -107,3 +107,16 @@ def has_hooks(module: "nn.Module") -> bool:
     """Whether calling a module does more than its `forward`; where torch names these otherwise, every call is one."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name, True) for name in names)
+
+
+def apply_liger(model: Any) -> None:
+    """Put Liger's norms, rotary embedding and SwiGLU into a loaded model, and leave its forward pass alone.
+
+    transformers itself calls this function of liger-kernel's, which is private in name; of families that it does not
+    know it changes nothing. The rotary embedding is replaced for the whole process. Where liger-kernel lacks the
+    function, its import fails, and says so.
+    """
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    options = {"rope": True, "rms_norm": True, "swiglu": True}
+    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False, **options)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from helpers import LORA
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers.utils import is_flash_attn_2_available
 
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import fast_dtype
@@ -319,6 +322,31 @@ def test_which_attention_is_taken(
     assert bool(calls) == ours
 
 
+class Recorder(TorchFunctionMode):
+    """Notes what torch's attention is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[dict[str, object]] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.scaled_dot_product_attention:
+            self.given.append(kwargs)
+        return function(*args, **(kwargs or {}))
+
+
+def test_other_devices_can_use_the_flash_kernel() -> None:
+    """Without padding torch's attention gets no mask, is told that it is causal, and shares key heads."""
+    module = nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 2
+    query, key, value = (torch.empty(2, heads, 7, 8, device="meta") for heads in (4, 2, 2))
+    with Recorder() as seen:
+        automatic_attention(module, query, key, value, None)
+    assert seen.given[0]["attn_mask"] is None
+    assert seen.given[0]["is_causal"] is True
+    assert seen.given[0]["enable_gqa"] is True
+
+
 @pytest.mark.parametrize(("tokens", "key_heads"), [(1, 2), (7, 1), (128, 3), (300, 2)])
 def test_causal_attention_equals_torchs(tokens: int, key_heads: int) -> None:
     """Values and gradients in float64, for lengths below, at and above the block."""
@@ -369,6 +397,15 @@ def test_self_check_names_what_is_wrong(tiny_llm: str, tiny_bert: str) -> None:
         ({"attention": "nonsense"}, "Expected a readable model for the backbone, got tiny-llm: .*nonsense"),
         ({"revision": "main"}, "Expected no revision"),
         ({"quantization_config": {}, "sharded": True}, "Expected a sharded backbone without quantization_config"),
+        (
+            {"attention": "flash_attention_2", "dtype": "float32"},
+            "Expected dtype bfloat16 or float16 for attention flash_attention_2, got float32",
+        ),
+        pytest.param(
+            {"attention": "flash_attention_2", "dtype": "bfloat16"},
+            "Expected a GPU and the package flash-attn for attention flash_attention_2, got neither or one",
+            marks=pytest.mark.skipif(is_flash_attn_2_available(), reason="there is flash attention 2"),
+        ),
     ],
 )
 def test_wrong_settings_get_one_sentence(tiny_llm: str, settings: dict[str, object], sentence: str) -> None:

@@ -1,13 +1,4 @@
-"""Causal attention for the CPU: in bfloat16 three times as fast as torch's flash kernel, forward and backward.
-
-Attention is `softmax(q kᵀ / √d + mask) v`. The queries are cut into blocks, and each block is multiplied only with the
-keys it may see, so that up to half of the products are left out (37% at 512 tokens, none within one block); heads that
-share their keys and values share one product. In bfloat16 these are matrix products at the CPU's full speed. (16, 512)
-tokens, 9 heads of 64, one EPYC core with AVX512-BF16: 41 + 85 ms, against 131 + 244 ms of
-`scaled_dot_product_attention`. Scores are rounded to bfloat16 before the softmax, as in transformers' `eager`. In
-float32 it is faster for long rows (on a core of AVX2: 86% of torch's time at 1000 tokens, level at 300, a tenth slower
-at 60), and keeps four times as much for the backward pass.
-"""
+"""The attention "auto": causal attention by blocks where a CPU is faster with it, torch's kernels elsewhere."""
 
 from typing import Any
 
@@ -20,40 +11,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-BLOCK = 128  # queries in a block: 64 is as fast, 256 slower
+from anyo_lightning.llm.blocked_attention import causal_attention, causal_attention_op
+
 LONGEST = 1024  # tokens; probabilities are kept for the backward pass, which is memory quadratic in the length
-
-
-def causal_attention(
-    query: Float[Tensor, "batch heads tokens width"],
-    key: Float[Tensor, "batch key_heads keys width"],
-    value: Float[Tensor, "batch key_heads keys width"],
-    *,
-    scaling: float,
-) -> Float[Tensor, "batch heads tokens width"]:
-    """Each token attends to itself and to earlier ones; `heads` is a multiple of `key_heads`.
-
-    The last keys are those of the queries' own tokens; where there are more, all tokens attend to the first ones.
-    """
-    batch, heads, tokens, width = query.shape
-    earlier = key.shape[2] - tokens
-    groups = batch * key.shape[1]
-    shared = heads // key.shape[1]
-    query = (query * scaling).reshape(groups, shared, tokens, width)
-    key = key.reshape(groups, earlier + tokens, width).transpose(1, 2)  # (groups, width, keys)
-    value = value.reshape(groups, earlier + tokens, width)
-    block = min(BLOCK, tokens)
-    mask = torch.full((block, block), float("-inf"), dtype=query.dtype, device=query.device).triu(1)
-    outputs = []
-    for start in range(0, tokens, block):
-        end = min(start + block, tokens)
-        size, seen = end - start, earlier + end
-        scores = torch.bmm(query[:, :, start:end].reshape(groups, shared * size, width), key[:, :, :seen])
-        scores = scores.view(groups, shared, size, seen)
-        scores[..., earlier + start :] += mask[:size, :size]
-        weights = torch.softmax(scores, dim=-1).view(groups, shared * size, seen)
-        outputs.append(torch.bmm(weights, value[:, :seen]).view(groups, shared, size, width))
-    return torch.cat(outputs, dim=2).view(batch, heads, tokens, width)
 
 
 def automatic_attention(
@@ -105,8 +65,11 @@ def _is_for_blocks(query: Tensor, key: Tensor, value: Tensor, dropout: float) ->
 
 
 def _by_blocks(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    scaling = scaling or query.shape[-1] ** -0.5
+    if torch.compiler.is_compiling():
+        return causal_attention_op(query, key, value, scaling)
     with torch.autocast("cpu", enabled=False):  # otherwise softmax would run in float32
-        return causal_attention(query, key, value, scaling=scaling or query.shape[-1] ** -0.5)
+        return causal_attention(query, key, value, scaling=scaling)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scaling: float | None) -> Tensor:

@@ -10,6 +10,7 @@ a quarter of the time; on one without, training in bfloat16 takes many times as 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 from anyo_lightning import distributed
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import fast_dtype
-from anyo_lightning.internals import recompute_activations, recomputes_activations
+from anyo_lightning.internals import apply_liger, recompute_activations, recomputes_activations
 from anyo_lightning.llm.aliases import load_config, load_tokenizer, locate
+from anyo_lightning.llm.compiled import compile_layers
 from anyo_lightning.llm.load import is_causal, keep_layers, load_model, max_positions
 from anyo_lightning.llm.lora import add_lora
 from anyo_lightning.llm.quantisation import as_noted, check_weights, parameter_count, quantisation
@@ -51,6 +53,8 @@ class Backbone(nn.Module):
             (`sdpa`, `eager`, `flash_attention_2`, ...).
         layers: Keep the first layers only (the final norm stays); None keeps all.
         lora: Fields of peft's `LoraConfig` (or one); None trains nothing.
+        compile: Compile the layers in training: faster after a minute or so of compilation; needs a C++ compiler, on a
+            GPU Triton.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         quantization_config: Hold the frozen weights of all layers in 4 bits: fields of transformers'
             `BitsAndBytesConfig` (`llm/quantisation.py`); `configs/overlays/quantized.yaml`.
@@ -80,6 +84,7 @@ class Backbone(nn.Module):
         attention: str = "auto",
         layers: int | None = None,
         lora: Mapping[str, Any] | LoraConfig | None = None,
+        compile: bool = False,  # noqa: A002
         gradient_checkpointing: bool = False,
         quantization_config: Mapping[str, Any] | None = None,
         sharded: bool = False,
@@ -89,6 +94,7 @@ class Backbone(nn.Module):
             raise InputError("Expected a sharded backbone without quantization_config, got both: choose one")
         dtype = fast_dtype() if dtype == "auto" else dtype
         four_bit = None if quantization_config is None else quantisation(quantization_config, dtype=dtype)
+        self.compiled = compile
         self.sharded = sharded and distributed.world_size() > 1
         self.source = (name, revision)
         location = locate(name, revision)
@@ -118,7 +124,18 @@ class Backbone(nn.Module):
             recompute_activations(self.model)
 
     def place(self, device: torch.device) -> "Backbone":
-        """Put the weights on a device; of a sharded backbone this process's share, layer by layer."""
+        """Put the weights on a device; of a sharded backbone this process's share, layer by layer.
+
+        On a GPU, Liger's kernels are put in where `liger-kernel` is installed (extra `gpu`; not run on a GPU yet) and
+        the layers are not compiled, which fuses the same.
+
+        Raises:
+            InputError: When layers are to be compiled and cannot be.
+        """
+        if device.type == "cuda" and not self.compiled and find_spec("liger_kernel") is not None:
+            apply_liger(self.model)
+        if self.compiled:
+            compile_layers(self.model, device)
         if self.sharded:
             shard_layers(self.model, device)
         return self.to(device)

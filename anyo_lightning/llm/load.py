@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, BitsAndBytesConfig, PretrainedConfig
+from transformers.utils import is_flash_attn_2_available
 
 import anyo_lightning.llm.attention  # noqa: F401  (registers the attention "auto")
 from anyo_lightning.errors import InputError
@@ -61,8 +62,16 @@ def load_model(
         four_bit: How weights are quantised, as `quantisation` gives it; None leaves them.
 
     Raises:
-        InputError: When it cannot be read or lacks weights.
+        InputError: When it cannot be read or lacks weights, or its attention needs another dtype or a package.
     """
+    if attention.startswith("flash_attention"):
+        if dtype == torch.float32:
+            raise InputError(f"Expected dtype bfloat16 or float16 for attention {attention}, got float32")
+        if attention == "flash_attention_2" and not is_flash_attn_2_available():
+            raise InputError(
+                f"Expected a GPU and the package flash-attn for attention {attention}, got neither or one: attention "
+                "auto uses torch's own flash kernel"
+            )
     options: dict[str, Any] = {}
     if four_bit is not None:
         options["quantization_config"] = four_bit

@@ -2,7 +2,7 @@
 
 A product of an (m, n) with an (n, k) matrix is 2·m·n·k FLOPs; the rest (softmax, norms, the optimizer) is left out, as
 is usual. Attention by torch's kernels is counted as if every token saw every other, as torch counts it; by ours
-(`llm/attention.py`, on a CPU), as the products that it makes, down to half of these.
+(`llm/blocked_attention.py`, on a CPU), as the products that it makes, down to half of these.
 """
 
 import math
