@@ -96,12 +96,12 @@ class TextHistory(nn.Module):
         if not self.backbone.causal:
             lengths = batch.boundaries.amax(1, keepdim=True) + 1
             mask = torch.arange(batch.token_ids.shape[1], device=lengths.device) < lengths
-        targets, boundaries = batch.target_mask.nonzero(as_tuple=True)
+        targets, boundaries = batch.target_places
         read = targets, batch.boundaries[targets, boundaries]
         if self.injection is None:
             states = self.backbone(batch.token_ids, attention_mask=mask, read=read)
         else:
-            rows, items = batch.item_mask.nonzero(as_tuple=True)
+            rows, items = batch.item_places
             hidden = None if batch.hidden is None else batch.hidden[rows, items]
             injected = self.injection(batch.item_ids[rows, items], hidden)
             embeddings = self.backbone.embed(batch.token_ids).to(injected.dtype)
@@ -166,7 +166,7 @@ class ItemTokenHistory(nn.Module):
             places = len(prompt) + counts[:, None] + torch.arange(len(response), device=items.device)
             embeddings = embeddings.scatter(1, places[..., None].expand_as(after), after)
             positions = places[:, -1:].expand(-1, items.shape[1])
-        rows, columns = batch.target_mask.nonzero(as_tuple=True)
+        rows, columns = batch.target_places
         states = self.backbone(input_embeddings=embeddings, read=(rows, positions[rows, columns]))
         return self.projector(states.float())
 
@@ -238,4 +238,4 @@ class IdHistory(nn.Module):
         inputs = self.dropout(embedded + self.position[:length])
         causal = nn.Transformer.generate_square_subsequent_mask(length, device=inputs.device, dtype=inputs.dtype)
         states: Tensor = self.transformer(inputs, mask=causal, is_causal=True)
-        return states[batch.target_mask]
+        return states[batch.target_places]
