@@ -96,8 +96,8 @@ class HistoryBatch:
     def of_rows(self, rows: np.ndarray) -> "HistoryBatch":
         """Some rows of this batch, on the CPU, padded no further than to the longest of them; there may be none."""
         chosen = self.on_cpu._mapped(lambda tensor: tensor.cpu()[torch.from_numpy(rows)])
-        items = int(chosen.item_mask.sum(1).max()) if len(rows) else 1
-        tokens = int(chosen.boundaries.max()) + 1 if len(rows) and chosen.boundaries is not None else 1
+        items = chosen.item_mask.numpy().sum(1).max(initial=1)
+        tokens = 1 if chosen.boundaries is None else chosen.boundaries.numpy().max(initial=0) + 1
         narrow = chosen._mapped(lambda tensor: tensor[:, :items] if tensor.ndim == 2 else tensor)
         if chosen.token_ids is not None:
             narrow = replace(narrow, token_ids=chosen.token_ids[:, :tokens])

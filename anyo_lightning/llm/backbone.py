@@ -202,7 +202,8 @@ class Backbone(nn.Module):
             attention_mask: True at real tokens; needed by bidirectional models and for left padding. Or, for each
                 token, True at those that it may attend to, itself among them: replaces the causal mask.
             position_ids: Each token's position; by default its place among the real tokens of its row.
-            read: Rows and columns of the states to return (tensors that broadcast to one shape); None returns all.
+            read: Rows and columns of the states to return (tensors that broadcast to one shape), each place once; None
+                returns all.
             layer: Return the states after this many layers instead (0: the embeddings; no final norm).
 
         Returns:
@@ -253,9 +254,7 @@ class Backbone(nn.Module):
             and not self.model.is_activation_checkpointing
         ):
             parts = [self.model.layers[-1].get_submodule(name) for name in POSITION_WISE]
-            mask = torch.zeros(shape, dtype=torch.bool, device=read[0].device)
-            mask[read] = True
-            places = mask.flatten().nonzero()[:, 0]
+            places = (read[0] * shape[1] + read[1]).flatten()
         before = [part.__dict__.get("forward") for part in parts]  # set by a library's own hooks
         for part in parts:
             part.forward = partial(_at, places, part.forward)
