@@ -202,8 +202,7 @@ class Backbone(nn.Module):
             attention_mask: True at real tokens; needed by bidirectional models and for left padding. Or, for each
                 token, True at those that it may attend to, itself among them: replaces the causal mask.
             position_ids: Each token's position; by default its place among the real tokens of its row.
-            read: Rows and columns of the states to return (tensors that broadcast to one shape), each place once; None
-                returns all.
+            read: Rows and columns of the states to return (tensors that broadcast to one shape); None returns all.
             layer: Return the states after this many layers instead (0: the embeddings; no final norm).
 
         Returns:
@@ -254,10 +253,16 @@ class Backbone(nn.Module):
             and not self.model.is_activation_checkpointing
         ):
             parts = [self.model.layers[-1].get_submodule(name) for name in POSITION_WISE]
+            # Not `nonzero` of a mask, for whose size a GPU would be waited for. A place that is read n times is
+            # computed n times and counts as 1/n each time, so that its gradient is not n times too large.
             places = (read[0] * shape[1] + read[1]).flatten()
+            counts = torch.zeros(shape.numel(), device=places.device).index_add(
+                0, places, torch.ones_like(places).float()
+            )
+            shares = 1 / counts.index_select(0, places)
         before = [part.__dict__.get("forward") for part in parts]  # set by a library's own hooks
         for part in parts:
-            part.forward = partial(_at, places, part.forward)
+            part.forward = partial(_at, places, shares, part.forward)
         try:
             yield
         finally:
@@ -291,12 +296,16 @@ class Backbone(nn.Module):
 
 
 def _at(
-    places: Int[Tensor, " places"], forward: Callable[[Tensor], Tensor], states: Float[Tensor, "batch tokens width"]
+    places: Int[Tensor, " places"],
+    shares: Float[Tensor, " places"],
+    forward: Callable[[Tensor], Tensor],
+    states: Float[Tensor, "batch tokens width"],
 ) -> Float[Tensor, "batch tokens out"]:
     """A position-wise `forward` at some positions, counted over the whole batch; zeros elsewhere."""
     batch, tokens, _ = states.shape
     found = forward(states.flatten(0, 1)[places][None])[0]
-    return found.new_zeros(batch * tokens, found.shape[1]).index_copy(0, places, found).view(batch, tokens, -1)
+    found = found * shares[:, None].to(found.dtype)
+    return found.new_zeros(batch * tokens, found.shape[1]).index_add(0, places, found).view(batch, tokens, -1)
 
 
 def _keep_layers(config: PretrainedConfig, layers: int | None) -> None:
