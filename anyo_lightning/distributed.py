@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 T = TypeVar("T")
@@ -40,11 +40,20 @@ def sum_over_ranks(value: float, device: torch.device | str = "cpu") -> float:
         value: This process's number.
         device: Where the backend reduces: a GPU for NCCL.
     """
-    if world_size() == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return float(total)
+    return value if world_size() == 1 else float(total_of(value, device))
+
+
+def total_of(value: float, device: torch.device | str = "cpu") -> Float[Tensor, ""]:
+    """What `sum_over_ranks` does, but the sum stays on the device: the process does not wait for it.
+
+    Args:
+        value: This process's number.
+        device: Where the backend reduces: a GPU for NCCL.
+    """
+    total = torch.full((), value, dtype=torch.float64, device=device)
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
 
 
 def rows_before(count: int, device: torch.device | str = "cpu") -> int:

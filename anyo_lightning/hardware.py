@@ -1,9 +1,12 @@
 """What this machine computes fast in, and how much memory has been in use."""
 
+import re
 import resource
 from typing import Literal
 
 import torch
+
+CPU_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough)")
 
 
 def fast_dtype() -> Literal["bfloat16", "float32"]:
@@ -24,3 +27,9 @@ def peak_memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def is_out_of_memory(exception: BaseException) -> bool:
+    """Whether a GPU's or the CPU's allocator failed."""
+    found = isinstance(exception, RuntimeError) and CPU_OUT_OF_MEMORY.search(str(exception)) is not None
+    return isinstance(exception, torch.OutOfMemoryError) or found

@@ -8,9 +8,9 @@ where the backend runs it, DDP's included, with its tensor. Bytes that a process
 
     all-reduce 2 (n - 1) / n · tensor      all-gather (n - 1) · own part      broadcast (n - 1) / n · tensor
 
-(as a mean over processes). Bytes are exact, whatever else the machine does; times are not. Batches hold the same tokens
-per process, so two processes do twice the work per step: the ideal ratio of targets/s is 2. Time in collectives
-includes waiting for the other process, and may overlap with the backward pass.
+(as a mean over processes). Bytes are exact, whatever else the machine does; times are not. Steps are given the
+same tokens per process, so two processes do twice the work per step: the ideal ratio of targets/s is 2. Time in
+collectives includes waiting for the other process, and may overlap with the backward pass.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from anyo_lightning import distributed
 from anyo_lightning.cli.main import main as anyo
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SMALL = ("--data.batch_tokens=1000",)
+TOKENS = 1000  # of a step, per process
 VARIANTS: dict[str, tuple[str, ...]] = {
     "sasrec": (),
     "anyo": (),
@@ -93,7 +93,7 @@ def measure(name: str, processes: int, steps: int) -> dict[str, Any]:
             *("fit", f"--config={CONFIGS / name.partition(',')[0]}.yaml", f"--run={folder}/run", "--final_test=false"),
             *("--trainer.accelerator=cpu", f"--trainer.devices={processes}", "--trainer.max_epochs=100"),
             *("--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.callbacks+=__main__.Ledger"),
-            *(*SMALL, *VARIANTS[name]),
+            *(f"--data.batch_tokens={TOKENS * processes}", *VARIANTS[name]),
         ]
         own = {"OMP_NUM_THREADS": "1", STEPS: str(steps), RESULT: str(result)}
         done = subprocess.run(

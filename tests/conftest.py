@@ -52,6 +52,10 @@ def save(folder: Path, tokenizer: PreTrainedTokenizerFast, make: Callable[[], Pr
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with the real language models fetch 175 MB, so they run only with a cache that keeps them."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs CUDA"))
     if "ANYO_TEST_CACHE" not in os.environ:
         skip = pytest.mark.skip(reason="needs ANYO_TEST_CACHE: a folder that keeps the fetched models")
         for item in items:

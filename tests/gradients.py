@@ -1,5 +1,7 @@
 """Gradients of every variant's loss on one global batch, by any number of processes; run by test_distributed.py.
 
+Of two rows, one or two of three processes have none: with them the batch is read in parts, too.
+
 python tests/gradients.py RANK PROCESSES FOLDER LLM INTERACTIONS ITEMS [sharded]
 
 With `sharded` each process holds its share of the LLM's frozen weights.
@@ -29,6 +31,7 @@ from anyo_lightning.models.llara_pretrain import LLaRAPretrain
 from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.models.sracl import SRACL
 
+FEW = 2  # windows of a batch of which a third process has no share
 ROWS = 11  # windows in the global batch: processes get unequal numbers of histories and of targets
 
 
@@ -50,7 +53,7 @@ def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalM
         "SRACL on text, neighbours encoded": partial(swap, texts(), bank=False),
         "SRACL on text, bank": partial(swap, texts(), bank=True),
         "LLaRA": partial(LLaRA, live(), hard_negatives=3, mined_negatives=3, popularity_correction=True),
-        "LLaRA in chunks": partial(LLaRA, live(chunk_tokens=60), learn_temperature=True),
+        "LLaRA with a temperature": partial(LLaRA, live(), learn_temperature=True),
         "LLaRA pre-training": partial(LLaRAPretrain, live(dim=None)),
     }
 
@@ -73,23 +76,22 @@ def check_shares(backbone: Backbone, processes: int) -> None:
 
 
 def gradients(
-    make: Callable[[], RetrievalModule], data: RecDataModule, rank: int, processes: int, *, sharded: bool
-) -> dict[str, object]:
-    """The mean over processes of each parameter's gradient: what DDP gives the optimizer."""
-    torch.manual_seed(0)
-    model = prepare(make(), data)
-    if sharded:
-        for backbone in model.backbones:
-            check_shares(backbone, processes)
-    dataset = data.train_dataloader().dataset
-    batch = dataset[list(range(ROWS))[rank::processes]]
+    model: RetrievalModule, rank: int, processes: int, *, rows: int, held: int | None
+) -> dict[str, torch.Tensor]:
+    """The mean over processes of each parameter's gradient: what DDP gives the optimizer.
+
+    Args:
+        model: Built on its data.
+        rank: This process.
+        processes: Their number.
+        rows: Windows of the global batch.
+        held: `data.micro_batch_tokens`.
+    """
+    model.data.held_tokens = held
+    batch = model.data.train_dataloader().dataset[list(range(rows))[rank::processes]]
     torch.manual_seed(1)
     model.shared_random.manual_seed(1)
-    model.train()
-    if isinstance(model, SRACL) and model.bank:
-        model.refresh_bank()
-    if isinstance(model, LLaRA) and model.hard_negatives:
-        model.mine()
+    model.train().zero_grad(set_to_none=True)
     if isinstance(model, LLaRAPretrain):
         model.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
         loss = model.training_step(batch, 0)
@@ -110,6 +112,32 @@ def gradients(
     return {"loss": total / processes, **found}
 
 
+def built(
+    make: Callable[[], RetrievalModule], files: tuple[Path, Path], processes: int = 1, *, sharded: bool = False
+) -> RetrievalModule:
+    """A variant on the data set, with its bank filled and its negatives mined."""
+    last = issubclass(getattr(make, "func", type(None)), LLaRAPretrain)
+    data = RecDataModule(
+        interactions=files[0],
+        items=files[1],
+        supervision="last" if last else "all",
+        max_items=12,
+        max_tokens=200,
+        batch_tokens=60,
+    )
+    torch.manual_seed(0)
+    model = prepare(make(), data)
+    if sharded:
+        for backbone in model.backbones:
+            check_shares(backbone, processes)
+    model.train()
+    if isinstance(model, SRACL) and model.bank:
+        model.refresh_bank()
+    if isinstance(model, LLaRA) and model.hard_negatives:
+        model.mine()
+    return model
+
+
 def main() -> None:
     """Write the gradients of all variants."""
     sharded = sys.argv[7:] == ["sharded"]
@@ -119,15 +147,11 @@ def main() -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=processes)
     found = {}
     for name, make in variants(sys.argv[4], sharded=sharded).items():
-        data = RecDataModule(
-            interactions=Path(sys.argv[5]),
-            items=Path(sys.argv[6]),
-            supervision="last" if name == "LLaRA pre-training" else "all",
-            max_items=12,
-            max_tokens=200,
-            batch_tokens=60,
-        )
-        found[name] = gradients(make, data, rank, processes, sharded=sharded)
+        model = built(make, (Path(sys.argv[5]), Path(sys.argv[6])), processes, sharded=sharded)
+        for rows, held in ((ROWS, None), (ROWS, 60), (FEW, None), (FEW, 60)):
+            found[f"{name}, {rows} rows, parts of {held}"] = gradients(
+                model, rank, processes, rows=rows, held=held if processes > 1 else None
+            )
     if rank == 0:
         torch.save(found, folder / f"gradients-{processes}{'-sharded' * sharded}.pt")
 

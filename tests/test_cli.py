@@ -230,11 +230,6 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], anyo: Any
         ],
         "multiple of model.encoders.heads, got 64 and 5": ["fit", *tiny("sracl_paper"), "--model.encoders.heads=5"],
         "Expected model.temperature to be positive, got 0.0": ["fit", *tiny("llara"), "--model.temperature=0"],
-        "Expected model.encoders.chunk_tokens to be positive, got 0": [
-            "fit",
-            *tiny("llara"),
-            "--model.encoders.chunk_tokens=0",
-        ],
         "cutoffs": ["fit", *sasrec, "--metrics.cutoffs=[5]"],
         "learning_rates": ["fit", *sasrec, "--model.learning_rates={item_encodr: 0.1}"],
         "nosuch": ["fit", *sasrec, f"--run={tmp_path / 'runs' / 'x' / 'version_0'}", "--data.source=nosuch", *NO_FILES],

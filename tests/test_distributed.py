@@ -112,7 +112,8 @@ def test_gradients_do_not_depend_on_the_number_of_processes(
 ) -> None:
     """Two and three processes' gradient of one global batch is that of one process, for every variant's loss.
 
-    Also where the LLM's weights are shared out and one process has more to read than the other.
+    Also where the LLM's weights are shared out and one process has more to read than the other, where they read their
+    shares in parts, and where one has no share at all.
     """
     script = Path(__file__).with_name("gradients.py")
     environment = {**os.environ, "ANYO_CACHE": str(cache)}
@@ -136,11 +137,11 @@ def test_gradients_do_not_depend_on_the_number_of_processes(
             assert process.returncode == 0, output
     names = ("1", "2", "3", "2-sharded")
     one, *several = (torch.load(tmp_path / f"gradients-{name}.pt", weights_only=True) for name in names)
-    assert len(one) == 11
+    assert len(one) == 4 * 11
     for found in several:
         for name, expected in one.items():
             largest = max(float(gradient.abs().max()) for key, gradient in expected.items() if key != "loss")
-            assert largest > 1e-3, name
+            assert largest > 1e-3 or ", 2 rows" in name, name
             for key, gradient in expected.items():  # what is zero except for rounding is compared with the largest
                 difference = float((found[name][key] - gradient).abs().max())
                 assert difference <= 1e-5 * float(gradient.abs().max()) + 2e-6 * largest, f"{name} {key} {difference}"
@@ -300,20 +301,15 @@ def test_no_validation_is_lost_to_a_checkpoint(run: Run, start: Start, loops: li
     assert len(curves.filter(pl.col("val/ndcg@10").is_not_null())) == 2
 
 
-@pytest.mark.parametrize(
-    ("option", "batch"), [("accumulate_grad_batches=2", 4), ("val_check_interval=3", 2)], ids=["gradient", "validation"]
-)
-def test_sigterm_loses_no_gradient_and_no_validation(
-    run: Run, loops: list[str], tmp_path: Path, option: str, batch: int
-) -> None:
-    """It comes between two batches of one step, and before a validation within an epoch."""
-    options = [*sasrec(), *loops, "--trainer.max_epochs=1", f"--trainer.{option}", "--final_test=false"]
+def test_sigterm_loses_no_validation(run: Run, loops: list[str], tmp_path: Path) -> None:
+    """It comes before a validation within an epoch."""
+    options = [*sasrec(), *loops, "--trainer.max_epochs=1", "--trainer.val_check_interval=3", "--final_test=false"]
     whole, parts = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
     run("fit", *options, f"--run={whole.path}")
     told = (
         "import os; from anyo_lightning.training.guards import Guards; "
         "Guards.on_before_backward = lambda _, trainer, *__: "
-        f"trainer.fit_loop.epoch_loop.batch_idx == {batch} and os.kill(os.getpid(), 15)"
+        "trainer.fit_loop.epoch_loop.batch_idx == 2 and os.kill(os.getpid(), 15)"
     )
     run("fit", *options, f"--run={parts.path}", limit=told)
     assert torch.load(parts.last_checkpoint, weights_only=True)["loops"]["fit_loop"]["epoch_progress"]["current"] == {
@@ -428,4 +424,4 @@ def test_out_of_memory_says_which_option_to_turn(run: Run, loops: list[str], tmp
     )
     output = run("fit", *sasrec(), *loops, *wide, f"--run={tmp_path / 'run'}", limit=limit, code=2)
     assert "Out of memory at" in output
-    assert "data.batch_tokens" in output
+    assert "data.micro_batch_tokens" in output

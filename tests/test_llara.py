@@ -28,7 +28,7 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone, load_tokenizer
 from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.losses import bag_of_tokens
-from anyo_lightning.models import llara
+from anyo_lightning.models import base
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.llara import LLaRA, sample_targets
 from anyo_lightning.models.llara_pretrain import LLaRAPretrain
@@ -346,33 +346,25 @@ def gradients(model: LLaRA, batch: HistoryBatch) -> dict[str, torch.Tensor]:
 
 
 def test_gradient_cache_equals_direct_gradients(built: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With dropout in LoRA and before the projector: chunks without activations against the same chunks with them."""
+    """With dropout in LoRA and before the projector: parts without activations against the same parts with them."""
     lora = {**LORA, "lora_dropout": 0.3}
-    model = built(lora=lora, dropout=0.3, chunk_tokens=100, learn_temperature=True)
+    model = built(lora=lora, dropout=0.3, learn_temperature=True)
+    model.data.held_tokens = 100
     batch = batch_of(model)
     passes: list[int] = []
     hook = model.backbones[0].model.register_forward_hook(lambda *_: passes.append(1))
     cached, twice = gradients(model, batch), len(passes)
     passes.clear()
-    for module in (live, llara):
+    for module in (live, base):
         monkeypatch.setattr(module, "recomputed", lambda encode, *inputs: encode(*inputs))
     direct = gradients(model, batch)
     hook.remove()
-    assert twice == 2 * len(passes) > 20  # many chunks, each read twice
+    assert twice == 2 * len(passes) > 20  # many parts, each read twice
     assert set(cached) == set(direct)
     for name, gradient in direct.items():
         torch.testing.assert_close(cached[name], gradient, rtol=1e-5, atol=1e-5, msg=name)
     other = gradients(model, batch_of(model, seed=1))
     assert any(not torch.allclose(other[name], gradient, atol=1e-4) for name, gradient in direct.items())
-
-
-def test_chunks_equal_one_pass(built: Make) -> None:
-    """Without dropout, cutting changes nothing."""
-    whole, cut = built(), built(chunk_tokens=100)
-    batch = batch_of(whole)
-    expected = gradients(whole, batch)
-    for name, gradient in gradients(cut, batch).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 # --- pre-training ----------------------------------------------------------------------------------------------------
@@ -596,7 +588,6 @@ def test_settings_that_cannot_work_are_refused(make: Make, make_data: MakeData) 
         {"temperature": 0.0},
         {"temperature": 0.005, "learn_temperature": True},
         {"targets_per_history": 0},
-        {"chunk_tokens": 0},
         {"hard_negatives": 9, "mined_negatives": 3},
         {"hidden": 8, "dim": None},
     ]

@@ -21,11 +21,11 @@ ANYWHERE = (
     *("trainer.fast_dev_run", "trainer.model_registry"),
     *("data.source", "data.interactions", "data.items", "data.num_workers", "data.evaluation_batch_tokens"),
     *("*.backbone.init_args.name", "*.backbone.init_args.gradient_checkpointing", "*.backbone.init_args.sharded"),
-    *("*.semantics.init_args.name", "*.item_vectors_from", "*.views_from", "*.chunk_tokens"),
+    *("*.semantics.init_args.name", "*.item_vectors_from", "*.views_from", "data.micro_batch_tokens"),
     *("run", "config", "final_test", "save_every_n_steps", "probe", "probe_memory", "metrics.variant", "metrics.top_k"),
 )
 # Refused where the learning rate falls along a cosine that was planned for the run's own number of steps.
-PLANNED = ("trainer.max_epochs", "trainer.max_steps", "data.batch_tokens", "trainer.accumulate_grad_batches")
+PLANNED = ("trainer.max_epochs", "trainer.max_steps", "data.batch_tokens")
 DECIDES_BEST = ("checkpoint.monitor", "checkpoint.mode")
 
 

@@ -5,7 +5,8 @@ loader.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -38,10 +39,13 @@ class HistoryBatch:
     final: Bool[Tensor, " batch"] | None = None  # in training: whether the window ends in the user's last boundary
     token_count: int = 0  # real tokens (or items, without text) with each row's prompts, for the cost ledger
     row_tokens: int = 0  # tokens that are read of each row beside its items: prompts and response markers
+    host: "HistoryBatch | None" = field(default=None, init=False, repr=False, compare=False)  # `on_cpu`, once moved
 
     def to(self, device: torch.device | str) -> "HistoryBatch":
-        """The same batch on a device."""
-        return self._mapped(lambda tensor: tensor.to(device))
+        """The same batch on a device, which does not wait for the copy."""
+        moved = self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        object.__setattr__(moved, "host", self.on_cpu)  # not through replace(): what it changes is another batch
+        return moved
 
     def pin_memory(self) -> "HistoryBatch":
         """The same batch in pinned memory (DataLoader calls this)."""
@@ -52,28 +56,72 @@ class HistoryBatch:
         return replace(self, **tensors)  # type: ignore[arg-type]
 
     @property
+    def on_cpu(self) -> "HistoryBatch":
+        """The batch that was moved to a device, of which the CPU may ask without waiting for the device."""
+        return self if self.host is None else self.host
+
+    @cached_property
+    def target_places(self) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
+        """Row and column of each supervised boundary, in the order of the encoder's states."""
+        return self._places(self.on_cpu.target_mask)
+
+    @cached_property
+    def item_places(self) -> tuple[Int[Tensor, " all_items"], Int[Tensor, " all_items"]]:
+        """Row and column of each item."""
+        return self._places(self.on_cpu.item_mask)
+
+    def _places(self, mask: Bool[Tensor, "batch items"]) -> tuple[Tensor, Tensor]:
+        """Found by numpy: asked for the places of a mask on a GPU, torch waits until the GPU knows how many."""
+        rows, columns = (torch.from_numpy(places) for places in np.nonzero(mask.cpu().numpy()))
+        device = self.user.device
+        return rows.to(device, non_blocking=True), columns.to(device, non_blocking=True)
+
+    @property
     def targets(self) -> Int[Tensor, " targets"]:
         """The supervised targets, in the order of the encoder's states."""
-        return self.target_ids[self.target_mask]
+        return self.target_ids[self.target_places]
 
     @property
     def last_states(self) -> Int[Tensor, " batch"]:
         """For each history, the row of its last supervised boundary among the encoder's states."""
         return self.target_mask.sum(1).cumsum(0) - 1
 
-    def split(self, rows: int) -> list["HistoryBatch"]:
-        """The same histories in batches of at most so many rows, in order."""
-        parts = [slice(start, start + rows) for start in range(0, len(self.user), rows)]
-        return [self._mapped(lambda tensor, part=part: tensor[part]) for part in parts]  # type: ignore[misc]
+    @property
+    def lengths(self) -> np.ndarray:
+        """(batch,) tokens of each row (items, without text), prompts counted."""
+        here = self.on_cpu
+        read = here.item_mask.sum(1) if here.boundaries is None else here.boundaries.amax(1) + 1
+        return np.asarray(read.cpu()) + self.row_tokens
+
+    def of_rows(self, rows: np.ndarray) -> "HistoryBatch":
+        """Some rows of this batch, on the CPU, padded no further than to the longest of them; there may be none."""
+        chosen = self.on_cpu._mapped(lambda tensor: tensor.cpu()[torch.from_numpy(rows)])
+        items = chosen.item_mask.numpy().sum(1).max(initial=1)
+        tokens = 1 if chosen.boundaries is None else chosen.boundaries.numpy().max(initial=0) + 1
+        narrow = chosen._mapped(lambda tensor: tensor[:, :items] if tensor.ndim == 2 else tensor)
+        if chosen.token_ids is not None:
+            narrow = replace(narrow, token_ids=chosen.token_ids[:, :tokens])
+        return replace(narrow, token_count=int(self.lengths[rows].sum()))
+
+    def places_after(self, parts: Sequence[np.ndarray]) -> Int[Tensor, " targets"]:
+        """Where the state of each supervised boundary is among those of `of_rows` of each part, on the CPU.
+
+        Args:
+            parts: Rows of this batch, each row in one of them.
+        """
+        counts = np.asarray(self.on_cpu.target_mask.sum(1).cpu())
+        starts = np.cumsum(counts) - counts
+        order = [np.arange(starts[row], starts[row] + counts[row]) for rows in parts for row in rows]
+        return torch.from_numpy(np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *order])))
 
     def histories(self) -> list[np.ndarray]:
         """The items of each history up to its last supervised boundary, which is always its last item: copies."""
-        items, mask = self.item_ids.cpu().numpy(), self.item_mask.cpu().numpy()
+        items, mask = self.on_cpu.item_ids.cpu().numpy(), self.on_cpu.item_mask.cpu().numpy()
         return [row[kept] for row, kept in zip(items, mask, strict=True)]
 
 
 class HistoryDataset(Dataset[HistoryBatch]):
-    """Whole batches by list of rows: `dataset[[3, 1]]` is a `HistoryBatch` of rows 3 and 1.
+    """Whole batches by list of rows: `dataset[[3, 1]]` is a `HistoryBatch` of rows 3 and 1, `dataset[[]]` an empty one.
 
     Args:
         items: Interactions' items, flat.
@@ -147,6 +195,8 @@ class HistoryDataset(Dataset[HistoryBatch]):
 
     def __getitem__(self, rows: Sequence[int]) -> HistoryBatch:
         chosen = np.asarray(rows, dtype=np.int64)
+        if not len(chosen):  # this process has no share of a step
+            return self[[0]].of_rows(chosen)
         spans = list(zip(self.start[chosen], self.end[chosen], strict=True))
         histories = [self.items[start:end] for start, end in spans]
         batch = collate(histories, tokens=self.tokens, row_tokens=self.row_tokens)

@@ -65,8 +65,13 @@ class RecDataModule(LightningDataModule):
         max_item_tokens: Most tokens of one item's text, its separator included.
         group_by_length: Train on batches of rows of similar length, which pads little; otherwise on random rows, as
             many per batch as would fit if all were as long as the longest: the literature's batches of one size.
-        batch_tokens: Most padded tokens of a training batch (items, where no text is read), prompts counted.
-        evaluation_batch_tokens: The same for validation, test and prediction.
+        batch_tokens: Most padded tokens of one optimiser step over all processes (items, where no text is read),
+            prompts counted. More of them are fewer steps: with Adam, multiply learning rates by the square root of the
+            factor (Malladi et al., arXiv 2205.10287), with SGD by the factor itself (Goyal et al., arXiv 1706.02677).
+        micro_batch_tokens: Most padded tokens of a step that a process keeps activations of; what exceeds it is read
+            in parts, all but one of which are computed again in the backward pass. This changes no gradient. `auto`
+            finds the most that fits into memory before training starts; None keeps everything.
+        evaluation_batch_tokens: Most padded tokens of a batch in validation, test and prediction.
         seed: Seed of batches, shuffled ties and cuts, and of what a module draws in each step; on the command line that
             of `seed_everything` where none is given.
         num_workers: Processes that assemble batches; 0 is fast enough for most.
@@ -90,6 +95,7 @@ class RecDataModule(LightningDataModule):
         max_item_tokens: int = 48,
         group_by_length: bool = True,
         batch_tokens: int = 8192,
+        micro_batch_tokens: int | Literal["auto"] | None = None,
         evaluation_batch_tokens: int = 16384,
         seed: int | None = None,
         num_workers: int = 0,
@@ -104,6 +110,8 @@ class RecDataModule(LightningDataModule):
         for name, size in sizes.items():
             if size < 1:
                 raise InputError(f"Expected data.{name} to be positive, got {size}")
+        if isinstance(micro_batch_tokens, int) and micro_batch_tokens < 1:
+            raise InputError(f"Expected data.micro_batch_tokens to be positive, auto or null, got {micro_batch_tokens}")
         if not 0 <= overlap < 1:
             raise InputError(f"Expected data.overlap in [0, 1), got {overlap}")
         if max_item_tokens * 2 > max_tokens:
@@ -120,6 +128,8 @@ class RecDataModule(LightningDataModule):
         self.overlap, self.random_cuts, self.shuffle_ties = overlap, random_cuts, shuffle_ties
         self.group_by_length = group_by_length
         self.batch_tokens, self.evaluation_batch_tokens = batch_tokens, evaluation_batch_tokens
+        self.micro_batch_tokens = micro_batch_tokens
+        self.held_tokens = None if micro_batch_tokens == "auto" else micro_batch_tokens  # once found, what `auto` is
         self.seed = 0 if seed is None else seed
         self.num_workers = num_workers
         self.tokens: ItemTokenStore | None = None
@@ -196,6 +206,15 @@ class RecDataModule(LightningDataModule):
         if self.tokens is not None and self._text_of is not None:
             self.tokens = self.tokens.of_items(self._text_of)
 
+    def largest_share(self) -> HistoryBatch:
+        """Of this process's shares of an epoch's steps, the one with the most padded tokens."""
+        loader = self.train_dataloader()
+        assert isinstance(loader, ResumableLoader)
+        shares = [rows for rows in loader.batches.batches() if len(rows)]
+        sizes = [len(rows) * loader.batches.lengths[rows].max() for rows in shares]
+        batch: HistoryBatch = loader.dataset[shares[int(np.argmax(sizes))].tolist() if shares else []]
+        return batch
+
     def view(
         self,
         *,
@@ -249,7 +268,7 @@ class RecDataModule(LightningDataModule):
             HistoryDataset.training(split, windows, self.tokens, self.row_tokens),
             batches,
             consumed=self._consumed,
-            num_workers=self.num_workers,
+            **self._loading(),
         )
 
     def val_dataloader(self) -> DataLoader[HistoryBatch]:
@@ -324,12 +343,17 @@ class RecDataModule(LightningDataModule):
             **self._processes(),
         )
         # Each element is a whole batch already: the sampler yields lists of rows.
-        return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=self.num_workers)
+        return DataLoader(dataset, batch_size=None, sampler=batches, **self._loading())
 
     def _consumed(self) -> int:
         """The training batches of this epoch that the model has been trained on."""
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current if self.trainer else None
         return progress.processed if progress else 0  # type: ignore[attr-defined]
+
+    def _loading(self) -> dict[str, Any]:
+        """Pinned memory for a GPU, which copies from it while it computes. Workers end with their epoch's loader."""
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {"num_workers": self.num_workers, "pin_memory": on_gpu}
 
     def _processes(self) -> dict[str, int]:
         trainer = self.trainer

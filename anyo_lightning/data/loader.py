@@ -20,34 +20,30 @@ class ResumableLoader(DataLoader[HistoryBatch]):
         dataset: Gives a batch for a list of rows.
         batches: The epoch's lists of rows.
         consumed: The number of batches of this epoch that this process has trained on.
-        num_workers: Processes that assemble batches.
+        options: What else `DataLoader` takes.
     """
 
     def __init__(
-        self, dataset: HistoryDataset, batches: TokenBudgetBatches, *, consumed: Callable[[], int], num_workers: int
+        self, dataset: HistoryDataset, batches: TokenBudgetBatches, *, consumed: Callable[[], int], **options: Any
     ) -> None:
-        super().__init__(dataset, batch_size=None, sampler=batches, num_workers=num_workers)
+        super().__init__(dataset, batch_size=None, sampler=batches, **options)
         self.batches, self.consumed = batches, consumed
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in which epoch, on how many processes, and in which batches."""
-        state = {"epoch": self.batches.epoch, "consumed": self.consumed(), "processes": self.batches.world_size}
-        return state | {"batches": self.batches.signature}
+        """Where in which epoch, and in which batches."""
+        return {"epoch": self.batches.epoch, "consumed": self.consumed(), "batches": self.batches.signature}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batches that were consumed, if the epoch is the same; a next one starts at its beginning.
 
+        The number of processes may be another: a batch is a step of all of them.
+
         Raises:
-            InputError: In the middle of an epoch with another number of processes or other options, whose batches are
-                others: targets would be left out, or trained twice.
+            InputError: In the middle of an epoch with other options, whose batches are others: targets would be left
+                out, or trained twice.
         """
         if state["epoch"] != self.batches.epoch:
             return
-        if state["processes"] != self.batches.world_size:
-            raise InputError(
-                f"Expected {state['processes']} processes to resume in the middle of an epoch, as before, "
-                f"got {self.batches.world_size}"
-            )
         if state["batches"] != self.batches.signature:
             raise InputError(
                 "Expected the same batches to resume in the middle of an epoch, got others: give data.batch_tokens and "

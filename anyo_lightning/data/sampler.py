@@ -1,4 +1,4 @@
-"""Token-budget batches: rows of similar length together, shuffled by seed and epoch, the same cuts on every process."""
+"""Token-budget batches: rows of similar length, shuffled by seed and epoch, the same for any number of processes."""
 
 import zlib
 from collections.abc import Iterator
@@ -6,29 +6,23 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from anyo_lightning.errors import InputError
-
 
 class TokenBudgetBatches(Sampler[list[int]]):
     """Batches of rows of similar length, of at most `budget` padded tokens each, shuffled by seed and epoch.
 
-    Several processes train on one global batch per step: the rows are put in order of their (jittered) lengths, each
-    run of `world_size` neighbours is dealt out, one row per process, in alternating directions, and the deal is cut
-    into batches. So all processes take equally many steps, no row is left out or repeated, and the lengths of a step's
-    batches differ little. In evaluation (`seed=None`) the batches are the same for any number of processes, and each
-    takes every `world_size`-th; the last may come twice, so that all take equally many.
+    In training a batch is one optimiser step of all processes: which rows it holds, and the order of the steps, do not
+    depend on how many there are. Its rows are dealt out in order of their (jittered) lengths, one row per process, in
+    alternating directions, so that the shares of a step differ by at most one row. Where a batch has fewer rows than
+    there are processes, some get an empty list. In evaluation (`seed=None`) each process takes every `world_size`-th
+    batch whole; the last may come twice, so that all take equally many.
 
     Args:
         lengths: (rows,) tokens, or items without text.
-        budget: Most padded tokens a batch. A row longer than the budget is a batch of its own. With several
-            processes, if two of the shortest rows do not fit, the batch of the shortest may hold two all the same.
+        budget: Most padded tokens a batch. A row longer than the budget is a batch of its own.
         seed: Seed of the shuffle; None keeps one fixed order, by length (evaluation).
         epoch: The epoch whose shuffle it is.
         rank: This process.
         world_size: Number of processes.
-
-    Raises:
-        InputError: When there are fewer rows to train on than processes.
     """
 
     JITTER = 0.03  # how far, as a share of a row's length, the shuffle may move it among rows of other lengths
@@ -46,15 +40,7 @@ class TokenBudgetBatches(Sampler[list[int]]):
         self.lengths, self.seed, self.epoch = np.asarray(lengths), seed, epoch
         self.rank, self.world_size = rank, world_size
         self.skip = 0
-        if seed is not None and 0 < len(self.lengths) < world_size:
-            raise InputError(f"Expected at least {world_size} training windows, one a process, got {len(lengths)}")
-        # Fewer than world_size rows of length 0 fill up the deal; they are taken out again when it is done.
-        self.fillers = -len(self.lengths) % world_size if seed is not None else 0
-        ordered = np.concatenate([np.zeros(self.fillers, dtype=np.int64), np.sort(self.lengths, kind="stable")])
-        longest = ordered[world_size - 1 :: world_size] if seed is not None else ordered
-        self.cuts = _cut(longest, budget / (1 + self.JITTER) if seed is not None else budget)
-        if self.fillers and len(self.cuts) and self.cuts[0] == 1:
-            self.cuts = self.cuts[1:]  # otherwise a process would have a filler for its only row
+        self.cuts = _cut(np.sort(self.lengths), budget / (1 + self.JITTER) if seed is not None else budget)
 
     @property
     def signature(self) -> int:
@@ -70,7 +56,7 @@ class TokenBudgetBatches(Sampler[list[int]]):
         self.skip = batches
 
     def batches(self) -> list[np.ndarray]:
-        """This process's batches of the epoch, in order; none when there are no rows."""
+        """This process's share of each of the epoch's batches, in order; none when there are no rows."""
         if not len(self.lengths):
             return []
         if self.seed is None:
@@ -81,15 +67,12 @@ class TokenBudgetBatches(Sampler[list[int]]):
         # cut where the sorted lengths fill budget / (1 + JITTER) never exceed the budget, whatever the shuffle.
         random = np.random.default_rng([self.seed, self.epoch])
         jittered = self.lengths * (1 + self.JITTER * random.random(len(self.lengths)))
-        order = np.concatenate([np.full(self.fillers, -1), np.argsort(jittered, kind="stable")])
-        deal = order.reshape(-1, self.world_size)
-        deal[1::2] = deal[1::2, ::-1]
-        dealt = [rows[rows >= 0] for rows in np.split(deal[:, self.rank], self.cuts)]
-        return [dealt[i] for i in random.permutation(len(dealt))]
+        steps = np.split(np.argsort(jittered, kind="stable"), self.cuts)
+        return [_share(steps[i], self.rank, self.world_size) for i in random.permutation(len(steps))]
 
     def padding_share(self) -> float:
         """The share of padded positions that hold no token, over an epoch of this process."""
-        batches = self.batches()
+        batches = [rows for rows in self.batches() if len(rows)]
         padded = sum(int(self.lengths[rows].max()) * len(rows) for rows in batches)
         return 1 - float(sum(self.lengths[rows].sum() for rows in batches)) / padded
 
@@ -101,6 +84,14 @@ class TokenBudgetBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         count = len(self.cuts) + 1 if len(self.lengths) else 0
         return count if self.seed is not None else -(-count // self.world_size)
+
+
+def _share(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """The rows of a process: one of each run of `world_size` neighbours, every other run dealt backwards."""
+    places = np.arange(len(rows))
+    run, place = places // world_size, places % world_size
+    share: np.ndarray = rows[np.where(run % 2, world_size - 1 - place, place) == rank]
+    return share
 
 
 def _cut(lengths: np.ndarray, budget: float) -> np.ndarray:

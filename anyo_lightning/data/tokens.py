@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,18 @@ class ItemTokenStore:
     offsets: np.ndarray  # (catalogue + 1,) int64
     separator: int
     hidden: np.ndarray  # the tokens of an item that a view hides
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of memory-mapped tokens only where they lie: pickled for a loader's worker, they would be copied."""
+        state = dict(vars(self))
+        if isinstance(self.token_ids, np.memmap) and not isinstance(self.token_ids.base, np.ndarray):  # the whole file
+            state["token_ids"] = Path(str(self.token_ids.filename))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(place := state["token_ids"], Path):
+            state = state | {"token_ids": np.load(place, mmap_mode="r")}
+        vars(self).update(state)
 
     @property
     def lengths(self) -> np.ndarray:

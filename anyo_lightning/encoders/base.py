@@ -32,7 +32,7 @@ class Encoders(ABC):
 
     texts: frozenset[Side]  # the sides on which items' texts are read, as tokens or as vectors: what probes shuffle
 
-    trains_only: tuple[str, ...] = ("dropout", "input_dropout", "chunk_tokens", "item_vectors_from")
+    trains_only: tuple[str, ...] = ("dropout", "input_dropout", "item_vectors_from")
 
     def settings(self) -> dict[str, str]:
         """What decides the encoders' function beside their weights, for checkpoints: all but `trains_only`.

@@ -96,12 +96,12 @@ class TextHistory(nn.Module):
         if not self.backbone.causal:
             lengths = batch.boundaries.amax(1, keepdim=True) + 1
             mask = torch.arange(batch.token_ids.shape[1], device=lengths.device) < lengths
-        targets, boundaries = batch.target_mask.nonzero(as_tuple=True)
+        targets, boundaries = batch.target_places
         read = targets, batch.boundaries[targets, boundaries]
         if self.injection is None:
             states = self.backbone(batch.token_ids, attention_mask=mask, read=read)
         else:
-            rows, items = batch.item_mask.nonzero(as_tuple=True)
+            rows, items = batch.item_places
             hidden = None if batch.hidden is None else batch.hidden[rows, items]
             injected = self.injection(batch.item_ids[rows, items], hidden)
             embeddings = self.backbone.embed(batch.token_ids).to(injected.dtype)
@@ -156,7 +156,7 @@ class ItemTokenHistory(nn.Module):
         rows, items = batch.item_ids.shape
         prompt = len(self.get_buffer("prompt"))
         response = len(self.get_buffer("response")) if self.supervision == "last" else 0
-        return prompt * (rows - 1) if self.backbone.shares_prefix(prompt + items + response) else 0
+        return prompt * max(rows - 1, 0) if self.backbone.shares_prefix(prompt + items + response) else 0
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """States at the supervised boundaries."""
@@ -171,7 +171,7 @@ class ItemTokenHistory(nn.Module):
             items = torch.cat([items, torch.zeros_like(after)], dim=1)
             items = items.scatter(1, places[..., None].expand_as(after), after)
             positions = places[:, -1:].expand_as(positions)
-        rows, columns = batch.target_mask.nonzero(as_tuple=True)
+        rows, columns = batch.target_places
         states = self.backbone(
             input_embeddings=items, prefix=self.backbone.embed(prompt), read=(rows, positions[rows, columns])
         )
@@ -245,4 +245,4 @@ class IdHistory(nn.Module):
         inputs = self.dropout(embedded + self.position[:length])
         causal = nn.Transformer.generate_square_subsequent_mask(length, device=inputs.device, dtype=inputs.dtype)
         states: Tensor = self.transformer(inputs, mask=causal, is_causal=True)
-        return states[batch.target_mask]
+        return states[batch.target_places]

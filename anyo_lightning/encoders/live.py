@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
@@ -24,6 +23,7 @@ from anyo_lightning.encoders.base import Encoders, check_dropout
 from anyo_lightning.encoders.history import TextHistory, check_histories
 from anyo_lightning.encoders.pooling import PooledReader
 from anyo_lightning.encoders.projector import Projector, UnitLength
+from anyo_lightning.encoders.recompute import recomputed
 from anyo_lightning.encoders.whitening import Whitened
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.evaluation_mode import evaluating
@@ -46,7 +46,7 @@ class LiveTextItems(nn.Module):
         prompt: Token ids of the SELF prompt.
         head: Maps pooled states to unit vectors.
         batch_tokens: Most padded tokens of a pass.
-        recompute: Keep no activations of a pass: compute them again in the backward pass.
+        held_tokens: Most padded tokens of a training pass, which then keeps no activations; None: it keeps them.
     """
 
     texts_in = "tokens"
@@ -59,11 +59,11 @@ class LiveTextItems(nn.Module):
         prompt: Sequence[int],
         head: nn.Module,
         batch_tokens: int = ITEM_TOKENS,
-        recompute: bool = False,
+        held_tokens: Callable[[], int | None] = lambda: None,
     ) -> None:
         super().__init__()
         self.reader, self.head = reader, head
-        self.tokens, self.batch_tokens, self.recompute = tokens, batch_tokens, recompute
+        self.tokens, self.batch_tokens, self.held_tokens = tokens, batch_tokens, held_tokens
         self.suffix = np.array([*prompt, *[reader.end] * reader.count])
         self.frozen = not any(parameter.requires_grad for parameter in reader.parameters())
         self._kept: tuple[ItemTokenStore, Tensor] | None = None  # states, and the texts they belong to
@@ -94,22 +94,23 @@ class LiveTextItems(nn.Module):
         rows = [np.append(text, self.suffix) for text in self.texts(item_ids)]
         sizes = np.array([len(row) for row in rows])
         order = np.argsort(sizes, kind="stable")
-        passes, states = list(self._passes(sizes[order])), []
+        held = self.held_tokens() if self.training and torch.is_grad_enabled() else None
+        passes, states = list(self._passes(sizes[order], min(self.batch_tokens, held or self.batch_tokens))), []
         if self.reader.backbone.sharded:
             passes = distributed.as_many(passes, item_ids.device)  # repeats come last, and are not read below
         for part in passes:
             token_ids, lengths = padded([rows[i] for i in order[part]], self.reader.end)
             pooled = lengths[:, None, None] - self.reader.count + torch.arange(self.reader.count)
             inputs = token_ids.to(item_ids.device), pooled.to(item_ids.device)
-            states.append(recomputed(self.reader, *inputs) if self.recompute else self.reader(*inputs))
+            states.append(self.reader(*inputs) if held is None else recomputed(self.reader, *inputs))
         places = torch.from_numpy(np.argsort(order)).to(item_ids.device)
         return torch.cat(states)[places, 0]
 
-    def _passes(self, lengths: np.ndarray) -> Iterator[slice]:
+    def _passes(self, lengths: np.ndarray, budget: int) -> Iterator[slice]:
         """Cut ascending lengths so that rows times longest stays within the budget."""
         start = 0
         for end in range(1, len(lengths) + 1):
-            if end == len(lengths) or (end + 1 - start) * lengths[end] > self.batch_tokens:
+            if end == len(lengths) or (end + 1 - start) * lengths[end] > budget:
                 yield slice(start, end)
                 start = end
 
@@ -161,11 +162,9 @@ class LiveTextEncoders(Encoders):
         next_prompt: Text after a history, with `data.supervision last`.
         pooled_tokens: Added tokens whose last states are pooled by their mean; 0 pools EOS, as histories do in any case
             with `data.supervision all`.
-        chunk_tokens: Gradient caching: encode in chunks of at most this many padded tokens and keep no activations,
-            so that memory does not bound the batch. None keeps them, which is faster.
 
     Raises:
-        InputError: When `chunk_tokens` is not positive, or `hidden` is given without `dim`.
+        InputError: When `hidden` is given without `dim`.
     """
 
     texts = frozenset({"histories", "items"})
@@ -181,16 +180,12 @@ class LiveTextEncoders(Encoders):
         self_prompt: str = SELF,
         next_prompt: str = NEXT,
         pooled_tokens: int = 0,
-        chunk_tokens: int | None = None,
     ) -> None:
         check_dropout(dropout=dropout)
-        if chunk_tokens is not None and chunk_tokens < 1:
-            raise InputError(f"Expected model.encoders.chunk_tokens to be positive, got {chunk_tokens}")
         if hidden is not None and dim is None:
             raise InputError(f"Expected model.encoders.dim with model.encoders.hidden, got hidden {hidden} and no dim")
         self.backbone, self.dim, self.hidden, self.whiten, self.dropout = backbone, dim, hidden, whiten, dropout
         self.self_prompt, self.next_prompt, self.pooled_tokens = self_prompt, next_prompt, pooled_tokens
-        self.chunk_tokens = chunk_tokens
 
     def item_tokens(self, data: RecDataModule) -> ItemTokenStore:
         """Tokens of what histories read."""
@@ -227,25 +222,9 @@ class LiveTextEncoders(Encoders):
             tokens=tokens,
             prompt=self.backbone.tokens(self.self_prompt),
             head=head(item_projector),
-            batch_tokens=self.chunk_tokens or ITEM_TOKENS,
-            recompute=self.chunk_tokens is not None,
+            held_tokens=lambda: data.held_tokens,
         )
         if data.supervision == "last":
             prompt = self.backbone.tokens(self.next_prompt)
             return PromptedHistory(reader, prompt=prompt, head=head(projector)), items
         return TextHistory(backbone, projector=head(projector), supervision="all"), items
-
-
-def recomputed(encode: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """`encode(*inputs)` without keeping its activations: the backward pass computes them again, dropout and all.
-
-    Gradient caching is this for each chunk of a batch: first representations of all chunks without activations, then
-    the loss's gradient with respect to them, then chunk by chunk the activations and the gradient of the weights.
-    Autograd does it in one backward pass, so that clipping, accumulation and DDP's one reduction per step stay
-    Lightning's own, and gradients are those of the direct pass. (On a GPU its random state is kept for dropout
-    only where an input is a tensor there.)
-
-    Reference: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup (arXiv 2101.06983).
-    """
-    states: Tensor = checkpoint(encode, *inputs, use_reentrant=False)
-    return states

@@ -316,12 +316,16 @@ class Backbone(nn.Module):
         # gradient checkpointing computes layers again, outside of this context
         if read is not None and self.model.config.model_type in READ_ALONE and not recomputes_activations(self.model):
             parts = [self.model.layers[-1].get_submodule(name) for name in POSITION_WISE]
-            mask = torch.zeros(shape, dtype=torch.bool, device=read[0].device)
-            mask[read] = True
-            places = mask.flatten().nonzero()[:, 0]
+            # Not `nonzero` of a mask, for whose size a GPU would be waited for. A place that is read n times is
+            # computed n times and counts as 1/n each time, so that its gradient is not n times too large.
+            places = (read[0] * shape[1] + read[1]).flatten()
+            counts = torch.zeros(shape.numel(), device=places.device).index_add(
+                0, places, torch.ones_like(places).float()
+            )
+            shares = 1 / counts.index_select(0, places)
         before = [part.__dict__.get("forward") for part in parts]  # set by a library's own hooks
         for part in parts:
-            part.forward = partial(_at, places, part.forward)
+            part.forward = partial(_at, places, shares, part.forward)
         try:
             yield
         finally:
@@ -355,9 +359,13 @@ class Backbone(nn.Module):
 
 
 def _at(
-    places: Int[Tensor, " places"], forward: Callable[[Tensor], Tensor], states: Float[Tensor, "batch tokens width"]
+    places: Int[Tensor, " places"],
+    shares: Float[Tensor, " places"],
+    forward: Callable[[Tensor], Tensor],
+    states: Float[Tensor, "batch tokens width"],
 ) -> Float[Tensor, "batch tokens out"]:
     """A position-wise `forward` at some positions, counted over the whole batch; zeros elsewhere."""
     batch, tokens, _ = states.shape
     found = forward(states.flatten(0, 1)[places][None])[0]
-    return found.new_zeros(batch * tokens, found.shape[1]).index_copy(0, places, found).view(batch, tokens, -1)
+    found = found * shares[:, None].to(found.dtype)
+    return found.new_zeros(batch * tokens, found.shape[1]).index_add(0, places, found).view(batch, tokens, -1)

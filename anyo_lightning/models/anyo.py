@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -41,16 +42,23 @@ class Anyo(RetrievalModule):
         """The chance of each item to be a negative."""
         counts = torch.from_numpy(data.split.training_counts())[self.training_items].double()
         self.probabilities = inclusion_probabilities(counts**self.popularity, self.negatives)
+        self.candidates = self.training_items.clone()  # stays on the CPU, where the sample is drawn
 
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Sampled softmax; the items of the batch are encoded once each."""
         sample = systematic_sample(self.probabilities, generator=self.shared_random if self.shared_negatives else None)
-        log_expected = self.probabilities[sample].log().float().to(states.device)
-        negatives = self.training_items[sample.to(states.device)]
-        distinct, place = torch.unique(torch.cat([batch.targets, negatives]), return_inverse=True)
-        vectors = self.encode_items(distinct)[place]
+        log_expected = self.probabilities[sample].log().float().to(states.device, non_blocking=True)
+        negatives = self.candidates[sample]
+        # Which items are distinct is found on the CPU: asked for that, torch would wait for the GPU.
+        items = torch.cat([batch.on_cpu.targets.cpu(), negatives]).numpy()
+        distinct, place = (
+            torch.from_numpy(found).to(states.device, non_blocking=True)
+            for found in np.unique(items, return_inverse=True)
+        )
+        negatives = negatives.to(states.device, non_blocking=True)
+        vectors = self.encode_items(distinct).index_select(0, place)
         loss = sampled_softmax(
             states,
             vectors[: len(states)],

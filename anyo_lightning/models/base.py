@@ -20,6 +20,7 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.encoders.base import CountsTokens, Encoders, SharesTokens
+from anyo_lightning.encoders.recompute import recomputed
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import peak_memory_gib
 from anyo_lightning.internals import forget_counted_loader, keep_from_ddp, trainer_of
@@ -28,10 +29,12 @@ from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.llm.quantisation import parameter_count
 from anyo_lightning.losses import full_softmax
 from anyo_lightning.models import identity
+from anyo_lightning.models.fitting import find_held_tokens
 from anyo_lightning.models.schedule import learning_rate_schedule
 
 T = TypeVar("T")
 CATALOGUE_BLOCK = 1024  # items that one process encodes at a time
+ONE_ITEM = [np.zeros(1, dtype=np.int64)]  # a history that is read only to take part in a pass
 
 
 @dataclass
@@ -84,7 +87,7 @@ class RetrievalModule(LightningModule):
         self.built = False
         self._saved_in: Path | None = None
         self.seen = Seen()
-        self._accumulated: list[float] = []  # targets of each batch whose gradients wait for their step
+        self.held: Tensor | None = None  # what `data.micro_batch_tokens auto` has found, to be logged
         self.shared_random = torch.Generator()
         self.register_buffer("training_items", torch.empty(0, dtype=torch.long), persistent=False)
         self.register_buffer("position_in_training", torch.empty(0, dtype=torch.long), persistent=False)
@@ -227,10 +230,46 @@ class RetrievalModule(LightningModule):
             self.seen.tokens += batch.token_count - saved
         return self.encode_batch(batch)
 
+    @property
+    def reads_in_loss(self) -> bool:
+        """Whether the loss has encoders read more, so that no part of a batch may keep its activations until then."""
+        return False
+
     def encode_batch(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
-        """What `forward` does, without counting."""
-        states: Tensor = self.history_encoder(batch)
-        return states
+        """What `forward` does, without counting.
+
+        In training, a batch of more than `data.held_tokens` is read in parts of similar length. Their activations are
+        computed again in the backward pass, except those of the last part, whose backward pass comes first. A batch
+        without histories (a process without a share of a step) has no states, but all trained weights have their place
+        in its graph, and sharded ones their pass.
+        """
+        held = self.data.held_tokens if self.training and torch.is_grad_enabled() else None
+        states: Tensor
+        if not len(batch.user):
+            cut, parts = [], [self.reading.collate(ONE_ITEM)]
+        elif held is None:
+            states = self.history_encoder(batch)
+            return states
+        else:
+            cut = TokenBudgetBatches(batch.lengths, budget=held, seed=None).batches()
+            if len(cut) == 1:  # as it is, in its own order
+                cut, parts = [np.arange(len(batch.user))], [batch]
+            else:
+                parts = [batch.of_rows(rows) for rows in cut]
+        if held is not None:
+            parts = self.as_many_passes(parts)
+        found = []
+        for number, part in enumerate(parts, start=1):
+            here = part.to(self.device)
+            if held is None or (number == len(parts) and not self.reads_in_loss):
+                found.append(self.history_encoder(here))
+            else:
+                found.append(recomputed(lambda _, here=here: self.history_encoder(here), here.item_ids))
+        return torch.cat(found).index_select(0, batch.places_after(cut).to(self.device, non_blocking=True))
+
+    def states_of_step(self, batch: HistoryBatch) -> Float[Tensor, "states ..."]:
+        """What a step encodes of a batch before its loss: by this `data.micro_batch_tokens auto` measures memory."""
+        return self.encode_batch(batch)
 
     def encode_histories(
         self,
@@ -243,10 +282,15 @@ class RetrievalModule(LightningModule):
 
         Args:
             histories: Item ids of each history, oldest first, at least one; the latest whole items that fit are read.
+                There may be none.
             hidden: For each history, True at the items whose identity is hidden from the encoder.
             spans: For each history, the tokens that are read instead of each item's own, separator included.
         """
-        states: Tensor = self(self.reading.collate(histories, hidden=hidden, spans=spans).to(self.device))
+        if len(histories):
+            batch = self.reading.collate(histories, hidden=hidden, spans=spans)
+        else:
+            batch = self.reading.collate(ONE_ITEM).of_rows(np.empty(0, dtype=np.int64))
+        states: Tensor = self(batch.to(self.device))
         return states.float()
 
     def encode_in_batches(self, histories: Sequence[np.ndarray], *, budget: int) -> Float[Tensor, "histories dim"]:
@@ -263,8 +307,7 @@ class RetrievalModule(LightningModule):
         )
         rows = np.minimum(np.array(lengths, dtype=np.int64), most) + self.reading.row_tokens
         batches = TokenBudgetBatches(rows, budget=budget, seed=None).batches()
-        one_item = [np.zeros(1, dtype=np.int64)]
-        passes = self.as_many_passes([[histories[row] for row in batch] for batch in batches], spare=one_item)
+        passes = self.as_many_passes([[histories[row] for row in batch] for batch in batches], spare=ONE_ITEM)
         if not passes:
             return self.encode_items(self.training_items[:0])
         places = np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *batches]))
@@ -281,6 +324,24 @@ class RetrievalModule(LightningModule):
             return list(parts)
         return distributed.as_many(parts or [spare], self.device)  # type: ignore[list-item]
 
+    def setup(self, stage: str) -> None:
+        """Refuse what would make a step another one (Lightning calls this before anything is built).
+
+        Raises:
+            InputError: For `trainer.accumulate_grad_batches`.
+        """
+        if stage == "fit" and self.trainer.accumulate_grad_batches != 1:
+            raise InputError(
+                f"Expected trainer.accumulate_grad_batches 1, got {self.trainer.accumulate_grad_batches}: raise "
+                "data.batch_tokens for larger steps, and set data.micro_batch_tokens to the part that fits into memory"
+            )
+
+    def on_train_start(self) -> None:
+        """Find how much of a step fits into memory, where that is asked for."""
+        if self.data.micro_batch_tokens == "auto":
+            self.data.held_tokens = find_held_tokens(self)
+            self.held = torch.tensor(float(self.data.held_tokens), device=self.device)
+
     def on_train_batch_start(self, batch: HistoryBatch, batch_idx: int) -> None:
         """Seed each step from the data's seed, epoch, step and rank: a resumed run draws what another would have drawn.
 
@@ -289,6 +350,8 @@ class RetrievalModule(LightningModule):
         key = [self.data.seed, self.current_epoch, batch_idx]
         torch.manual_seed(int(np.random.SeedSequence([*key, self.global_rank]).generate_state(1)[0]))
         self.shared_random.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        if self.held is not None:
+            self.log("train/micro_batch_tokens", self.held)
 
     def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
         """The mean loss over the batch's targets, which is logged, `weighted`."""
@@ -298,38 +361,26 @@ class RetrievalModule(LightningModule):
         targets = len(states)
         self.seen.targets += targets
         logged = {"train/loss": loss, **{f"train/{name}": value for name, value in parts.items()}}
-        self.log_dict(logged, batch_size=targets, prog_bar=True)
+        self.log_dict(logged, batch_size=max(targets, 1), prog_bar=True)
         return self.weighted(loss, targets)
 
     def weighted(self, loss: Float[Tensor, ""], targets: int) -> Float[Tensor, ""]:
-        """A batch's mean loss times what makes each target weigh the same.
+        """A batch's mean loss times what makes each target of an epoch weigh the same, with `data.supervision last`.
 
-        With `data.supervision last` the losses of an epoch do: `loss · T / mean T`, where T is the number of targets of
-        the batch on all processes, since a batch of short rows holds many times as many as one of long rows. Otherwise
-        the losses that `trainer.accumulate_grad_batches` adds up do: `loss · T / T of the first`, and
-        `on_before_optimizer_step` divides their gradients by the sum of these factors.
+        Computes `loss · T / mean T`, where T is the number of targets of the batch on all processes, since a batch of
+        short rows then holds many times as many as one of long rows.
 
         Args:
             loss: A `global_mean`.
             targets: The number of this process's targets.
         """
-        trainer, mean = trainer_of(self), self.data.targets_per_batch
-        if mean is None and (trainer is None or trainer.accumulate_grad_batches == 1):
+        mean = self.data.targets_per_batch
+        if mean is None:
             return loss
-        total = distributed.sum_over_ranks(targets, self.device)
-        if mean is not None:
-            return loss * (total / mean)
-        self._accumulated.append(total)
-        return loss * (total / self._accumulated[0])
+        return loss * (distributed.total_of(targets, self.device) / mean).to(loss.dtype)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make accumulated gradients those of a mean over targets; log each group's norm, before it is clipped."""
-        if self._accumulated:  # Lightning has divided each loss by the number of batches
-            share = self.trainer.accumulate_grad_batches * self._accumulated[0] / sum(self._accumulated)
-            for parameter in self.parameters():
-                if parameter.grad is not None:
-                    parameter.grad *= share
-            self._accumulated.clear()
+        """Log each group's gradient norm, before it is clipped."""
         for group in optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             self.log(f"grad_norm/{group['name']}", torch.nn.utils.get_total_norm(gradients))
@@ -377,8 +428,8 @@ class RetrievalModule(LightningModule):
         """
         if distributed.world_size() == 1:
             return mean
-        total = distributed.sum_over_ranks(count, self.device)
-        return mean * (count * distributed.world_size() / max(total, 1))
+        counts = distributed.total_of(count, self.device)
+        return mean * (count * distributed.world_size() / counts.clamp(min=1)).to(mean.dtype)
 
     def training_vectors(self) -> Float[Tensor, "training_items dim"]:
         """The vectors over which losses range: of the items that occur in training."""

@@ -144,6 +144,11 @@ class CLLMRec(RetrievalModule):
         contrastive, parts = self.contrastive_loss(states, batch)
         return next_item + self.weight * contrastive, {"next_item": next_item, "contrastive": contrastive, **parts}
 
+    @property
+    def reads_in_loss(self) -> bool:
+        """The views of the histories."""
+        return bool(self.weight)
+
     def contrastive_loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
@@ -154,7 +159,7 @@ class CLLMRec(RetrievalModule):
         for position, view in enumerate(self.views):
             if view in get_args(Kind):
                 found = self._find_written(cast(Kind, view), histories, batch)
-                parts[f"fallback_{view}"] = states.new_tensor(found.count(None) / len(histories))
+                parts[f"fallback_{view}"] = states.new_tensor(found.count(None) / max(len(histories), 1))
                 identities.append(same_text(found, batch.user))
                 encoded = self._encode_written(found, histories)
             elif view == "original" and "original" not in self.views[:position]:
@@ -252,7 +257,7 @@ class CLLMRec(RetrievalModule):
             hidden = [np.ones(len(view.spans), dtype=bool) for view in texts]
             options = {"hidden": hidden, "spans": [view.spans for view in texts]}
             passes.append(([view.items[: len(view.spans)] for view in texts], options))
-        if len(texts) < len(views):
+        if len(texts) < len(views) or not views:  # without histories: one pass, without states
             passes.append(([items for items, view in zip(histories, views, strict=True) if view is None], {}))
         encoded = [self.encode_histories(items, **options) for items, options in self.as_many_passes(passes)]
         missing = torch.tensor([view is None for view in views], device=encoded[0].device)
@@ -261,7 +266,8 @@ class CLLMRec(RetrievalModule):
 
 def same_items(batch: HistoryBatch) -> Int[Tensor, "histories 1"]:
     """A number for each history that two have in common when they read the same items."""
-    return torch.tensor([[_number(items)] for items in batch.histories()], device=batch.user.device)
+    numbers = torch.tensor([_number(items) for items in batch.histories()], dtype=torch.long)
+    return numbers[:, None].to(batch.user.device, non_blocking=True)
 
 
 def same_text(views: list[TokenisedView | None], user: Int[Tensor, " histories"]) -> Int[Tensor, "histories 1"]:
@@ -270,10 +276,10 @@ def same_text(views: list[TokenisedView | None], user: Int[Tensor, " histories"]
     A small model writes some sentences often. A history without a view gets its user's number, below zero.
     """
     numbers = [
-        [-1 - own if view is None else _number(np.concatenate(view.spans))]
+        -1 - own if view is None else _number(np.concatenate(view.spans))
         for view, own in zip(views, user.tolist(), strict=True)
     ]
-    return torch.tensor(numbers, device=user.device)
+    return torch.tensor(numbers, dtype=torch.long)[:, None].to(user.device)
 
 
 def _number(values: np.ndarray) -> int:

@@ -13,7 +13,7 @@ from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import MISSING
-from anyo_lightning.encoders.live import LiveTextEncoders, LiveTextItems, recomputed
+from anyo_lightning.encoders.live import LiveTextEncoders, LiveTextItems
 from anyo_lightning.encoders.whitening import Whitened
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import ItemIndex
@@ -151,19 +151,15 @@ class LLaRA(RetrievalModule):
         counts = torch.from_numpy(data.split.training_counts())
         self.register_buffer("shares", counts / counts.sum(), persistent=False)
 
-    def encode_batch(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
-        """The unit vectors at the supervised boundaries of a batch."""
-        chunk_tokens = self.encoders.chunk_tokens
-        if chunk_tokens is None or not self.training:
-            return super().encode_batch(batch)
-        assert batch.token_ids is not None
-        parts = self.as_many_passes(batch.split(max(chunk_tokens // batch.token_ids.shape[1], 1)))
-        states = [recomputed(lambda _, part=part: self.history_encoder(part), part.item_ids) for part in parts]
-        return torch.cat(states)[: len(batch.targets)]
+    @property
+    def reads_in_loss(self) -> bool:
+        """Yes: the items of the step."""
+        return True
 
     def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
         """The loss of a random choice of boundaries."""
-        return super().training_step(sample_targets(batch, self.targets_per_history), batch_idx)
+        sampled = sample_targets(batch.on_cpu, self.targets_per_history)
+        return super().training_step(sampled.to(self.device), batch_idx)
 
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
@@ -179,8 +175,8 @@ class LLaRA(RetrievalModule):
         vectors = vectors[distributed.gather_rows(own).argsort()]
         excluded = None
         if self.mask_false_negatives:
-            history = batch.target_mask.nonzero()[:, 0]
-            excluded = self.owned(batch.user, items)[history]
+            history = batch.target_places[0]
+            excluded = self.owned(batch.on_cpu.user, items)[history]
         temperature = self.current_temperature()
         loss = info_nce(
             states,

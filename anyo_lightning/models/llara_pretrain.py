@@ -1,5 +1,7 @@
 """LLaRA's pre-training: the LLM learns to put a text, and what follows it, into one vector."""
 
+import sys
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -8,8 +10,10 @@ from torch import Tensor
 from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.encoders.live import LiveTextEncoders, LiveTextItems
 from anyo_lightning.encoders.pretext import PretextRows, output_embeddings
+from anyo_lightning.encoders.recompute import recomputed
 from anyo_lightning.errors import InputError
 from anyo_lightning.losses import bag_of_tokens
 from anyo_lightning.models.base import RetrievalModule
@@ -57,27 +61,47 @@ class LLaRAPretrain(RetrievalModule):
         self.prompts = [llm.tokens(prompt) for prompt in (self.encoders.self_prompt, self.encoders.next_prompt)]
         self.register_buffer("head", output_embeddings(self.backbones[0]).detach(), persistent=False)
 
+    def states_of_step(self, batch: HistoryBatch) -> Float[Tensor, "items 2 width"]:
+        """Those of the distinct items that are read in training."""
+        return self.pretext_states(torch.unique(batch.item_ids[batch.target_places]))
+
     def pretext_states(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items 2 width"]:
-        """Each item's SELF and NEXT states."""
+        """Each item's SELF and NEXT states, in parts of at most `data.held_tokens`, which keep no activations."""
+        texts, behind = self.item_encoder.texts(item_ids), self.tokens_behind
+        held = self.data.held_tokens
+        lengths = np.array([len(text) + behind for text in texts], dtype=np.int64)
+        cut = TokenBudgetBatches(lengths, budget=held or sys.maxsize, seed=None).batches()
+        parts = [[texts[row] for row in rows] for rows in cut] or [self.item_encoder.texts(self.training_items[:1])]
+        if held is not None:
+            parts = self.as_many_passes(parts)
+        states = torch.cat([self._read(part, keep=held is None or len(parts) == 1) for part in parts])
+        places = torch.from_numpy(np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *cut])))
+        return states.index_select(0, places.to(self.device))
+
+    @property
+    def tokens_behind(self) -> int:
+        """Tokens that are read behind each text: both prompts and what is pooled of each."""
+        return sum(len(prompt) + self.item_encoder.reader.count for prompt in self.prompts)
+
+    def _read(self, texts: list[np.ndarray], *, keep: bool) -> Float[Tensor, "texts 2 width"]:
         reader = self.item_encoder.reader
-        texts = self.item_encoder.texts(item_ids)
         rows = PretextRows.of(
             texts, self_prompt=self.prompts[0], next_prompt=self.prompts[1], end=reader.end, count=reader.count
         )
-        self.seen.tokens += sum(map(len, texts)) + len(texts) * sum(len(p) + reader.count for p in self.prompts)
-        states: Tensor = reader(
-            rows.token_ids.to(self.device),
-            rows.pooled.to(self.device),
-            attention_mask=rows.attention_mask.to(self.device),
-            position_ids=rows.position_ids.to(self.device),
-        )
-        return states
+        inputs = [t.to(self.device) for t in (rows.token_ids, rows.pooled, rows.attention_mask, rows.position_ids)]
+
+        def read(token_ids: Tensor, pooled: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+            states: Tensor = reader(token_ids, pooled, attention_mask=mask, position_ids=positions)
+            return states
+
+        return read(*inputs) if keep else recomputed(read, *inputs)
 
     def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
         """EBAE of the batch's items and EBAR of its pairs of item and target."""
-        inputs, targets = batch.item_ids[batch.target_mask], batch.targets
+        inputs, targets = batch.item_ids[batch.target_places], batch.targets
         items, place = torch.unique(inputs, return_inverse=True)
         states = self.pretext_states(items)
+        self.seen.tokens += sum(map(len, self.item_encoder.texts(items))) + len(items) * self.tokens_behind
         head = self.get_buffer("head")
         # Means over all processes' distinct items and pairs, as in global_mean.
         everyone, processes = distributed.gather_rows(items), distributed.world_size()
@@ -88,7 +112,7 @@ class LLaRAPretrain(RetrievalModule):
         ebar = bag_of_tokens(states[:, 1], head, *self.bags(targets, place, processes / pairs))
         self.seen.targets += len(targets)
         logged = {"train/loss": ebae + ebar, "train/ebae": ebae, "train/ebar": ebar}
-        self.log_dict(logged, batch_size=len(targets), prog_bar=True)
+        self.log_dict(logged, batch_size=max(len(targets), 1), prog_bar=True)
         return self.weighted(ebae + ebar, len(targets))
 
     def encode_items(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items hidden"]:
@@ -113,7 +137,7 @@ class LLaRAPretrain(RetrievalModule):
             shares: The weight of each item; its tokens share it equally.
         """
         bags = [np.unique(text) for text in self.item_encoder.texts(item_ids)]
-        sizes = torch.tensor([len(bag) for bag in bags], device=self.device)
-        tokens = torch.from_numpy(np.concatenate(bags).astype(np.int64)).to(self.device)
+        sizes = torch.tensor([len(bag) for bag in bags], dtype=torch.long, device=self.device)
+        tokens = torch.from_numpy(np.concatenate([np.empty(0), *bags]).astype(np.int64)).to(self.device)
         weights = (shares / sizes).repeat_interleave(sizes)
         return torch.stack([states.repeat_interleave(sizes), tokens], dim=1), weights

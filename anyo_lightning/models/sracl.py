@@ -140,6 +140,11 @@ class SRACL(RetrievalModule):
             loss = loss + self.beta * parts["intra_user"]
         return loss, parts
 
+    @property
+    def reads_in_loss(self) -> bool:
+        """The views of the histories, and their neighbours where no bank has them."""
+        return bool(self.beta or (self.alpha and not self.bank))
+
     def inter_user(
         self, last: Float[Tensor, "batch dim"], batch: HistoryBatch, rows: Int[Tensor, " rows"]
     ) -> Float[Tensor, ""]:

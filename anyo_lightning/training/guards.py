@@ -1,6 +1,6 @@
 """What stops a run in time, with a sentence, and loses nothing: divergence, memory, pre-emption, early stopping."""
 
-import re
+import math
 import signal
 from typing import Any
 
@@ -14,10 +14,9 @@ from torch import Tensor
 from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.errors import InputError
+from anyo_lightning.hardware import is_out_of_memory
 from anyo_lightning.internals import training_continues
 from anyo_lightning.runs import RunFolder
-
-CPU_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough)")
 
 
 class Guards(Callback):
@@ -29,7 +28,7 @@ class Guards(Callback):
       Lightning's own handler starts a collective wherever the signal finds a process: two that get it at different
       places wait for each other forever. Ours takes a note, and after each step all ask whether anyone has one. A
       step and the validation that follows it are one: resumed in between, Lightning would leave the validation out,
-      and resumed within it, it would be one of fewer users. So are the batches whose gradients one step adds up.
+      and resumed within it, it would be one of fewer users.
     - A run that early stopping has ended does not train another epoch when it is started again.
 
     Args:
@@ -39,6 +38,7 @@ class Guards(Callback):
     def __init__(self, run: RunFolder) -> None:
         self.run = run
         self.batch: HistoryBatch | None = None
+        self.loss: Tensor | None = None
         self.fitted = 0  # padded tokens of the largest batch that went through
         self.terminated = False
 
@@ -87,20 +87,28 @@ class Guards(Callback):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Refuse a loss that is not finite.
+        """Keep the loss: it is looked at when a GPU has been given the backward pass, too."""
+        self.loss = loss.detach()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Refuse a loss that is not finite, before a weight is changed.
 
         Raises:
             InputError: Naming step, batch and users.
         """
-        if bool(loss.isfinite()):
+        assert self.loss is not None
+        loss = float(self.loss)
+        if math.isfinite(loss):
             return
         assert self.batch is not None
-        rows = np.unique(self.batch.user.cpu().numpy())
+        rows = np.unique(self.batch.on_cpu.user.cpu().numpy())
         users = trainer.datamodule.split.user_ids[rows]  # type: ignore[attr-defined]
         shown = ", ".join(map(str, users[:5])) + (f" and {len(users) - 5} others" if len(users) > 5 else "")
         batch = trainer.fit_loop.epoch_loop.batch_idx + 1
         raise InputError(
-            f"Training has diverged: the loss is {float(loss)} in step {trainer.global_step + 1} (epoch "
+            f"Training has diverged: the loss is {loss} in step {trainer.global_step + 1} (epoch "
             f"{trainer.current_epoch}, batch {batch}, users {shown}). Lower the learning rate; the last good "
             f"checkpoint is in {self.run.checkpoints}"
         )
@@ -115,10 +123,11 @@ class Guards(Callback):
             trainer.save_checkpoint(self.run.last_checkpoint)
         if self.batch is not None and is_out_of_memory(exception):
             now = padded_tokens(self.batch)
-            fits = f"a batch of {self.fitted} has fitted" if self.fitted else f"half may fit: {now // 2}"
+            fits = f"a step of {self.fitted} has fitted" if self.fitted else f"half may fit: {max(now // 2, 1)}"
             raise InputError(
-                f"Out of memory at {now} padded tokens in {len(self.batch.user)} histories: lower data.batch_tokens "
-                f"({fits}), data.max_items or data.max_tokens, or set model.encoders.backbone.gradient_checkpointing"
+                f"Out of memory at {now} padded tokens in {len(self.batch.user)} histories: set "
+                f"data.micro_batch_tokens to less ({fits}), which changes no step, or lower data.max_items or "
+                "data.max_tokens, or set model.encoders.backbone.gradient_checkpointing"
             ) from exception
 
     def _note_sigterm(self, *_: Any) -> None:
@@ -128,9 +137,3 @@ class Guards(Callback):
 def padded_tokens(batch: HistoryBatch) -> int:
     """The size of a batch with its padding and prompts: tokens, or items where no text is read."""
     return (batch.item_ids if batch.token_ids is None else batch.token_ids).numel() + batch.row_tokens * len(batch.user)
-
-
-def is_out_of_memory(exception: BaseException) -> bool:
-    """Whether a GPU's or the CPU's allocator failed."""
-    found = isinstance(exception, RuntimeError) and CPU_OUT_OF_MEMORY.search(str(exception)) is not None
-    return isinstance(exception, torch.OutOfMemoryError) or found
