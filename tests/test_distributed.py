@@ -308,7 +308,7 @@ def test_sigterm_loses_no_validation(run: Run, loops: list[str], tmp_path: Path)
     run("fit", *options, f"--run={whole.path}")
     told = (
         "import os; from anyo_lightning.training.guards import Guards; "
-        "Guards.on_before_backward = lambda _, trainer, *__: "
+        "Guards.on_before_zero_grad = lambda _, trainer, *__: "
         "trainer.fit_loop.epoch_loop.batch_idx == 2 and os.kill(os.getpid(), 15)"
     )
     run("fit", *options, f"--run={parts.path}", limit=told)
