@@ -131,7 +131,7 @@ class Ours(Head):
     def __init__(self, folder: Path, **options: object) -> None:
         backbone = Backbone(str(folder), lora=LORA, dtype=str(dtype()).removeprefix("torch."), **options)  # type: ignore[arg-type]
         super().__init__(backbone.hidden_size)
-        self.backbone = backbone
+        self.backbone = backbone.place(device())  # compiles, or puts Liger's kernels in where they are installed
 
     def forward(self, batch: Batch) -> Tensor:
         """The mean loss."""
