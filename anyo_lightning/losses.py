@@ -192,7 +192,8 @@ def _fused(states: Tensor, vectors: Tensor, targets: Tensor, rows: int) -> Float
 def _recomputed(states: Tensor, vectors: Tensor, targets: Tensor, rows: int) -> Float[Tensor, ""]:
     """The same sum, holding the logits of one chunk of rows at a time, in the forward and in the backward pass."""
     total = states.new_zeros(())
-    for chunk, wanted in zip(states.split(rows), targets.split(rows), strict=True):  # one empty chunk without targets
+    chunks = zip(torch.split(states, rows), torch.split(targets, rows), strict=True)  # without targets one, empty
+    for chunk, wanted in chunks:
         total = total + checkpoint(_chunk_loss, chunk, vectors, wanted, use_reentrant=False, preserve_rng_state=False)
     return total
 
