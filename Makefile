@@ -103,7 +103,8 @@ LOWEST := backbone encoders models losses internals costs callback delimited ind
 
 test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/pytest --numprocesses 2 -m "not distributed and not browser and not slow" \
-		$(LOWEST:%=tests/test_%.py) tests/test_cli.py::test_every_configuration_survives_a_step
+		$(LOWEST:%=tests/test_%.py) tests/test_cli.py::test_every_configuration_survives_a_step \
+		tests/test_cli.py::test_mistakes_are_one_sentence
 
 test-distributed: .venv/installed
 	$(BIN)/pytest -m distributed
