@@ -93,7 +93,7 @@ $(RUNS)/%/metrics.json: | .venv/installed
 test: .venv/installed
 	$(BIN)/pytest --numprocesses 2 -m "not distributed"
 
-LOWEST := backbone encoders models losses internals costs callback delimited index report
+LOWEST := sources backbone encoders models losses internals costs callback delimited index report
 .venv-lowest/installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt torch

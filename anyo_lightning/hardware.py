@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from anyo_lightning.internals import cpu_has_bfloat16
+
 CPU_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough)")
 
 
@@ -17,8 +19,7 @@ def fast_dtype() -> Literal["bfloat16", "float32"]:
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        found = torch.cpu.get_capabilities()  # its names differ between x86 and ARM
-        native = torch.backends.mps.is_available() or any(map(found.get, ("avx512_bf16", "amx_bf16", "bf16")))
+        native = torch.backends.mps.is_available() or cpu_has_bfloat16()
     return "bfloat16" if native else "float32"
 
 

@@ -6,6 +6,8 @@ Each with its reason, and with what happens where it is missing; a later version
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch import nn
@@ -120,3 +122,15 @@ def apply_liger(model: Any) -> None:
 
     options = {"rope": True, "rms_norm": True, "swiglu": True}
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False, **options)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU's own instructions multiply in bfloat16.
+
+    Torch 2.10 and older lack the public `get_capabilities`; their private functions know x86 alone, so that an ARM CPU
+    counts as one without.
+    """
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()  # its names differ between x86 and ARM
+        return any(map(found.get, ("avx512_bf16", "amx_bf16", "bf16")))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -153,7 +153,7 @@ def test_auto_is_what_the_hardware_has(tiny_llm: str, monkeypatch: pytest.Monkey
         ({"neon": True, "bf16": True}, "bfloat16"),
         ({"neon": True}, "float32"),
     ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
         backbone = Backbone(tiny_llm)
         assert backbone.identity["dtype"] == dtype
         assert backbone.dtype == next(backbone.parameters()).dtype == getattr(torch, dtype)
@@ -161,6 +161,17 @@ def test_auto_is_what_the_hardware_has(tiny_llm: str, monkeypatch: pytest.Monkey
     for native in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
         assert fast_dtype() == ("bfloat16" if native else "float32")
+
+
+@pytest.mark.parametrize("name", ["_is_avx512_bf16_supported", "_is_amx_tile_supported", None])
+def test_auto_on_a_torch_without_capabilities(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    """Torch 2.10 and older lack `get_capabilities`: either of two sets of instructions is enough."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    for known in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, known, lambda known=known: known == name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert fast_dtype() == ("float32" if name is None else "bfloat16")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -307,6 +307,7 @@ class AnyoCLI(LightningCLI):
         rows, queries = (
             distributed.gather_rows(torch.cat([batch[key] for batch in found]).to(self.trainer.strategy.root_device))
             .cpu()
+            .to_dense()  # a floor's are sparse
             .numpy()
             for key in ("row", "query")
         )
