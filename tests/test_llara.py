@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from anyo_lightning.data.batches import HistoryBatch
+from anyo_lightning.data.splits import MISSING
 from anyo_lightning.encoders import live
 from anyo_lightning.encoders.live import LiveTextEncoders, LiveTextItems, PromptedHistory
 from anyo_lightning.encoders.pretext import PretextRows, output_embeddings
@@ -214,7 +215,7 @@ def test_a_bidirectional_backbone_is_refused(tiny_bert: str, make_data: MakeData
 def test_loss_is_info_nce_over_the_step(built: Make, masked: bool, corrected: bool) -> None:
     """Summed by hand: every distinct target of the step is a negative, except what the user has in training."""
     model = built(mask_false_negatives=masked, popularity_correction=corrected, temperature=0.2)
-    batch = batch_of(model).split(3)[0]
+    batch = batch_of(model).of_rows(np.arange(3))
     states, split = model(batch).detach(), model.data.split
     vectors, targets = model.encode_catalogue(), batch.targets.tolist()
     users = batch.user[batch.target_mask.nonzero()[:, 0]].tolist()
@@ -299,7 +300,7 @@ def test_a_learned_temperature_keeps_its_gradient_at_the_floor(make: Make, make_
 def test_mined_negatives_are_the_best_items_that_a_user_does_not_have(built: Make) -> None:
     """By the state before the last training item; other validation and test items change nothing."""
     model = built(hard_negatives=2, mined_negatives=4)
-    assert bool((model.mined == llara.MISSING).all())
+    assert bool((model.mined == MISSING).all())
     assert len(model.sample_mined(torch.arange(40))) == 0
     model.mine()
     mined, split, vectors = model.mined.clone(), model.data.split, model.encode_catalogue()
@@ -323,7 +324,7 @@ def test_mined_negatives_are_the_best_items_that_a_user_does_not_have(built: Mak
 def test_mined_negatives_join_the_loss(built: Make) -> None:
     """With a list of items that are no targets, the step encodes those too; logQ leaves them alone."""
     model = built(hard_negatives=1, mined_negatives=1, popularity_correction=True)
-    batch = batch_of(model).split(2)[0]
+    batch = batch_of(model).of_rows(np.arange(2))
     plain = model.loss(model(batch), batch)[0].item()
     absent = next(item for item in range(16) if item not in batch.targets.tolist())
     model.mined.fill_(absent)
@@ -529,7 +530,7 @@ def test_a_run_starts_from_one_with_other_negatives(
     for key, value in saved.items():
         assert key == "mined" or torch.equal(state[key], value), key
     assert ("mined" in state) == (then > 0)
-    assert not then or bool((model.mined == llara.MISSING).all())
+    assert not then or bool((model.mined == MISSING).all())
 
 
 def test_checkpoint_restores_exactly(make: Make, make_data: MakeData, tmp_path: Path) -> None:
