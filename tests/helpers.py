@@ -13,10 +13,11 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.evaluation.callback import RetrievalMetrics
+from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.runs import RunFolder
@@ -37,6 +38,28 @@ Model = TypeVar("Model", bound=RetrievalModule)
 def tiny(folder: str, **changes: Any) -> LLM:
     """A language model with LoRA, in float32, so that equalities hold to rounding."""
     return LLM(folder, **({"dtype": "float32", "lora": LORA} | changes))
+
+
+def started_backbone(folder: str, **options: Any) -> Backbone:
+    """A language model, by default a `tiny` one, whose LoRA has an effect."""
+    torch.manual_seed(0)
+    backbone = Backbone(folder, **({"dtype": "float32", "lora": LORA} | options))
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return backbone
+
+
+def assert_same_values_and_gradients(found: Tensor, expected: Tensor, inputs: Sequence[Tensor]) -> None:
+    """Equal, and so are the gradients of a random projection of each, up to rounding of their dtype."""
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn(expected.shape, dtype=expected.dtype, generator=torch.Generator().manual_seed(1))
+    for one, other in zip(
+        torch.autograd.grad((found * weight).sum(), inputs),
+        torch.autograd.grad((expected * weight).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
 
 
 def prepare(model: Model, data: RecDataModule, *, saved: dict[str, Tensor] | None = None) -> Model:

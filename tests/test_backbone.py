@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers import LORA
+from helpers import LORA, assert_same_values_and_gradients
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -366,14 +366,7 @@ def test_causal_attention_equals_torchs(tokens: int, key_heads: int) -> None:
     inputs = [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in shapes]
     expected = F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
     found = causal_attention(*inputs, scaling=8**-0.5)
-    torch.testing.assert_close(found, expected)
-    weight = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
-    for one, other in zip(
-        torch.autograd.grad((found * weight).sum(), inputs),
-        torch.autograd.grad((expected * weight).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other)
+    assert_same_values_and_gradients(found, expected, inputs)
 
 
 def test_self_check_names_what_is_wrong(tiny_llm: str, tiny_bert: str) -> None:

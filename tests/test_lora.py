@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import LORA
+from helpers import LORA, started_backbone
 from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
@@ -31,16 +31,6 @@ def by_peft(backbone: Backbone) -> Backbone:
         if isinstance(module, Adapted):
             module.__class__ = LoraLinear
     return copied
-
-
-def started(folder: str, **options: Any) -> Backbone:
-    """A backbone whose LoRA has an effect."""
-    torch.manual_seed(0)
-    backbone = Backbone(folder, **({"dtype": "float32", "lora": LORA} | options))
-    for name, parameter in backbone.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
-    return backbone
 
 
 def pass_of(backbone: Backbone, ids: Tensor, **options: Any) -> tuple[Tensor, list[Tensor]]:
@@ -79,7 +69,7 @@ def test_equal_to_pefts(
     dtype: torch.dtype, hooked: bool, read: bool, tiny_llm: str, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """States, gradients of LoRA and of the input; a base layer with hooks is called as a module."""
-    backbone = started(tiny_llm, dtype=str(dtype).removeprefix("torch."))
+    backbone = started_backbone(tiny_llm, dtype=str(dtype).removeprefix("torch."))
     options = {"read": (torch.tensor([0, 2, 1]), torch.tensor([10, 3, 0]))} if read else {}
     expected = pass_of(by_peft(backbone), ids, **options)
     seen: list[int] = []
@@ -115,7 +105,7 @@ def test_rounds_less_than_pefts(dtype: torch.dtype) -> None:
 
 def test_names_and_copies_are_pefts(tiny_llm: str, ids: Tensor) -> None:
     """State-dict keys are those of peft, and a copied model computes the same."""
-    backbone = started(tiny_llm)
+    backbone = started_backbone(tiny_llm)
     assert list(backbone.state_dict()) == list(by_peft(backbone).state_dict())
     assert all(isinstance(module, LoraLinear) for module in backbone.modules() if isinstance(module, Adapted))
     torch.testing.assert_close(copy.deepcopy(backbone)(ids), backbone(ids), rtol=0, atol=0)
@@ -130,7 +120,7 @@ def test_a_bias_is_added(tmp_path: Any, ids: Tensor, monkeypatch: pytest.MonkeyP
         if name.endswith("bias"):
             nn.init.normal_(parameter)
     model.save_pretrained(str(tmp_path))
-    backbone = started(str(tmp_path))
+    backbone = started_backbone(str(tmp_path))
     expected = pass_of(by_peft(backbone), ids)
     calls = count(monkeypatch)
     assert_close(pass_of(backbone, ids), expected, 2e-5)
@@ -155,7 +145,7 @@ def test_what_else_peft_does(
         small = {"vocab_size": 256, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64}
         Qwen2Model(Qwen2Config(**small, num_attention_heads=4, num_key_value_heads=2)).save_pretrained(str(tmp_path))
         tiny_llm = str(tmp_path)
-    backbone = started(tiny_llm, lora=LORA | lora)
+    backbone = started_backbone(tiny_llm, lora=LORA | lora)
     calls = count(monkeypatch)
     results = []
     for one in (backbone, by_peft(backbone)):
@@ -170,7 +160,7 @@ def test_what_else_peft_does(
 
 def test_merged_and_several_adapters(tiny_llm: str, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that were merged into the base are not added again; several adapters are added by peft."""
-    backbone = started(tiny_llm)
+    backbone = started_backbone(tiny_llm)
     expected = backbone(ids)
     layers = [module for module in backbone.modules() if isinstance(module, Adapted)]
     second = LoraConfig(r=2, lora_alpha=4, init_lora_weights=False)
@@ -189,7 +179,7 @@ def test_merged_and_several_adapters(tiny_llm: str, ids: Tensor, monkeypatch: py
 
 def test_no_gradient_where_none_is_asked_for(tiny_llm: str, ids: Tensor) -> None:
     """Frozen weights get none; a frozen A gets none while B does."""
-    backbone = started(tiny_llm)
+    backbone = started_backbone(tiny_llm)
     for name, parameter in backbone.named_parameters():
         if "lora_A" in name:
             parameter.requires_grad_(False)
@@ -203,5 +193,5 @@ def test_equal_on_the_real_model() -> None:
     """Three layers in float32 and bfloat16."""
     ids = torch.randint(1, 1000, (2, 50), generator=torch.Generator().manual_seed(0))
     for dtype, tolerance in (("float32", 2e-5), ("bfloat16", 5e-2)):
-        backbone = started("smollm2-135m-instruct", dtype=dtype, layers=3)
+        backbone = started_backbone("smollm2-135m-instruct", dtype=dtype, layers=3)
         assert_close(pass_of(backbone, ids), pass_of(by_peft(backbone), ids), tolerance)

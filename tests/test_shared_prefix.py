@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers import LORA
+from helpers import started_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,16 +24,6 @@ SMALL = {
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }
 PREFIX, ROWS, TOKENS = 5, 4, 7
-
-
-def started(folder: str, **options: Any) -> Backbone:
-    """A backbone whose LoRA has an effect."""
-    torch.manual_seed(0)
-    found = Backbone(folder, **({"dtype": "float32", "lora": LORA} | options))
-    for name, parameter in found.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
-    return found
 
 
 def pass_of(model: Backbone, *, read: Any = None, prefix: int = PREFIX, tokens: int = TOKENS) -> list[Tensor]:
@@ -74,7 +64,7 @@ def test_equal_to_a_prefix_in_each_row(
     read: Any, checkpointing: bool, tiny_llm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With and without recomputed activations, all states or some; the prefix costs its tokens once."""
-    model = started(tiny_llm, gradient_checkpointing=checkpointing)
+    model = started_backbone(tiny_llm, gradient_checkpointing=checkpointing)
     seen = tokens_seen(model)
     expected = in_each_row(monkeypatch, model, read=read)
     assert seen[0] == ROWS * (PREFIX + TOKENS)
@@ -87,7 +77,7 @@ def test_equal_to_a_prefix_in_each_row(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision(dtype: str, tiny_llm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far apart as rounding puts them; float16 takes torch's attention."""
-    model = started(tiny_llm, dtype=dtype)
+    model = started_backbone(tiny_llm, dtype=dtype)
     found, expected = pass_of(model), in_each_row(monkeypatch, model)
     assert_close(found, expected, states=0.05, gradients=0.1)
 
@@ -98,7 +88,7 @@ def test_families_that_share(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(name, **SMALL)
     transformers.AutoModel.from_config(config).save_pretrained(str(tmp_path))
-    model = started(str(tmp_path))
+    model = started_backbone(str(tmp_path))
     assert model.shares_prefix(PREFIX + TOKENS)
     seen = tokens_seen(model)
     found = pass_of(model)
@@ -121,7 +111,7 @@ def test_others_read_it_in_each_row(config: Any, options: dict[str, str], tmp_pa
     """Unknown families, other attentions and short windows: the states are those of whole rows."""
     torch.manual_seed(0)
     transformers.AutoModel.from_config(config).save_pretrained(str(tmp_path))
-    model = started(str(tmp_path), **options).eval()
+    model = started_backbone(str(tmp_path), **options).eval()
     assert not model.shares_prefix(PREFIX + TOKENS)
     prefix, rows = model.embed(torch.arange(1, 1 + PREFIX)), model.embed(torch.arange(8, 29).view(3, 7))
     whole = model(input_embeddings=torch.cat([prefix.expand(3, -1, -1), rows], dim=1))
@@ -132,7 +122,7 @@ def test_others_read_it_in_each_row(config: Any, options: dict[str, str], tmp_pa
 
 def test_no_prefix_and_one_row(tiny_llm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty prefix is none; the states after a layer are those of whole rows."""
-    model = started(tiny_llm)
+    model = started_backbone(tiny_llm)
     rows = model.embed(torch.arange(8, 29).view(3, 7))
     torch.testing.assert_close(model(input_embeddings=rows, prefix=rows[0, :0]), model(input_embeddings=rows))
     whole = model(input_embeddings=torch.cat([rows[0, :2].expand(3, -1, -1), rows], dim=1), layer=1)
@@ -161,7 +151,7 @@ def test_attention_to_earlier_keys(tokens: int, keys: int) -> None:
 
 def test_rows_do_not_see_each_other(tiny_llm: str) -> None:
     """A changed row changes no other; a changed prefix changes all."""
-    model = started(tiny_llm)
+    model = started_backbone(tiny_llm)
     prefix, rows = model.embed(torch.arange(1, 4)), model.embed(torch.arange(8, 29).view(3, 7))
     other = rows.clone()
     other[1] += 1
@@ -185,7 +175,7 @@ def batch_of(lengths: list[int], items: int) -> HistoryBatch:
 @pytest.mark.parametrize("supervision", ["all", "last"])
 def test_item_vectors_behind_a_prompt(supervision: str, tiny_llm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """States and gradients of the encoder, response marker and all, whose batch counts the prompt once."""
-    model = started(tiny_llm)
+    model = started_backbone(tiny_llm)
     seen = tokens_seen(model)
     encoder = ItemTokenHistory(
         model,
@@ -231,5 +221,5 @@ def test_attention_is_torchs_where_blocks_do_not_fit(dtype: torch.dtype, monkeyp
 def test_equal_on_the_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three layers in float32 and bfloat16."""
     for dtype, states, gradients in (("float32", 1e-5, 1e-4), ("bfloat16", 0.02, 0.05)):
-        model = started("smollm2-135m-instruct", dtype=dtype, layers=3)
+        model = started_backbone("smollm2-135m-instruct", dtype=dtype, layers=3)
         assert_close(pass_of(model), in_each_row(monkeypatch, model), states=states, gradients=gradients)

@@ -60,7 +60,7 @@ def shard_layers(model: nn.Module, device: torch.device) -> None:
 
 
 def _give_back(layer: nn.Module, *_: Any) -> None:
-    """Keep only the share after a pass that is computed again as a whole (gradient caching: `live.recomputed`).
+    """Keep only the share after a pass that is computed again as a whole (gradient caching: `recompute.recomputed`).
 
     In the backward pass FSDP2 takes each forward for the one just before the layer's own backward (gradient
     checkpointing), and leaves the weights gathered: those of all layers at once, where whole passes are recomputed.
