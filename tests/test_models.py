@@ -115,6 +115,31 @@ def test_item_vectors_and_init_come_from_runs(tiny_llm: str, make_data: MakeData
         item_vectors(_run_without_ids(tiny_llm, make_data, tmp_path), make_data().split)
 
 
+@pytest.mark.parametrize("reads", ["vectors", "both"])
+def test_item_vectors_beside_texts(tiny_llm: str, make_data: MakeData, tmp_path: Path, reads: Any) -> None:
+    """`TextEncoders` reads a SASRec run's vectors beside the texts', and items have them, but for untrained items."""
+    data = make_data(ties="shuffle", k_core=0, strategy="ratio")
+    fit(variants(tiny_llm)["sasrec"](), data, tmp_path / "sasrec", epochs=1)
+
+    def make(source: Path) -> E4SRec:
+        return E4SRec(TextEncoders(tiny(tiny_llm), reads=reads, dim=16, item_vectors_from=source))
+
+    model = prepare(make(tmp_path / "sasrec"), data)
+    text, beside = model.history_encoder.injection
+    trained = weights(RunFolder(tmp_path / "sasrec").best_checkpoint)["item_encoder.embedding.weight"]
+    known = (trained - trained.mean(0)) / trained.std()
+    known[data.split.training_counts() == 0] = 0
+    torch.testing.assert_close(beside.item_vectors, known)
+    torch.testing.assert_close(model.item_encoder.known, known)
+    assert [part.texts_in for part in (text, beside)] == ["item_vectors", None]  # what probes shuffle
+    items = torch.arange(len(known))
+    alone = model.item_encoder.projector(text.item_vectors)
+    projected = alone + model.item_encoder.known_projector(known)
+    torch.testing.assert_close(model.eval().item_encoder(items), projected)
+    again = prepare(make(tmp_path / "gone"), data, saved=model.state_dict())
+    torch.testing.assert_close(again.history_encoder.injection[1].item_vectors, known)
+
+
 def _run_without_ids(tiny_llm: str, make_data: MakeData, tmp_path: Path) -> Path:
     fit(variants(tiny_llm)["e4srec"](), make_data(), tmp_path / "text", epochs=1)
     return tmp_path / "text"

@@ -60,6 +60,16 @@ class Injection(nn.Module):
         return embeddings
 
 
+class Injections(nn.ModuleList):
+    """The sum of several `Injection`s: an item as its text's vector and another run's at once."""
+
+    def forward(
+        self, item_ids: Int[Tensor, "*items"], hidden: Bool[Tensor, "*items"] | None = None
+    ) -> Float[Tensor, "*items width"]:
+        """The input embeddings of these items; those of hidden ones are the layers' biases alone."""
+        return torch.stack([injection(item_ids, hidden) for injection in self]).sum(0)
+
+
 class TextHistory(nn.Module):
     """The LLM reads the items' texts, one after another; the state is taken at each item's separator token.
 
@@ -77,7 +87,12 @@ class TextHistory(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, *, projector: nn.Module, supervision: str, injection: Injection | None = None
+        self,
+        backbone: Backbone,
+        *,
+        projector: nn.Module,
+        supervision: str,
+        injection: Injection | Injections | None = None,
     ) -> None:
         super().__init__()
         if not backbone.causal and supervision != "last":
@@ -135,7 +150,7 @@ class ItemTokenHistory(nn.Module):
         self,
         backbone: Backbone,
         *,
-        injection: Injection,
+        injection: Injection | Injections,
         projector: Projector,
         prompt: Sequence[int],
         response: Sequence[int],

@@ -31,7 +31,7 @@ class IdItems(nn.Module):
 
 
 class FrozenTextItems(nn.Module):
-    """`projector(frozen text vector) + free row`, the free row only with `id_residual`.
+    """`projector(frozen text vector) + linear(known vector) + free row`, the latter two only where asked for.
 
     The residual starts at zero and stays zero for items without a training interaction, whose vector is that of their
     text alone: such items can be scored.
@@ -42,6 +42,7 @@ class FrozenTextItems(nn.Module):
         trained: (catalogue,) True where an item has a training interaction.
         id_residual: Whether to add a free row per item.
         dropout: On the projected text vectors.
+        known: (catalogue, width) vectors of what another run knows of each item beside its text; zero where nothing.
     """
 
     texts_in = "vectors"
@@ -56,21 +57,27 @@ class FrozenTextItems(nn.Module):
         trained: Bool[Tensor, " catalogue"],
         id_residual: bool = False,
         dropout: float = 0.0,
+        known: Float[Tensor, "catalogue other"] | None = None,
     ) -> None:
         super().__init__()
         self.projector = projector
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("vectors", vectors)
         self.register_buffer("trained", trained)
+        self.register_buffer("known", known)
+        dim = projector(self.vectors[:1]).shape[1]
+        self.known_projector = None if known is None else Projector(known.shape[1], dim, norm=False, gain=0.1)
         self.residual: nn.Embedding | None = None
         if id_residual:
-            dim = projector(self.vectors[:1]).shape[1]
             self.residual = nn.Embedding(len(vectors), dim)
             nn.init.zeros_(self.residual.weight)
 
     def forward(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
         """The vectors of these items."""
-        vectors: Tensor = self.dropout(self.projector(self.vectors[item_ids]))
+        vectors: Tensor = self.projector(self.vectors[item_ids])
+        if self.known_projector is not None:
+            vectors = vectors + self.known_projector(self.get_buffer("known")[item_ids])
+        vectors = self.dropout(vectors)
         if self.residual is not None:
             vectors = vectors + self.residual(item_ids) * self.trained[item_ids, None]
         return vectors

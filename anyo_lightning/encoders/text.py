@@ -1,6 +1,7 @@
 """`TextEncoders`: the LLM reads histories, and items are frozen vectors of their texts."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from anyo_lightning.encoders.history import (
     PROMPT,
     RESPONSE,
     Injection,
+    Injections,
     ItemTokenHistory,
     TextHistory,
     check_histories,
@@ -20,6 +22,7 @@ from anyo_lightning.encoders.history import (
 )
 from anyo_lightning.encoders.items import FrozenTextItems, text_vectors
 from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.encoders.vectors import item_vectors, standardised
 from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.llm.text_vectors import Pooling
 
@@ -37,6 +40,9 @@ class TextEncoders(Encoders):
         pooling: How the frozen LLM's states of an item's text become its vector.
         hidden: Width of the item projector's hidden layer; None for a linear projector.
         id_residual: Add a free row to each item's text vector.
+        item_vectors_from: Run folder of a trained SASRec, or of any run with free item rows: its vectors are read
+            beside the texts' (with `reads: vectors` and `both`), and are a part of the items. A checkpoint holds
+            them: a trained run no longer needs the folder.
         dropout: On the states before the projector and on the items' projected vectors.
         input_dropout: On the item vectors that the LLM reads.
     """
@@ -52,12 +58,13 @@ class TextEncoders(Encoders):
         pooling: Pooling = "mean",
         hidden: int | None = None,
         id_residual: bool = False,
+        item_vectors_from: Path | None = None,
         dropout: float = 0.1,
         input_dropout: float = 0.1,
     ) -> None:
         check_dropout(dropout=dropout, input_dropout=input_dropout)
         self.backbone, self.reads, self.dim, self.pooling = backbone, reads, dim, pooling
-        self.hidden, self.id_residual = hidden, id_residual
+        self.hidden, self.id_residual, self.item_vectors_from = hidden, id_residual, item_vectors_from
         self.dropout, self.input_dropout = dropout, input_dropout
 
     def item_tokens(self, data: RecDataModule) -> ItemTokenStore | None:
@@ -84,17 +91,25 @@ class TextEncoders(Encoders):
         vectors = (saved or {}).get("item_encoder.vectors")
         if vectors is None:
             vectors = text_vectors(backbone, data, pooling=self.pooling)
+        trained = torch.from_numpy(data.split.training_counts() > 0)
+        known = (saved or {}).get("item_encoder.known")
+        if known is None and self.item_vectors_from is not None:
+            known = standardised(item_vectors(self.item_vectors_from, data.split)) * trained[:, None]
         items = FrozenTextItems(
             vectors,
             projector=Projector(vectors.shape[1], self.dim, hidden=self.hidden, norm=False, gain=0.1),
-            trained=torch.from_numpy(data.split.training_counts() > 0),
+            trained=trained,
             id_residual=self.id_residual,
             dropout=self.dropout,
+            known=known,
         )
         projector = Projector(backbone.hidden_size, self.dim, dropout=self.dropout, scale=self.dim**-0.5)
         if self.reads == "texts":
             return TextHistory(backbone, projector=projector, supervision=data.supervision), items
-        injection = Injection(vectors, backbone=backbone, dropout=self.input_dropout)
+        injection: Injection | Injections = Injection(vectors, backbone=backbone, dropout=self.input_dropout)
+        if known is not None:
+            beside = Injection(known, backbone=backbone, dropout=self.input_dropout, of_texts=False)
+            injection = Injections([injection, beside])
         if self.reads == "both":
             return TextHistory(backbone, projector=projector, supervision=data.supervision, injection=injection), items
         return ItemTokenHistory(

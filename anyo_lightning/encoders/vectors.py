@@ -66,8 +66,7 @@ class VectorEncoders(Encoders):
         backbone.check_positions(data.longest_history() + self.row_tokens(data), "data.max_items")
         injected = (saved or {}).get("history_encoder.injection.item_vectors")
         if injected is None:
-            read = item_vectors(self.item_vectors_from, data.split)
-            injected = (read - read.mean(0)) / read.std()
+            injected = standardised(item_vectors(self.item_vectors_from, data.split))
         head = nn.Embedding(data.split.catalogue_size, self.dim)
         nn.init.normal_(head.weight, std=0.1)
         projector = Projector(backbone.hidden_size, self.dim, dropout=self.dropout, scale=self.dim**-0.5)
@@ -103,3 +102,12 @@ def item_vectors(folder: Path, split: Split) -> Tensor:
     if vectors is None:
         raise InputError(f"Expected {folder} to hold item embeddings, got a run of {found['model']} without them")
     return vectors
+
+
+def standardised(vectors: Tensor) -> Tensor:
+    """Centred, and scaled to variance 1 over all entries.
+
+    Args:
+        vectors: (catalogue, dim).
+    """
+    return (vectors - vectors.mean(0)) / vectors.std()
