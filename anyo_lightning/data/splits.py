@@ -123,7 +123,8 @@ class Split:
         """The number of a stage's targets that are in their own history: items that the user comes back to."""
         number = STAGE_NAMES.index(stage)
         pairs = self.user_of_interaction * self.catalogue_size + self.items
-        return int(np.isin(pairs[self.stages == number], pairs[self.stages < number]).sum())
+        targets, histories = (pl.DataFrame({"pair": pairs[of]}) for of in (self.stages == number, self.stages < number))
+        return targets.join(histories, on="pair", how="semi").height
 
     def training_history(self, user: int) -> Int32[np.ndarray, "history"]:
         """The user's training items, oldest first; a view: do not write into it."""
