@@ -11,14 +11,18 @@ ends=$(($(date +%s) + ${LIMIT:-420}))
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=${THREADS:-4}
 mkdir -p "$runs" "$output"
 
-data=(--data.interactions "$DATA/ml-1m/interactions.parquet" --data.items "$DATA/ml-1m/items.csv"
-      --data.columns.timestamp position --trainer.enable_progress_bar false --trainer.logger false)
+quiet=(--trainer.enable_progress_bar false --trainer.logger false)
+ml1m=(--data.interactions "$DATA/ml-1m/interactions.parquet" --data.items "$DATA/ml-1m/items.csv"
+      --data.columns.timestamp position --data.max_items 200)
+beauty=(-c configs/overlays/beauty.yaml --data.interactions "$DATA/amazon-beauty/interactions.csv.gz"
+        --data.items "$DATA/amazon-beauty/items.csv.gz")
+exact=(--trainer.precision 32-true)  # small models lose more by bfloat16 than they gain
 gpu=(-c configs/overlays/gpu.yaml --data.micro_batch_tokens null)
 layers=${LAYERS:-30}
 # A step of 16,384 items or 32,768 tokens takes a GPU little longer than a tenth of that.
-vectors=(--data.max_items 200 --data.batch_tokens 16384 --model.encoders.backbone.layers "$layers"
+vectors=(--data.batch_tokens 16384 --model.encoders.backbone.layers "$layers"
          --model.learning_rates "{history_encoder.backbone: 5.0e-4}" --trainer.check_val_every_n_epoch 2)
-texts=(--data.max_items 200 --data.max_tokens 2048 --data.batch_tokens 32768 --model.encoders.backbone.layers "$layers"
+texts=(--data.max_tokens 2048 --data.batch_tokens 32768 --model.encoders.backbone.layers "$layers"
        --model.learning_rates "{history_encoder.backbone: 5.0e-4}" --trainer.check_val_every_n_epoch 2)
 
 # row NAME CONFIGURATION OPTIONS: trains, tests, or leaves alone what is finished. What has no time left is ended.
@@ -27,9 +31,10 @@ row() {
   [ -f "$runs/$name/metrics.json" ] && return
   local left=$((ends - $(date +%s) - 5))
   [ "$left" -gt 15 ] || { echo "$name: not run, the limit was reached"; return; }
-  local begun=$(date +%s)
-  timeout "$left" python3 -m anyo_lightning fit -c "configs/$configuration.yaml" "${gpu[@]}" "${data[@]}" "$@" \
-    ${EXTRA:-} --run "$runs/$name" >>"$runs/$name.log" 2>&1
+  local begun=$(date +%s) training=$((left > 60 ? left - 45 : left / 2))  # the rest is for the test
+  timeout "$left" python3 -m anyo_lightning fit -c "configs/$configuration.yaml" "${gpu[@]}" "$@" \
+    "${quiet[@]}" ${EXTRA:-} \
+    --trainer.max_time "$(printf '00:00:%02d:%02d' $((training / 60)) $((training % 60)))" --run "$runs/$name" >>"$runs/$name.log" 2>&1
   echo "$name: status $?, $(($(date +%s) - begun)) s"
   pack
 }
@@ -40,27 +45,35 @@ pack() {
       tar czf "$output/quality.tgz" -T - 2>/dev/null
   ) 9>"$runs/lock"
 }
-# after NAME: waits for another lane's row.
-after() { until [ -f "$runs/$1/metrics.json" ] || [ "$(date +%s)" -ge "$ends" ]; do sleep 1; done; }
-
 ids() {
-  row sasrec sasrec --data.max_items 200 --data.batch_tokens 12800 --trainer.max_epochs "${SASREC_EPOCHS:-60}" \
-    --trainer.check_val_every_n_epoch 3 --metrics.variant sasrec
-  row taught e4srec_vectors_hybrid "${vectors[@]}" --trainer.max_epochs "${VECTORS_EPOCHS:-30}" \
+  row sasrec sasrec "${ml1m[@]}" "${exact[@]}" --data.batch_tokens 12800 --trainer.max_epochs "${SASREC_EPOCHS:-60}" \
+    --trainer.check_val_every_n_epoch 3
+  row taught e4srec_vectors_hybrid "${ml1m[@]}" "${vectors[@]}" --trainer.max_epochs "${VECTORS_EPOCHS:-30}" \
     --model.encoders.item_vectors_from "$runs/sasrec" --metrics.variant "e4srec_vectors_hybrid beside SASRec's vectors"
 }
 hybrid() {
-  row hybrid e4srec_vectors_hybrid "${vectors[@]}" --trainer.max_epochs "${VECTORS_EPOCHS:-30}"
-  row unisrec unisrec --data.max_items 200 --data.batch_tokens 12800 --trainer.max_epochs 40 \
-    --trainer.check_val_every_n_epoch 3
+  row hybrid e4srec_vectors_hybrid "${ml1m[@]}" "${vectors[@]}" --trainer.max_epochs "${VECTORS_EPOCHS:-30}"
+  row sasrec1 sasrec "${ml1m[@]}" "${exact[@]}" --data.batch_tokens 12800 --trainer.max_epochs "${SASREC_EPOCHS:-60}" \
+    --trainer.check_val_every_n_epoch 3 --seed_everything 1
 }
 text() {
-  row csft csft "${texts[@]}" --trainer.max_epochs "${CSFT_EPOCHS:-2}"
-  after csft
-  row e4srec e4srec "${texts[@]}" --trainer.max_epochs "${TEXT_EPOCHS:-10}" --model.init_from "$runs/csft" \
+  row csft csft "${ml1m[@]}" "${texts[@]}" --trainer.max_epochs "${CSFT_EPOCHS:-2}"
+  row e4srec e4srec "${ml1m[@]}" "${texts[@]}" --trainer.max_epochs "${TEXT_EPOCHS:-10}" --model.init_from "$runs/csft" \
     --metrics.variant "e4srec, from CSFT"
 }
+amazon() {
+  row beauty_sasrec sasrec "${beauty[@]}" "${exact[@]}" --model.encoders.dropout 0.5 --model.optimizer.weight_decay 0 \
+    --trainer.max_epochs 30
+  row beauty_taught e4srec_vectors_hybrid "${beauty[@]}" "${vectors[@]}" --data.batch_tokens 5280 \
+    --model.encoders.dropout 0.5 --trainer.max_epochs "${BEAUTY_EPOCHS:-20}" \
+    --model.encoders.item_vectors_from "$runs/beauty_sasrec" \
+    --metrics.variant "e4srec_vectors_hybrid beside SASRec's vectors"
+}
+recbole() {
+  row unisrec unisrec "${ml1m[@]}" "${exact[@]}" --data.batch_tokens 12800 --trainer.max_epochs 40 --trainer.check_val_every_n_epoch 3
+  row beauty_recbole sasrec_recbole "${beauty[@]}" "${exact[@]}" --trainer.max_epochs 40 --trainer.check_val_every_n_epoch 2
+}
 pids=()
-for lane in ${LANES:-text hybrid ids}; do "$lane" & pids+=($!); done
+for lane in ${LANES:-text hybrid ids amazon recbole}; do "$lane" & pids+=($!); done
 wait "${pids[@]}"
 pack
