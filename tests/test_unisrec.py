@@ -1,15 +1,18 @@
 """UniSRec: the adaptor's equations, text that reaches both sides, unit length, a run."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from helpers import LORA, MakeData
+from helpers import LORA, MakeData, fit, validated
 from torch.nn import functional as F
 
 from anyo_lightning.encoders.adapted import AdaptedItems, AdaptedTextEncoders, MoEAdaptor
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.models.unisrec import UniSRec
+from anyo_lightning.runs import RunFolder
 
 
 def test_adaptor_is_the_gated_sum_of_its_whitening_networks() -> None:
@@ -27,6 +30,9 @@ def test_adaptor_is_the_gated_sum_of_its_whitening_networks() -> None:
         torch.testing.assert_close(adapted[place], expected)
     adaptor.train()
     assert not torch.allclose(adaptor(vectors), adaptor(vectors))
+    still = MoEAdaptor(5, 3, experts=4, dropout=0.0, noise=False)
+    still.load_state_dict({name: weight for name, weight in adaptor.state_dict().items() if name != "noise"})
+    torch.testing.assert_close(still(vectors), adapted)
 
 
 def test_rows_are_added_to_trained_items_only() -> None:
@@ -78,7 +84,7 @@ def test_a_step_lowers_the_loss_and_both_sides_read_the_text(tiny_llm: str, make
     assert not torch.allclose(model(batch), before, atol=1e-3)
 
 
-def test_bad_options(tiny_llm: str, make_data: MakeData) -> None:
+def test_bad_options(tiny_llm: str) -> None:
     """LoRA on frozen vectors, widths that do not fit, a temperature of 0."""
     with pytest.raises(InputError, match="without lora"):
         AdaptedTextEncoders(LLM(tiny_llm, lora=LORA))
@@ -86,8 +92,19 @@ def test_bad_options(tiny_llm: str, make_data: MakeData) -> None:
         AdaptedTextEncoders(LLM(tiny_llm), dim=9)
     with pytest.raises(InputError, match="experts to be positive, got 0"):
         AdaptedTextEncoders(LLM(tiny_llm), experts=0)
-    model = UniSRec(AdaptedTextEncoders(LLM(tiny_llm), dim=8), temperature=0)
-    data = make_data(max_items=12)
-    data.read_for(model)
+    with pytest.raises(InputError, match=r"adaptor_dropout in \[0, 1\), got 1"):
+        AdaptedTextEncoders(LLM(tiny_llm), adaptor_dropout=1)
     with pytest.raises(InputError, match="temperature to be positive, got 0"):
-        model.prepare(data)
+        UniSRec(AdaptedTextEncoders(LLM(tiny_llm), dim=8), temperature=0)
+
+
+def test_a_checkpoint_needs_no_language_model(tiny_llm: str, make_data: MakeData, tmp_path: Path) -> None:
+    """The texts' vectors lie in it: where the LLM is gone, its figures are the same."""
+    folder = RunFolder(tmp_path)
+    trained = UniSRec(AdaptedTextEncoders(LLM(tiny_llm), dim=8))
+    trainer = fit(trained, make_data(), folder.path, epochs=1)
+    assert not trained.backbones
+    expected = validated(trainer.lightning_module, make_data(), folder.best_checkpoint)
+    model = UniSRec(AdaptedTextEncoders(LLM(str(tmp_path / "gone")), dim=8))
+    model.restore_from(folder.best_checkpoint)
+    assert validated(model, make_data(), folder.best_checkpoint) == expected

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
@@ -282,7 +283,7 @@ class IdHistory(nn.Module):
         position = self.position[:length]
         if self.positions == "end":  # the last item has position 0; pads, which nothing sees, have any
             back = batch.item_mask.sum(1, keepdim=True) - 1 - torch.arange(length, device=embedded.device)
-            position = self.position[back.clamp(min=0)]
+            position = F.embedding(back.clamp(min=0), self.position)
         inputs = embedded + position
         inputs = self.dropout(inputs if self.norm is None else self.norm(inputs))
         causal = nn.Transformer.generate_square_subsequent_mask(length, device=inputs.device, dtype=inputs.dtype)

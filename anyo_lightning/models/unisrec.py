@@ -17,19 +17,19 @@ class UniSRec(RetrievalModule):
     Args:
         encoders: `AdaptedTextEncoders`, whose states and item vectors have unit length.
         temperature: τ.
-        training: What `RetrievalModule` takes.
+        training: What else `RetrievalModule` takes.
+
+    Raises:
+        InputError: When the temperature is not positive.
 
     Reference: Hou et al., KDD 2022 (arXiv 2206.05941), section 2.4 (fine-tuning on one domain, without pre-training).
     """
 
     def __init__(self, encoders: AdaptedTextEncoders, *, temperature: float = 0.07, **training: Any) -> None:
         super().__init__(encoders, **training)
+        if temperature <= 0:
+            raise InputError(f"Expected model.temperature to be positive, got {temperature}")
         self.temperature = temperature
-
-    def build(self, data: object) -> None:
-        """Check the temperature."""
-        if self.temperature <= 0:
-            raise InputError(f"Expected model.temperature to be positive, got {self.temperature}")
 
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
