@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anyo_lightning.data.datamodule import RecDataModule as RecDataModule
+    from anyo_lightning.encoders.adapted import AdaptedTextEncoders as AdaptedTextEncoders
     from anyo_lightning.encoders.base import Encoders as Encoders
     from anyo_lightning.encoders.ids import IdEncoders as IdEncoders
     from anyo_lightning.encoders.live import LiveTextEncoders as LiveTextEncoders
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from anyo_lightning.models.llara_pretrain import LLaRAPretrain as LLaRAPretrain
     from anyo_lightning.models.sasrec import SASRec as SASRec
     from anyo_lightning.models.sracl import SRACL as SRACL
+    from anyo_lightning.models.unisrec import UniSRec as UniSRec
 
 MODULES = {
     "data.datamodule": ["RecDataModule"],
+    "encoders.adapted": ["AdaptedTextEncoders"],
     "encoders.base": ["Encoders"],
     "encoders.ids": ["IdEncoders"],
     "encoders.live": ["LiveTextEncoders"],
@@ -47,6 +50,7 @@ MODULES = {
     "models.llara_pretrain": ["LLaRAPretrain"],
     "models.sasrec": ["SASRec"],
     "models.sracl": ["SRACL"],
+    "models.unisrec": ["UniSRec"],
 }
 PLACES = {name: f"anyo_lightning.{module}" for module, names in MODULES.items() for name in names}
 __all__ = [*PLACES]

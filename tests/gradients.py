@@ -18,6 +18,7 @@ from helpers import prepare, tiny
 from torch.distributed.tensor import DTensor
 
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.adapted import AdaptedTextEncoders
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.live import LiveTextEncoders
 from anyo_lightning.encoders.text import TextEncoders
@@ -30,6 +31,7 @@ from anyo_lightning.models.llara import LLaRA
 from anyo_lightning.models.llara_pretrain import LLaRAPretrain
 from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.models.sracl import SRACL
+from anyo_lightning.models.unisrec import UniSRec
 
 FEW = 2  # windows of a batch of which a third process has no share
 ROWS = 11  # windows in the global batch: processes get unequal numbers of histories and of targets
@@ -42,9 +44,13 @@ def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalM
     # Not whitened: of 16 items' states in 32 dimensions that is a factor of 30, of rounding as well.
     live = partial(LiveTextEncoders, llm, dim=16, dropout=0.0, whiten=False)
     ids = IdEncoders(dim=16, dropout=0.0)
+    frozen = tiny(folder, layers=3, sharded=sharded, lora=None)
+    still = {"dropout": 0.0, "adaptor_dropout": 0.0, "adaptor_noise": False}
     swap = partial(SRACL, share=1.0, neighbours=1, alpha=1.0, beta=1.0)  # each item has one possible substitute
     return {
         "SASRec": partial(SASRec, ids),
+        "SASRec of RecBole": partial(SASRec, IdEncoders(dim=16, dropout=0.0, body="recbole", positions="end")),
+        "UniSRec": partial(UniSRec, AdaptedTextEncoders(frozen, dim=16, ids=True, **still)),
         "Anyo": partial(Anyo, texts(), negatives=9),
         "E4SRec": partial(E4SRec, texts(id_residual=True)),
         "CLLMRec": partial(CLLMRec, texts(), views=("original", "importance"), weight=1.0),

@@ -1,17 +1,19 @@
 """History and item encoders: states at the right places, of the right items, with gradients where they belong."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import LORA, MakeData
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.windows import training_windows
-from anyo_lightning.encoders.history import IdHistory, Injection, ItemTokenHistory, TextHistory
+from anyo_lightning.encoders.history import Body, IdHistory, Injection, ItemTokenHistory, Positions, TextHistory
 from anyo_lightning.encoders.items import FrozenTextItems
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.encoders.text import TextEncoders
@@ -159,11 +161,67 @@ def test_item_tokens_are_causal_and_ignore_padding(tiny_llm: str, data: RecDataM
     assert_causal(encoder, alone=training_batch(data, [0]), together=training_batch(data, [0, 9]))
 
 
-def test_id_history_is_causal_and_ignores_padding(data: RecDataModule) -> None:
+@pytest.mark.parametrize("body", ["paper", "recbole"])
+@pytest.mark.parametrize("positions", ["start", "end"])
+def test_id_history_is_causal_and_ignores_padding(data: RecDataModule, body: Body, positions: Positions) -> None:
     """The same for SASRec."""
     torch.manual_seed(0)
-    encoder = IdHistory(nn.Embedding(16, 8), max_items=12, layers=2, heads=2, dropout=0.5).eval()
+    encoder = id_history(body=body, positions=positions, std=1.0).eval()
     assert_causal(encoder, alone=training_batch(data, [0]), together=training_batch(data, [0, 1, 2]))
+
+
+def id_history(*, std: float, **options: Any) -> IdHistory:
+    """SASRec's encoder of width 8, two layers, all matrices of one size: nothing is too small to see."""
+    encoder = IdHistory(nn.Embedding(16, 8), dim=8, max_items=12, layers=2, heads=2, dropout=0.5, **options)
+    for parameter in encoder.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=std)
+    return encoder
+
+
+def test_positions_from_the_end_do_not_depend_on_what_came_before(data: RecDataModule) -> None:
+    """With all but the latest items hidden and unattended, the last position is that of a history of one item."""
+    torch.manual_seed(0)
+    encoder = id_history(positions="end", std=1.0).eval()
+    seen: list[torch.Tensor] = []
+    encoder.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    encoder(data.collate([np.array([7]), np.array([4, 5, 7]), np.array([1, 2, 3, 4, 7])]))
+    (inputs,) = seen
+    torch.testing.assert_close(inputs[0, 0], inputs[1, 2])
+    torch.testing.assert_close(inputs[0, 0], inputs[2, 4])
+    assert not torch.allclose(inputs[2, 3], encoder.embedding(torch.tensor(4)) * 8**0.5 + encoder.position[0])
+
+
+def test_recbole_body_is_that_of_bert(data: RecDataModule) -> None:
+    """With the same weights, transformers' BERT as a decoder gives the same states; dropouts are where BERT's are."""
+    torch.manual_seed(0)
+    encoder = id_history(body="recbole", std=0.5).eval()
+    config = BertConfig(
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        is_decoder=True,
+    )
+    bert = BertModel(config, add_pooling_layer=False).eval()
+    nn.init.zeros_(bert.embeddings.token_type_embeddings.weight)
+    bert.embeddings.position_embeddings.weight.data.copy_(encoder.position)
+    for block, layer in zip(encoder.transformer.layers, bert.encoder.layer, strict=True):
+        attention = layer.attention
+        for part, rows in zip(("query", "key", "value"), block.self_attn.in_proj_weight.chunk(3), strict=True):
+            getattr(attention.self, part).weight.data.copy_(rows)
+            nn.init.zeros_(getattr(attention.self, part).bias)
+        attention.output.dense.load_state_dict(block.self_attn.out_proj.state_dict())
+        layer.intermediate.dense.load_state_dict(block.linear1.state_dict())
+        layer.output.dense.load_state_dict(block.linear2.state_dict())
+    batch = training_batch(data, [0])
+    with torch.no_grad():
+        expected = bert(inputs_embeds=encoder.embedding(batch.item_ids)).last_hidden_state[batch.target_mask]
+    torch.testing.assert_close(encoder(batch), expected, rtol=1e-4, atol=1e-5)
+    assert [block.dropout.p for block in encoder.transformer.layers] == [0, 0]
+    assert [block.dropout1.p for block in encoder.transformer.layers] == [0.5, 0.5]
+    assert [block.self_attn.dropout for block in encoder.transformer.layers] == [0.5, 0.5]
 
 
 def test_residual_starts_at_zero_and_leaves_unseen_items_alone() -> None:
@@ -200,7 +258,7 @@ def test_whitened_vectors_have_identity_covariance() -> None:
 def test_a_hidden_item_is_not_known(tiny_llm: str, data: RecDataModule, kind: str) -> None:
     """Two histories that differ in a hidden item alone have one state; unhidden they differ."""
     if kind == "id":
-        encoder: nn.Module = IdHistory(nn.Embedding(16, 8), max_items=12, layers=1, heads=2, dropout=0.0)
+        encoder: nn.Module = IdHistory(nn.Embedding(16, 8), dim=8, max_items=12, layers=1, heads=2, dropout=0.0)
     else:
         encoder = text_history(tiny_llm, data, injected=kind == "both")
     encoder.eval()

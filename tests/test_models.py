@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
+from anyo_lightning.encoders.adapted import AdaptedTextEncoders
 from anyo_lightning.encoders.base import Encoders
 from anyo_lightning.encoders.history import TextHistory
 from anyo_lightning.encoders.ids import IdEncoders
@@ -30,9 +31,11 @@ from anyo_lightning.models.anyo import Anyo
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.e4srec import E4SRec
 from anyo_lightning.models.sasrec import SASRec
+from anyo_lightning.models.unisrec import UniSRec
 from anyo_lightning.runs import RunFolder
 
 Make = Callable[..., RetrievalModule]
+NAMES = ["sasrec", "unisrec", "e4srec", "hybrid", "anyo"]
 
 
 def variants(folder: str) -> dict[str, Make]:
@@ -41,13 +44,19 @@ def variants(folder: str) -> dict[str, Make]:
     texts = partial(TextEncoders, tiny(folder), dim=16)
     return {
         "sasrec": partial(SASRec, IdEncoders(dim=16, dropout=0.0), optimizer=optimizer),
+        "unisrec": partial(
+            UniSRec,
+            AdaptedTextEncoders(tiny(folder, lora=None), dim=16, dropout=0.0, ids=True),
+            temperature=0.2,
+            optimizer=optimizer,
+        ),
         "e4srec": partial(E4SRec, texts(), optimizer=optimizer),
         "hybrid": partial(E4SRec, texts(id_residual=True), optimizer=optimizer),
         "anyo": partial(Anyo, texts(), negatives=8, optimizer=optimizer),
     }
 
 
-@pytest.mark.parametrize("name", ["sasrec", "e4srec", "hybrid", "anyo"])
+@pytest.mark.parametrize("name", NAMES)
 def test_training_lowers_the_loss_and_beats_chance(
     name: str, tiny_llm: str, make_data: MakeData, tmp_path: Path
 ) -> None:
@@ -58,7 +67,7 @@ def test_training_lowers_the_loss_and_beats_chance(
     assert float(last["val/hr@5"]) > 0.5  # chance .31: 5 of 16 items, none of which is masked here
 
 
-@pytest.mark.parametrize("name", ["sasrec", "e4srec", "hybrid", "anyo"])
+@pytest.mark.parametrize("name", NAMES)
 def test_checkpoint_restores_exactly_and_leaves_the_backbone_out(
     name: str, tiny_llm: str, make_data: MakeData, tmp_path: Path
 ) -> None:
@@ -73,7 +82,7 @@ def test_checkpoint_restores_exactly_and_leaves_the_backbone_out(
     saved = weights(best)
     assert not set(saved) & identity.frozen_keys(model)
     assert set(saved) | identity.frozen_keys(model) == set(model.state_dict())
-    if name != "sasrec":
+    if name not in ("sasrec", "unisrec"):
         assert any("lora_A" in key for key in saved)
         assert len(identity.frozen_keys(model)) > 20
 
@@ -185,7 +194,7 @@ def test_learning_rates_by_name(tiny_llm: str, make_data: MakeData, tmp_path: Pa
     assert groups["others"]["lr"] == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["sasrec", "e4srec", "hybrid", "anyo"])
+@pytest.mark.parametrize("name", NAMES)
 def test_models_are_made_on_the_cpu_whatever_the_default_device(name: str, tiny_llm: str, make_data: MakeData) -> None:
     """Lightning builds models with a GPU as the default device, where new tensors would meet those of numpy."""
     model = variants(tiny_llm)[name]()

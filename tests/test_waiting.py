@@ -19,6 +19,7 @@ from anyo_lightning.models.e4srec import E4SRec
 WAITS = ("nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal")
 # A sample that is drawn on the CPU, and what transformers asks in each pass: whether rows are packed sequences.
 KNOWN = ("systematic_sample", "find_packed_sequence_indices")
+NAMES = ["SASRec", "SASRec of RecBole", "UniSRec", "Anyo", "E4SRec", "E4SRec of vectors"]
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
 
 
@@ -44,7 +45,7 @@ def step(model: RetrievalModule, batch: HistoryBatch) -> None:
     model.training_step(batch, 0).backward()
 
 
-@pytest.mark.parametrize("name", ["SASRec", "Anyo", "E4SRec", "E4SRec of vectors"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("held", [None, 300])
 def test_a_step_does_not_wait(name: str, held: int | None, tiny_llm: str, make_data: MakeData) -> None:
     """Also read in parts. A CPU never waits: the operations that would are counted."""
@@ -60,7 +61,7 @@ def test_a_step_does_not_wait(name: str, held: int | None, tiny_llm: str, make_d
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["SASRec", "Anyo", "E4SRec", "E4SRec of vectors"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_does_not_wait_for_a_gpu(
     name: str, tiny_llm: str, make_data: MakeData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

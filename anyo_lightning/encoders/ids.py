@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.base import Encoders, check_dropout
-from anyo_lightning.encoders.history import IdHistory
+from anyo_lightning.encoders.history import Body, IdHistory, Positions
 from anyo_lightning.encoders.items import IdItems
 from anyo_lightning.errors import InputError
 
@@ -21,6 +21,8 @@ class IdEncoders(Encoders):
         heads: Attention heads.
         dropout: On embeddings, attention and feed-forward.
         tied: Whether input and output embeddings are one table, as in the paper.
+        body: The layers of the `paper`, or those of `recbole`, DuoRec, ICSRec and SRA-CL (`IdHistory`).
+        positions: Whether positions count from the `start` of what is read, as in the paper, or from its `end`.
 
     Raises:
         InputError: When `dim` is not a multiple of `heads`.
@@ -31,7 +33,15 @@ class IdEncoders(Encoders):
     texts = frozenset()
 
     def __init__(
-        self, *, dim: int = 64, layers: int = 2, heads: int = 2, dropout: float = 0.2, tied: bool = True
+        self,
+        *,
+        dim: int = 64,
+        layers: int = 2,
+        heads: int = 2,
+        dropout: float = 0.2,
+        tied: bool = True,
+        body: Body = "paper",
+        positions: Positions = "start",
     ) -> None:
         for name, value in {"dim": dim, "layers": layers, "heads": heads}.items():
             if value < 1:
@@ -42,6 +52,7 @@ class IdEncoders(Encoders):
                 f"Expected model.encoders.dim to be a multiple of model.encoders.heads, got {dim} and {heads}"
             )
         self.dim, self.layers, self.heads, self.dropout, self.tied = dim, layers, heads, dropout, tied
+        self.body, self.positions = body, positions
 
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
@@ -51,6 +62,13 @@ class IdEncoders(Encoders):
         for table in tables:
             nn.init.normal_(table.weight, std=0.02)
         history = IdHistory(
-            tables[-1], max_items=data.max_items, layers=self.layers, heads=self.heads, dropout=self.dropout
+            tables[-1],
+            dim=self.dim,
+            max_items=data.max_items,
+            layers=self.layers,
+            heads=self.heads,
+            dropout=self.dropout,
+            body=self.body,
+            positions=self.positions,
         )
         return history, IdItems(tables[0])
