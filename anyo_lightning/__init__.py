@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anyo_lightning.models.anyo import Anyo as Anyo
     from anyo_lightning.models.base import RetrievalModule as RetrievalModule
     from anyo_lightning.models.cllmrec import CLLMRec as CLLMRec
+    from anyo_lightning.models.csft import CSFT as CSFT
     from anyo_lightning.models.e4srec import E4SRec as E4SRec
     from anyo_lightning.models.floors import EASE as EASE
     from anyo_lightning.models.floors import Markov as Markov
@@ -44,6 +45,7 @@ MODULES = {
     "models.anyo": ["Anyo"],
     "models.base": ["RetrievalModule"],
     "models.cllmrec": ["CLLMRec"],
+    "models.csft": ["CSFT"],
     "models.e4srec": ["E4SRec"],
     "models.floors": ["EASE", "Markov", "Popularity"],
     "models.llara": ["LLaRA"],

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 2**22  # 16 MiB in float32, about what a core's caches hold
+CHUNK_LOGITS_ON_GPU = 2**26  # 256 MiB: many rows per product, also over a vocabulary
 # From torch 2.13 on; without it the backward pass computes each chunk's logits again: four products instead of three.
 FUSED = hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions")
 
@@ -21,6 +22,8 @@ def full_softmax(
     Computes `-1/T Σ_t log( exp(s_t·v_{y_t}) / Σ_j exp(s_t·v_j) )`. For one state (1, 0), vectors (1, 0) and (0, 1)
     and target 0 this is `-log(e / (e + 1)) = 0.3133`.
 
+    Products run in the states' precision; the sum is in float32 at least.
+
     Args:
         states: One state per supervised boundary.
         vectors: The vectors of all candidate items.
@@ -31,8 +34,10 @@ def full_softmax(
 
     Reference: E4SRec (arXiv 2312.02443), eq. 6; `torch.nn.functional.linear_cross_entropy`.
     """
-    rows = max(64, CHUNK_LOGITS // len(vectors))
-    total = _fused(states, vectors, targets, rows) if FUSED else _recomputed(states, vectors, targets, rows)
+    rows = max(64, (CHUNK_LOGITS if states.device.type == "cpu" else CHUNK_LOGITS_ON_GPU) // len(vectors))
+    # torch's own gives the sum in the states' precision
+    fused = FUSED and states.dtype not in (torch.bfloat16, torch.float16)
+    total = _fused(states, vectors, targets, rows) if fused else _recomputed(states, vectors, targets, rows)
     return total / max(len(targets), 1)
 
 
@@ -191,7 +196,7 @@ def _fused(states: Tensor, vectors: Tensor, targets: Tensor, rows: int) -> Float
 
 def _recomputed(states: Tensor, vectors: Tensor, targets: Tensor, rows: int) -> Float[Tensor, ""]:
     """The same sum, holding the logits of one chunk of rows at a time, in the forward and in the backward pass."""
-    total = states.new_zeros(())
+    total = states.new_zeros((), dtype=torch.promote_types(states.dtype, torch.float32))
     parts = zip(torch.split(states, rows), torch.split(targets, rows), strict=True)  # without targets one, empty
     for chunk, wanted in parts:
         total = total + checkpoint(_chunk_loss, chunk, vectors, wanted, use_reentrant=False, preserve_rng_state=False)
@@ -200,4 +205,6 @@ def _recomputed(states: Tensor, vectors: Tensor, targets: Tensor, rows: int) -> 
 
 def _chunk_loss(states: Tensor, vectors: Tensor, targets: Tensor) -> Float[Tensor, ""]:
     with torch.autocast(states.device.type, enabled=False):  # torch's kernel takes no notice of it either
-        return F.cross_entropy(states @ vectors.T, targets, reduction="sum")
+        logits = states @ vectors.T
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, targets, reduction="sum")

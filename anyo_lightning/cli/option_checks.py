@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 from anyo_lightning.errors import InputError
 
 LOGGED = ("val/hr", "val/recall", "val/ndcg", "val/mrr", "val/popularity", "val/coverage", "val/gini", "val/seconds")
+LOGGED_BY = {"CSFT": ("val/title_loss",)}  # what a class logs beside these
 PRECISIONS = (None, 32, 16, "32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")  # trained weights stay float32
 
 
@@ -56,5 +57,6 @@ def check_monitor(option: str, monitor: str | None, cutoffs: list[int], model: s
     name, _, k = (monitor or "").partition("@")
     if k.isdigit() and int(k) not in cutoffs:
         raise InputError(f"Expected {option} at one of metrics.cutoffs {cutoffs}, got {monitor}")
-    if name not in LOGGED and not name.startswith("train/") and model.startswith("anyo_lightning."):
-        raise InputError(f"Expected {option} among {', '.join(LOGGED)} (and @k), got {monitor}")
+    logged = LOGGED + LOGGED_BY.get(model.rpartition(".")[2], ())
+    if name not in logged and not name.startswith("train/") and model.startswith("anyo_lightning."):
+        raise InputError(f"Expected {option} among {', '.join(logged)} (and @k), got {monitor}")

@@ -16,6 +16,7 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.llm.language_model import LLM
 
 Side = Literal["histories", "items"]
+LANGUAGE_MODEL = "history_encoder.backbone."  # where a history encoder that reads texts holds it, in a model's names
 
 
 class Encoders(ABC):
@@ -73,8 +74,18 @@ class Encoders(ABC):
             data: The data module, set up.
             device: Where language models go; everything else is made on the CPU and moved by Lightning.
             saved: The weights of the checkpoint that is about to be loaded, by the model's names: what they hold need
-                not be computed or read from elsewhere.
+                not be computed or read from elsewhere. Or, where the model starts from a run that has fine-tuned the
+                language model, its trained weights alone (`language_model_in`).
         """
+
+
+def language_model_in(saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The trained weights of the history encoder's language model, by the language model's names.
+
+    Args:
+        saved: Weights by a model's names.
+    """
+    return {key.removeprefix(LANGUAGE_MODEL): saved[key] for key in saved if key.startswith(LANGUAGE_MODEL)}
 
 
 def check_dropout(**shares: float) -> None:

@@ -83,13 +83,18 @@ class FrozenTextItems(nn.Module):
         return vectors
 
 
-def text_vectors(backbone: Backbone, data: RecDataModule, *, pooling: Pooling) -> Float[Tensor, "catalogue width"]:
+def text_vectors(
+    backbone: Backbone, data: RecDataModule, *, pooling: Pooling, adapted: bool = False
+) -> Float[Tensor, "catalogue width"]:
     """The frozen backbone's vectors of the catalogue's texts (LoRA off), whitened; embedded once and cached.
 
     Args:
         backbone: The LLM.
         data: The data module, set up.
         pooling: How a text's states become one vector.
+        adapted: With LoRA on as it is now: of a backbone that starts from a fine-tuned one.
     """
-    found = frozen_vectors(backbone, data.split.item_texts, pooling=pooling, max_tokens=data.max_item_tokens)
+    found = frozen_vectors(
+        backbone, data.split.item_texts, pooling=pooling, max_tokens=data.max_item_tokens, adapted=adapted
+    )
     return whiten(found)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
-from anyo_lightning.encoders.base import Encoders, check_dropout
+from anyo_lightning.encoders.base import Encoders, check_dropout, language_model_in
 from anyo_lightning.encoders.history import (
     PROMPT,
     RESPONSE,
@@ -24,6 +24,7 @@ from anyo_lightning.encoders.items import FrozenTextItems, text_vectors
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.encoders.vectors import item_vectors, standardised
 from anyo_lightning.llm.language_model import LLM
+from anyo_lightning.llm.lora import start_lora
 from anyo_lightning.llm.text_vectors import Pooling
 
 Reads = Literal["texts", "vectors", "both"]
@@ -90,7 +91,10 @@ class TextEncoders(Encoders):
             check_histories(backbone, data)
         vectors = (saved or {}).get("item_encoder.vectors")
         if vectors is None:
-            vectors = text_vectors(backbone, data, pooling=self.pooling)
+            fine_tuned = language_model_in(saved or {})
+            if fine_tuned:
+                start_lora(backbone, fine_tuned)
+            vectors = text_vectors(backbone, data, pooling=self.pooling, adapted=bool(fine_tuned))
         trained = torch.from_numpy(data.split.training_counts() > 0)
         known = (saved or {}).get("item_encoder.known")
         if known is None and self.item_vectors_from is not None:

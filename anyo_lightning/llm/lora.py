@@ -1,11 +1,13 @@
 """LoRA: the trained weights of a frozen language model, in float32."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.low_rank import adapt
@@ -53,3 +55,44 @@ def add_lora(model: nn.Module, lora: Mapping[str, Any] | LoraConfig) -> list[str
             module.cast_input_dtype_enabled = False
     adapt(model)
     return [f"model.{key}" for key in model.state_dict() if key not in trained]
+
+
+def start_lora(backbone: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put another run's LoRA weights in the place of a language model's own.
+
+    Args:
+        backbone: The language model, in which these are the only trained weights.
+        weights: By the language model's names.
+
+    Raises:
+        InputError: They are of other layers, other targets or another rank.
+    """
+    own = {name: weight for name, weight in backbone.named_parameters() if weight.requires_grad}
+    given = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if given != {name: tuple(weight.shape) for name, weight in own.items()}:
+        raise InputError(
+            "Expected a run whose LoRA has the layers, target_modules and r of model.encoders.backbone "
+            f"({_summary(own)}), got {_summary(weights)}"
+        )
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(weights[name])
+
+
+def lora_digest(backbone: nn.Module) -> str:
+    """A hash of what LoRA adds to a language model: its weights and their scale."""
+    content = hashlib.sha256()
+    for name, module in backbone.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            content.update(f"{name} {sorted(getattr(module, 'scaling', {}).items())}".encode())
+    for name, weight in sorted(backbone.named_parameters()):
+        if weight.requires_grad:
+            content.update(f"{name} {tuple(weight.shape)}".encode() + weight.detach().float().cpu().numpy().tobytes())
+    return content.hexdigest()[:24]
+
+
+def _summary(weights: Mapping[str, Tensor]) -> str:
+    """How many adapters, and of which ranks."""
+    down = [weight for name, weight in weights.items() if ".lora_A." in name]
+    ranks = ", ".join(str(rank) for rank in sorted({len(weight) for weight in down}))
+    return f"{len(down)} adapters" + (f" of r {ranks}" if ranks else "")

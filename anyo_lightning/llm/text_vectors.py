@@ -12,6 +12,8 @@ import json
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,18 +30,19 @@ from anyo_lightning.disk import cache_folder, renamed_to, set_aside
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone, load_tokenizer
 from anyo_lightning.llm.evaluation_mode import evaluating
+from anyo_lightning.llm.lora import lora_digest
 
-Pooling = Literal["mean", "last"]
+Pooling = Literal["mean", "last", "bidirectional"]
 LENGTH_STEP = 8  # rows are padded to a multiple of this, so that few shapes occur
 
 
 def frozen_vectors(
-    backbone: Backbone, texts: Sequence[str], *, pooling: Pooling, max_tokens: int
+    backbone: Backbone, texts: Sequence[str], *, pooling: Pooling, max_tokens: int, adapted: bool = False
 ) -> Float[Tensor, "texts hidden"]:
     """`embed_texts` from the store in the cache folder, by the backbone's own tokenizer."""
     tokenizer, folder = load_tokenizer(*backbone.source), cache_folder() / "embeddings"
     return torch.from_numpy(
-        embed_texts(backbone, tokenizer, texts, folder=folder, pooling=pooling, max_tokens=max_tokens)
+        embed_texts(backbone, tokenizer, texts, folder=folder, pooling=pooling, max_tokens=max_tokens, adapted=adapted)
     )
 
 
@@ -54,11 +57,13 @@ def embed_texts(
     batch_tokens: int = 4096,
     max_tokens: int = 128,
     shard_texts: int = 1024,
+    adapted: bool = False,
 ) -> Float[np.ndarray, "texts hidden"]:
     """The pooled states of each text under the frozen backbone (LoRA off), from the store or encoded now.
 
-    `mean` is the mean over a text's tokens, `last` the state of its last token. A vector does not depend on the
-    other texts of its batch, up to the rounding of the backbone's dtype.
+    `mean` is the mean over a text's tokens, `last` the state of its last token; `bidirectional` is the mean where each
+    token also reads those after it, with no causal mask (LLM2Rec, arXiv 2506.21579, section 3.2). A vector does not
+    depend on the other texts of its batch, up to the rounding of the backbone's dtype.
 
     Args:
         backbone: The encoder; its mode and its LoRA are restored.
@@ -70,6 +75,7 @@ def embed_texts(
         batch_tokens: Tokens in a batch, padding included.
         max_tokens: A longer text is cut at its end.
         shard_texts: Texts in a shard: what a killed run may lose.
+        adapted: With LoRA on as it is now; its weights are then part of the key.
 
     Returns:
         One float32 row per text, in the order given.
@@ -78,11 +84,24 @@ def embed_texts(
         InputError: When a text has no tokens, or a vector is not finite.
     """
     settings = {**backbone.identity, "pooling": pooling, "layer": str(layer), "max_tokens": str(max_tokens)}
+    if adapted:
+        settings["lora"] = lora_digest(backbone)
     store = folder / _digest(json.dumps(settings, sort_keys=True)).hex()
     store.mkdir(parents=True, exist_ok=True)
     if not (store / "settings.json").is_file():
         with renamed_to(store / "settings.json") as temporary:
             temporary.write_text(json.dumps(settings, indent=1))
+    encode = partial(
+        _encode,
+        backbone,
+        tokenizer,
+        pooling=pooling,
+        layer=layer,
+        batch_tokens=batch_tokens,
+        max_tokens=max_tokens,
+        shard_texts=shard_texts,
+        adapted=adapted,
+    )
     distributed.barrier()  # all see the same store before one writes
     vectors = _read_shards(store)
     distributed.barrier()
@@ -92,7 +111,7 @@ def embed_texts(
         # Each process encodes its share and reads what the others wrote, or encodes it, too, without a shared disk.
         own = {key: missing[key] for key in sorted(missing)[distributed.rank() :: distributed.world_size()]}
         own = _some(own, distinct, backbone)
-        for shard in _encode(backbone, tokenizer, own, pooling, layer, batch_tokens, max_tokens, shard_texts):
+        for shard in encode(own):
             _write_shard(store, shard)
         distributed.barrier()
         vectors = _read_shards(store)
@@ -100,7 +119,7 @@ def embed_texts(
         if backbone.sharded and distributed.sum_over_ranks(len(missing), backbone.device):
             missing = _some(missing, distinct, backbone)
     if missing:
-        for shard in _encode(backbone, tokenizer, missing, pooling, layer, batch_tokens, max_tokens, shard_texts):
+        for shard in encode(missing):
             _write_shard(store, shard)
             vectors |= shard
     if not texts:
@@ -117,11 +136,13 @@ def _encode(
     backbone: Backbone,
     tokenizer: PreTrainedTokenizerBase,
     texts: dict[bytes, str],
+    *,
     pooling: Pooling,
     layer: int | None,
     batch_tokens: int,
     max_tokens: int,
     shard_texts: int,
+    adapted: bool,
 ) -> Iterator[dict[bytes, np.ndarray]]:
     """Encode texts in batches of one padded length; yields them by shards."""
     if not texts:
@@ -146,7 +167,11 @@ def _encode(
     if backbone.sharded:
         batches = distributed.as_many(batches, backbone.device)
     shard: dict[bytes, np.ndarray] = {}
-    with evaluating(backbone), backbone.with_lora_disabled(), _progress(len(keys)) as progress:
+    with (
+        evaluating(backbone),
+        nullcontext() if adapted else backbone.with_lora_disabled(),
+        _progress(len(keys)) as progress,
+    ):
         task = progress.add_task("Encoding texts", total=len(keys))
         for number, batch in enumerate(batches, start=1):
             tokens = [token_ids[index] for index in batch]
@@ -168,11 +193,14 @@ def _encode(
 def _pool(
     backbone: Backbone, token_ids: list[list[int]], length: int, pooling: Pooling, layer: int | None
 ) -> Float[np.ndarray, "texts hidden"]:
-    """One batch, padded on the right with token 0; the mask is given to bidirectional backbones only."""
+    """One batch, padded on the right with token 0; a causal backbone that reads causally needs no mask."""
     counts = torch.tensor([len(tokens) for tokens in token_ids], device=backbone.device)
     ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens in token_ids], device=backbone.device)
     mask = torch.arange(length, device=backbone.device) < counts[:, None]  # (texts, tokens)
-    states = backbone(ids, attention_mask=None if backbone.causal else mask, layer=layer)
+    attention_mask = None if backbone.causal else mask
+    if backbone.causal and pooling == "bidirectional":
+        attention_mask = mask[:, None].expand(-1, length, -1)  # each token, pads too, reads all real ones
+    states = backbone(ids, attention_mask=attention_mask, layer=layer)
     pooled: Tensor
     if pooling == "last":
         pooled = states[torch.arange(len(ids), device=ids.device), counts - 1].float()

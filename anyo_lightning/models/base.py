@@ -58,7 +58,8 @@ class RetrievalModule(LightningModule):
             `{"history_encoder.backbone": 1e-3}`; all others take the optimizer's own.
         warmup: Share of the steps over which learning rates rise from zero.
         decay: Whether they then fall to zero by a cosine, or stay.
-        init_from: Run folder whose best weights this run starts from.
+        init_from: Run folder whose best weights this run starts from; of a run of `CSFT` it takes the language model's
+            LoRA, with which frozen item vectors are then read, too.
     """
 
     history_encoder: nn.Module
@@ -170,7 +171,12 @@ class RetrievalModule(LightningModule):
         self.catalogue = checkpoint_io.describe_catalogue(data.split)
         self.data = data
         self.reading = data.view()  # what this module reads, whatever others that share the data module do
-        self.history_encoder, self.item_encoder = self.make_encoders(data, saved)
+        known = saved
+        if saved is None and self.init_from is not None:
+            known = identity.fine_tuned_language_model(
+                self.init_from, model=type(self).__name__, settings=self.function_settings
+            )
+        self.history_encoder, self.item_encoder = self.make_encoders(data, known)
         self.build(data)
         for part in self.modules():
             if isinstance(part, CountsTokens):

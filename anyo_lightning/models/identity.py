@@ -11,10 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from anyo_lightning.checkpoint_io import METADATA, read
+from anyo_lightning.encoders.base import LANGUAGE_MODEL, language_model_in
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.llm.lora import start_lora
 
 PARTS = ("model", "backbones", "items", "catalogue", "split")
+LLM_OPTION = "model.encoders.backbone"
+FINE_TUNED = ("CSFT",)  # classes whose runs give their language model, and no more, to a model of any other class
 
 
 def language_models(module: nn.Module) -> list[Backbone]:
@@ -100,7 +104,8 @@ def weights_to_start_from(
 ) -> dict[str, Tensor]:
     """The best weights of another run, completed by a module's own where the run may lack them.
 
-    A run of one of the other classes gives its item encoder, and with it the LLM: the module's other weights stay.
+    A run of one of the other classes gives its item encoder, and with it the LLM: the module's other weights stay. One
+    that has fine-tuned the LLM gives that alone.
 
     Args:
         module: The module, built.
@@ -113,14 +118,57 @@ def weights_to_start_from(
         InputError: When the run does not fit.
     """
     checkpoint = read(folder)
-    check(expected, checkpoint, also=other_classes)
+    check(expected, checkpoint, also=(*other_classes, *FINE_TUNED))
     weights = {key: value for key, value in checkpoint["state_dict"].items() if key not in starts_afresh}
     own = module.state_dict()  # views of its weights: copying these to where they are changes none of those given
+    frozen = frozen_keys(module)
+    if is_fine_tuned(checkpoint, expected["model"]):
+        start_lora(_read_by_histories(module), language_model_in(weights))
+        return {key: value for key, value in own.items() if key not in frozen}
     if checkpoint[METADATA]["model"] in other_classes:
-        frozen = frozen_keys(module)
         given = {key: value for key, value in weights.items() if not key.startswith("history_encoder.")}
         weights = {**{key: value for key, value in own.items() if key not in frozen}, **given}
     return {**{key: own[key] for key in starts_afresh if key in own}, **weights}
+
+
+def fine_tuned_language_model(folder: Path, *, model: str, settings: Mapping[str, str]) -> dict[str, Tensor] | None:
+    """The language model's trained weights of a run that has fine-tuned it, by the model's names, for `build`.
+
+    Args:
+        folder: Run folder.
+        model: Name of the class that starts from it.
+        settings: What decides that model's function beside its weights.
+
+    Returns:
+        None for a run of any other kind.
+
+    Raises:
+        InputError: When the run's LoRA is another one, or it has no checkpoint.
+    """
+    checkpoint = read(folder)
+    if not is_fine_tuned(checkpoint, model):
+        return None
+    trained, given = (found.get(LLM_OPTION) for found in (checkpoint[METADATA]["settings"], settings))
+    if trained != given:
+        raise InputError(f"Expected {LLM_OPTION} {trained}, with which {folder} was trained, got {given}")
+    return {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(LANGUAGE_MODEL)}
+
+
+def is_fine_tuned(checkpoint: Mapping[str, Any], model: str) -> bool:
+    """Whether a model of this class takes only the language model from a checkpoint."""
+    found = checkpoint[METADATA]["model"]
+    return found in FINE_TUNED and found != model
+
+
+def _read_by_histories(module: nn.Module) -> Backbone:
+    """The language model of a module's history encoder."""
+    backbone = getattr(module.get_submodule("history_encoder"), "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise InputError(
+            "Expected a history encoder that holds its language model as backbone with model.init_from, got "
+            f"{type(module.get_submodule('history_encoder')).__name__}"
+        )
+    return backbone
 
 
 def _where_different(expected: Any, found: Any) -> tuple[Any, Any]:
