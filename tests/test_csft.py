@@ -88,7 +88,7 @@ def test_rows_by_hand(built: Make) -> None:
     batch.target_mask[0] = torch.tensor([False, True, True])
     rows = NextTitles.of(batch, store)
     spans = [store.span(item).tolist() for item in (3, 5, 2, 7)]
-    assert rows.token_ids.tolist() == [sum(spans, [])]
+    assert rows.token_ids.tolist() == [[token for span in spans for token in span]]
     assert rows.targets.tolist() == spans[2] + spans[3]
     start = len(spans[0]) + len(spans[1])
     assert rows.columns.tolist() == list(range(start - 1, len(rows.token_ids[0]) - 1))
@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_vectors_of_another_adapter_are_others(tiny_llm: str, tmp_path: Path) -> None:
-    """The store keeps vectors with LoRA on by its weights: frozen ones and those of other weights are never mixed up."""
+    """The store keeps vectors with LoRA on by its weights: frozen ones and those of others are not mixed up."""
     backbone = started_backbone(tiny_llm)
     embed = partial(embed_texts, backbone, *[load_tokenizer(tiny_llm), ["red green", "blue"]], folder=tmp_path)
     frozen, adapted = embed(), embed(adapted=True)
@@ -224,7 +224,7 @@ def test_vectors_of_another_adapter_are_others(tiny_llm: str, tmp_path: Path) ->
 
 
 def test_bidirectional_pooling(tiny_llm: str, tmp_path: Path) -> None:
-    """The mean of states that read the whole text, whatever the batch; the first token's differs from causal reading."""
+    """The mean of states that read the whole text, whatever the batch, and not that of causal reading."""
     backbone, tokenizer = started_backbone(tiny_llm), load_tokenizer(tiny_llm)
     texts = ["red green blue", "blue", "red red green blue green"]
     embed = partial(embed_texts, backbone, tokenizer, folder=tmp_path, pooling="bidirectional", adapted=True)
