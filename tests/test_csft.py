@@ -100,8 +100,9 @@ def test_loss_is_that_of_each_prefix_and_its_next_title(data: dict[str, Any], bu
     """One pass over a history: the same mean as one pass per prefix and token."""
     module = built(data).eval()
     batch = some(module, 5)
-    loss, tokens = module.title_loss(batch)
-    assert tokens == int(module.data.tokens.lengths[batch.targets.numpy()].sum())
+    states, tokens = module.title_states(batch)
+    loss = module.title_loss(states, tokens)
+    assert len(tokens) == int(module.data.tokens.lengths[batch.targets.numpy()].sum())
     assert float(loss.detach()) == pytest.approx(title_loss_by_hand(module, batch), rel=1e-4)
 
 
@@ -112,11 +113,24 @@ def test_parts_give_the_same_loss_and_gradients(built: Make) -> None:
     for held in (None, 80):
         module.zero_grad()
         module.data.held_tokens = held
-        loss, _ = module.title_loss(batch)
+        loss = module.title_loss(*module.title_states(batch))
         loss.backward()
         found.append((loss.detach(), [p.grad for p in module.parameters() if p.requires_grad]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
     assert all(bool(gradient.any()) for gradient in found[0][1])
+
+
+def test_validation_reads_once(built: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its queries are the states of the histories' last boundaries, those that a test gives."""
+    module, logged = built().eval(), {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    for batch in module.data.val_dataloader():
+        with torch.no_grad():
+            found, expected = module.validation_step(batch, 0), module.test_step(batch, 0)
+            by_hand = title_loss_by_hand(module, batch)
+        assert torch.equal(found["row"], expected["row"])
+        torch.testing.assert_close(found["query"], expected["query"], rtol=1e-4, atol=1e-5)
+        assert logged["val/title_loss"] == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_tokens_and_targets_are_counted(built: Make, monkeypatch: pytest.MonkeyPatch) -> None:
