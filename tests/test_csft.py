@@ -88,7 +88,7 @@ def test_rows_by_hand(built: Make) -> None:
     batch.target_mask[0] = torch.tensor([False, True, True])
     rows = NextTitles.of(batch, store)
     spans = [store.span(item).tolist() for item in (3, 5, 2, 7)]
-    assert rows.token_ids.tolist() == [sum(spans, [])]
+    assert rows.token_ids.tolist() == [[token for span in spans for token in span]]
     assert rows.targets.tolist() == spans[2] + spans[3]
     start = len(spans[0]) + len(spans[1])
     assert rows.columns.tolist() == list(range(start - 1, len(rows.token_ids[0]) - 1))
@@ -100,8 +100,9 @@ def test_loss_is_that_of_each_prefix_and_its_next_title(data: dict[str, Any], bu
     """One pass over a history: the same mean as one pass per prefix and token."""
     module = built(data).eval()
     batch = some(module, 5)
-    loss, tokens = module.title_loss(batch)
-    assert tokens == int(module.data.tokens.lengths[batch.targets.numpy()].sum())
+    states, tokens = module.title_states(batch)
+    loss = module.title_loss(states, tokens)
+    assert len(tokens) == int(module.data.tokens.lengths[batch.targets.numpy()].sum())
     assert float(loss.detach()) == pytest.approx(title_loss_by_hand(module, batch), rel=1e-4)
 
 
@@ -112,11 +113,24 @@ def test_parts_give_the_same_loss_and_gradients(built: Make) -> None:
     for held in (None, 80):
         module.zero_grad()
         module.data.held_tokens = held
-        loss, _ = module.title_loss(batch)
+        loss = module.title_loss(*module.title_states(batch))
         loss.backward()
         found.append((loss.detach(), [p.grad for p in module.parameters() if p.requires_grad]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
     assert all(bool(gradient.any()) for gradient in found[0][1])
+
+
+def test_validation_reads_once(built: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its queries are the states of the histories' last boundaries, those that a test gives."""
+    module, logged = built().eval(), {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    for batch in module.data.val_dataloader():
+        with torch.no_grad():
+            found, expected = module.validation_step(batch, 0), module.test_step(batch, 0)
+            by_hand = title_loss_by_hand(module, batch)
+        assert torch.equal(found["row"], expected["row"])
+        torch.testing.assert_close(found["query"], expected["query"], rtol=1e-4, atol=1e-5)
+        assert logged["val/title_loss"] == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_tokens_and_targets_are_counted(built: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +224,7 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_vectors_of_another_adapter_are_others(tiny_llm: str, tmp_path: Path) -> None:
-    """The store keeps vectors with LoRA on by its weights: frozen ones and those of other weights are never mixed up."""
+    """The store keeps vectors with LoRA on by its weights: frozen ones and those of others are not mixed up."""
     backbone = started_backbone(tiny_llm)
     embed = partial(embed_texts, backbone, *[load_tokenizer(tiny_llm), ["red green", "blue"]], folder=tmp_path)
     frozen, adapted = embed(), embed(adapted=True)
@@ -224,7 +238,7 @@ def test_vectors_of_another_adapter_are_others(tiny_llm: str, tmp_path: Path) ->
 
 
 def test_bidirectional_pooling(tiny_llm: str, tmp_path: Path) -> None:
-    """The mean of states that read the whole text, whatever the batch; the first token's differs from causal reading."""
+    """The mean of states that read the whole text, whatever the batch, and not that of causal reading."""
     backbone, tokenizer = started_backbone(tiny_llm), load_tokenizer(tiny_llm)
     texts = ["red green blue", "blue", "red red green blue green"]
     embed = partial(embed_texts, backbone, tokenizer, folder=tmp_path, pooling="bidirectional", adapted=True)

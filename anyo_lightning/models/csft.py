@@ -1,5 +1,6 @@
 """CSFT: the language model learns to write the next item's title; its run starts any variant that reads texts."""
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -101,20 +102,19 @@ class CSFT(RetrievalModule):
             targets.append(here.targets)
         return torch.cat(states)[:count], torch.cat(targets)[:count]
 
-    def title_loss(self, batch: HistoryBatch) -> tuple[Float[Tensor, ""], int]:
-        """The mean cross-entropy over the tokens of a batch's supervised titles, and their number."""
-        states, tokens = self.title_states(batch)
+    def title_loss(self, states: Float[Tensor, "tokens width"], tokens: Int[Tensor, " tokens"]) -> Float[Tensor, ""]:
+        """The mean cross-entropy of tokens, each predicted by its state."""
         with torch.autocast(self.device.type, enabled=False):
             head = self.get_buffer("head")
-            return full_softmax(states.to(head.dtype), head, tokens), len(tokens)
+            return full_softmax(states.to(head.dtype), head, tokens)
 
     def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
         """The mean over all processes' supervised tokens."""
-        mean, tokens = self.title_loss(batch)
+        states, tokens = self.title_states(batch)
         self.seen.targets += int(batch.on_cpu.target_mask.sum())
         self.seen.tokens += self.tokens_read(batch)
-        loss = self.global_mean(mean, tokens)
-        self.log("train/loss", loss, batch_size=max(tokens, 1), prog_bar=True)
+        loss = self.global_mean(self.title_loss(states, tokens), len(tokens))
+        self.log("train/loss", loss, batch_size=max(len(tokens), 1), prog_bar=True)
         return loss
 
     def tokens_read(self, batch: HistoryBatch) -> int:
@@ -126,10 +126,15 @@ class CSFT(RetrievalModule):
         return batch.token_count - batch.row_tokens * len(last) + titles
 
     def validation_step(self, batch: HistoryBatch, batch_idx: int) -> dict[str, Tensor]:
-        """The loss of the targets' titles, and the queries."""
-        mean, tokens = self.title_loss(batch)
-        self.log("val/title_loss", mean, batch_size=max(tokens, 1), on_epoch=True, sync_dist=True)
-        return super().validation_step(batch, batch_idx)
+        """The loss of the targets' titles, and the queries: the states before them."""
+        states, tokens = self.title_states(batch)
+        loss = self.title_loss(states, tokens)
+        self.log("val/title_loss", loss, batch_size=max(len(tokens), 1), on_epoch=True, sync_dist=True)
+        assert self.reading.item_token_counts is not None
+        lengths = self.reading.item_token_counts[batch.on_cpu.targets.numpy()]  # one target per history
+        first = torch.from_numpy(np.cumsum(lengths) - lengths).to(self.device)
+        query: Tensor = self.history_encoder.projector(states[first].float())  # type: ignore[operator]
+        return {"row": batch.row, "query": query}
 
     def test_step(self, batch: HistoryBatch, batch_idx: int) -> dict[str, Tensor]:
         """The queries of a batch."""
