@@ -3,14 +3,16 @@
 Each with its reason, and with what happens where it is missing; a later version may move any.
 """
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def trainer_of(module: "LightningModule") -> "Trainer | None":
@@ -115,13 +117,47 @@ def apply_liger(model: Any) -> None:
     """Put Liger's norms, rotary embedding and SwiGLU into a loaded model, and leave its forward pass alone.
 
     transformers itself calls this function of liger-kernel's, which is private in name; of families that it does not
-    know it changes nothing. The rotary embedding is replaced for the whole process. Where liger-kernel lacks the
-    function, its import fails, and says so.
+    know it changes nothing. It also replaces classes and functions in transformers' module for the model's family:
+    these are put back, so that a model that is made later, perhaps for a CPU, is transformers' own. The rotary
+    embedding is a function that both find there: it takes Liger's kernel for tensors on a GPU. Where liger-kernel lacks
+    the function, its import fails, and says so.
     """
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
+    family = sys.modules[type(model).__module__]
+    before = dict(vars(family))
     options = {"rope": True, "rms_norm": True, "swiglu": True}
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False, **options)
+    for name, own in before.items():
+        replaced = getattr(family, name)
+        if replaced is not own:
+            both = own if isinstance(own, ByDevice) else ByDevice(replaced, own)
+            setattr(family, name, both if name == "apply_rotary_pos_emb" else own)
+
+
+class ByDevice:
+    """One function for tensors on a GPU, and another for those elsewhere."""
+
+    def __init__(self, on_gpu: Callable[..., Any], elsewhere: Callable[..., Any]) -> None:
+        self.on_gpu, self.elsewhere = on_gpu, elsewhere
+
+    def __call__(self, first: "Tensor", *args: Any, **kwargs: Any) -> Any:
+        """What the function of the first tensor's device gives."""
+        return (self.on_gpu if first.is_cuda else self.elsewhere)(first, *args, **kwargs)
+
+
+@contextmanager
+def outside_of_counting() -> Iterator[None]:
+    """Leave torch's dispatch modes, such as the counter of FLOPs, for what is made within.
+
+    A mode that sees how a subclass of tensors is made keeps torch from making it. Where torch names its private
+    context otherwise, the mode stays, and attention after a shared prefix cannot be counted on a GPU.
+    """
+    from torch.utils import _python_dispatch
+
+    leave = getattr(_python_dispatch, "_disable_current_modes", nullcontext)
+    with leave():
+        yield
 
 
 def cpu_has_bfloat16() -> bool:

@@ -15,6 +15,7 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.evaluation.callback import RetrievalMetrics
+from anyo_lightning.llm import attention
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.e4srec import E4SRec
 from anyo_lightning.models.floors import Popularity
@@ -63,6 +64,28 @@ def test_sasrec_by_hand(fused: bool, make_data: MakeData, monkeypatch: pytest.Mo
     softmax = (3 if fused else 4) * 2 * 16 * len(states) * len(model.training_items)
     assert counter.get_total_flops() == 2 * rows * length * layer + softmax
     assert softmax > 0.01 * counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("kernel", "heads"), [("flash", 3), ("cudnn", 3), ("efficient", 9)])
+def test_attention_of_gpus(kernel: str, heads: int) -> None:
+    """Counted where three heads of queries share one of keys; torch's own counter fails there. No GPU is needed."""
+    query = torch.empty(2, 9, 50, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    key = torch.empty(2, heads, 50, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    options = {"flash": (0.0, True), "efficient": (None, True, 0.0, True), "cudnn": (None, True, 0.0, True)}[kernel]
+    with flop_counter() as counter:
+        states = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention")(query, key, key, *options)[0]
+        forward = counter.get_total_flops()
+        states.sum().backward()
+    assert forward == 2 * 2 * (2 * 9) * 50 * 50 * 64
+    assert counter.get_total_flops() == (2 + 5) / 2 * forward
+
+
+def test_attention_to_earlier_keys_can_be_counted() -> None:
+    """Torch makes its mask as a subclass of tensors, which it cannot while something counts."""
+    query, key = torch.zeros(1, 2, 3, 8, dtype=torch.float64), torch.zeros(1, 1, 5, 8, dtype=torch.float64)
+    with flop_counter() as counter:
+        attention._attend(query, key, key, dropout=0.0, scaling=None)
+    assert counter.get_total_flops() > 0
 
 
 @pytest.mark.parametrize("name", ["sasrec", "e4srec"])

@@ -16,6 +16,8 @@ from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.sharding import shard_layers
 from anyo_lightning.losses import full_softmax
 from anyo_lightning.models.e4srec import E4SRec
+from anyo_lightning.runs import RunFolder
+from anyo_lightning.training.cost_ledger import CostLedger
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
@@ -76,6 +78,25 @@ def test_states_of_float32(tiny_llm: str) -> None:
         exact = Backbone(tiny_llm, dtype="float32")(token_ids)
         states = Backbone(tiny_llm, dtype="float32").to("cuda")(token_ids.cuda())
     torch.testing.assert_close(states.cpu(), exact, rtol=1e-3, atol=1e-4)
+
+
+def test_kernels_of_the_gpu_stay_there(tiny_llm: str) -> None:
+    """A model that is made after one on the GPU computes on the CPU as ever, Liger or not."""
+    token_ids = torch.randint(1, 300, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = Backbone(tiny_llm, dtype="float32")(token_ids)
+        Backbone(tiny_llm, dtype="float32").place(torch.device("cuda"))(token_ids.cuda())
+        after = Backbone(tiny_llm, dtype="float32")(token_ids)
+    torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize("reads", ["texts", "vectors", "both"])
+def test_steps_are_counted(tmp_path: Path, tiny_llm: str, many_users: tuple[Path, Path], reads: Any) -> None:
+    """A step in which FLOPs are counted is trained like others, whatever kernels attention takes."""
+    model = E4SRec(TextEncoders(tiny(tiny_llm), reads=reads, dim=16))
+    data = data_of(many_users)
+    fit(model, data, tmp_path, epochs=1, callbacks=[CostLedger(RunFolder(tmp_path), every=1)], **GPU)
+    assert RunFolder(tmp_path).read_curves()["flops"][-1] > 0  # type: ignore[index]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from anyo_lightning.internals import outside_of_counting
 from anyo_lightning.llm.blocked_attention import causal_attention, causal_attention_op
 
 LONGEST = 1024  # tokens; probabilities are kept for the backward pass, which is memory quadratic in the length
@@ -78,7 +79,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scalin
         return _by_blocks(query, key, value, scaling)
     shared = query.shape[1] // key.shape[1]  # torch's kernels for such masks want equally many heads
     key, value = (states.repeat_interleave(shared, dim=1) for states in (key, value))
-    bias = causal_lower_right(query.shape[2], key.shape[2])
+    with outside_of_counting():
+        bias = causal_lower_right(query.shape[2], key.shape[2])
     return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=dropout, scale=scaling)
 
 

@@ -126,7 +126,7 @@ class Backbone(nn.Module):
     def place(self, device: torch.device) -> "Backbone":
         """Put the weights on a device; of a sharded backbone this process's share, layer by layer.
 
-        On a GPU, Liger's kernels are put in where `liger-kernel` is installed (extra `gpu`; not run on a GPU yet) and
+        On a GPU, Liger's kernels are put in where `liger-kernel` is installed (extra `gpu`) and
         the layers are not compiled, which fuses the same.
 
         Raises:
