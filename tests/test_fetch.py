@@ -2,7 +2,11 @@
 
 import json
 import shutil
+import threading
 import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 
 from anyo_lightning.disk import file_sha256, folder_renamed_to
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import fetch_wheel
+from anyo_lightning.fetch import fetch_archive, fetch_wheel
 from anyo_lightning.llm import aliases
 from anyo_lightning.llm.aliases import Alias, content_hash, load_tokenizer
 from anyo_lightning.llm.backbone import Backbone
@@ -74,6 +78,39 @@ def test_a_wheel_that_pip_cannot_find(wheels: Path, tmp_path: Path) -> None:
         fetch_wheel("absent==1.0", sha256="00", members="*", folder=tmp_path / "out" / "absent")
     assert "\n" not in str(raised.value)
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a server of the folder `www`, which holds data.zip."""
+    (tmp_path / "www").mkdir()
+    with zipfile.ZipFile(tmp_path / "www" / "data.zip", "w") as archive:
+        for name in ("data/a.dat", "data/b.dat", "data/README"):
+            archive.writestr(name, name)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "www"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        thread = threading.Thread(target=served.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+        thread.join()
+
+
+def test_an_archive_from_the_web(server: str, tmp_path: Path) -> None:
+    """Its members alone are kept; another hash, and a file or a server that is not there, are one line each."""
+    digest, out = file_sha256(tmp_path / "www" / "data.zip"), tmp_path / "out"
+    folder = fetch_archive(f"{server}/data.zip", sha256=digest, members="*/*.dat", folder=out / "data")
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {"a.dat": "data/a.dat", "b.dat": "data/b.dat"}
+    fetch_archive("http://127.0.0.1:9/data.zip", sha256=digest, members="*", folder=folder)  # it is there
+    for url, sha256, found in (
+        (f"{server}/data.zip", "00", f"data.zip to have SHA-256 00, got {digest}"),
+        (f"{server}/absent.zip", digest, "Expected to download .*absent.zip, got: HTTP Error 404"),
+        ("http://127.0.0.1:9/data.zip", digest, "Expected to download .*, got: .*refused"),
+    ):
+        with pytest.raises(InputError, match=found) as raised:
+            fetch_archive(url, sha256=sha256, members="*", folder=out / "other")
+        assert "\n" not in str(raised.value)
+    assert list(out.iterdir()) == [folder]
 
 
 def test_an_existing_folder_is_left_alone(wheels: Path, tmp_path: Path) -> None:

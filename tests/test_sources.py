@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from anyo_lightning.data import sources
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.item_texts import item_texts
 from anyo_lightning.data.sources import Columns, Source, load_source, read_files
+from anyo_lightning.disk import file_sha256
 from anyo_lightning.errors import InputError
 
 ROWS = [("u1", "i2", 5, 20), ("u1", "i1", 3, 10), ("u2", "i1", 4, 30)]
@@ -318,7 +320,7 @@ def _lines(separator: str) -> str:
 
 def test_unknown_source_and_unknown_folder(tmp_path: Path) -> None:
     """The sentence lists the names, or what the folder holds."""
-    refused("source to be one of ml-100k or a folder, got 'ml-100'", lambda: load_source("ml-100"))
+    refused("source to be one of ml-100k, ml-1m or a folder, got 'ml-100'", lambda: load_source("ml-100"))
     write(tmp_path / "notes.md", "hello")
     refused("RecBole, MovieLens or Amazon files in .*, got notes.md", lambda: load_source(tmp_path))
     refused("give files as interactions and items", lambda: load_source(tmp_path / "notes.md"))
@@ -477,6 +479,25 @@ def test_ml_100k_is_fetched_once_and_repaired(
     with pytest.warns(UserWarning, match="ml-100k is damaged: kept as ml-100k.damaged-1"):
         assert load_source("ml-100k").interactions.height == 100_000
     assert (damaged.parent.parent / "ml-100k.damaged-1" / "ml-100k.inter").stat().st_size == 1000
+
+
+def test_ml_1m_is_fetched_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the address that is GroupLens's, here of a small archive of the same form; the terms are printed once."""
+    with zipfile.ZipFile(tmp_path / "ml-1m.zip", "w") as archive:
+        archive.writestr("ml-1m/ratings.dat", _lines("::"))
+        archive.writestr("ml-1m/movies.dat", "i1::Käse: 2 (1995)::Comedy|War\ni2::A::\n".encode("latin-1"))
+        archive.writestr("ml-1m/README", "")
+    monkeypatch.setenv("ANYO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources, "ML_1M", (tmp_path / "ml-1m.zip").as_uri())
+    refused("file:.* to have SHA-256 a6898adb", lambda: load_source("ml-1m"))
+    monkeypatch.setattr(sources, "ML_1M_SHA256", file_sha256(tmp_path / "ml-1m.zip"))
+    expect(load_source("ml-1m"), ["Käse: 2 (1995), Comedy, War", "A"])
+    assert "no redistribution" in capsys.readouterr().err
+    (tmp_path / "ml-1m.zip").unlink()
+    load_source("ml-1m")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.data

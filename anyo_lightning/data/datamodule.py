@@ -50,7 +50,7 @@ class RecDataModule(LightningDataModule):
     """Histories of a data set, in token-budget batches, for training, validation, test and prediction.
 
     Args:
-        source: Named data set (`ml-100k`) or folder in a published form; not with `interactions`.
+        source: Named data set (`ml-100k`, `ml-1m`) or folder in a published form; not with `interactions`.
         interactions: The user's own file of interactions (CSV, TSV, Parquet, JSON; also .gz, .zip).
         items: The user's own catalogue file.
         columns: Names of the columns of these two files, or their positions.

@@ -12,19 +12,21 @@ from anyo_lightning.data.schema import Columns, Source, make_source
 from anyo_lightning.data.tables import read_table
 from anyo_lightning.disk import cache_folder, file_sha256, set_aside
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import fetch_wheel
+from anyo_lightning.fetch import fetch_archive, fetch_wheel
 
 __all__ = ["Columns", "Source", "load_source", "read_files"]
 
-NAMES = ("ml-100k",)
+NAMES = ("ml-100k", "ml-1m")
 ML_100K_WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 ML_100K_SHA256 = {
     "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
     "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
 }
+ML_1M = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
+ML_1M_SHA256 = "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20"
 GROUPLENS_TERMS = (
-    "MovieLens 100K is GroupLens's (University of Minnesota): research use only, no commercial use, no redistribution "
-    "without permission; https://files.grouplens.org/datasets/movielens/ml-100k-README.txt"
+    "MovieLens is GroupLens's (University of Minnesota): research use only, no commercial use, no redistribution "
+    "without permission; https://files.grouplens.org/datasets/movielens/{name}-README.txt"
 )
 
 
@@ -32,9 +34,9 @@ def load_source(source: str | Path) -> Source:
     """Read a data set by its name, or from a folder in a published form.
 
     Args:
-        source: `ml-100k` (fetched once, 2 MB), or a folder with RecBole's atomic files (`*.inter`, `*.item`), a
-            MovieLens data set (100K, 1M, latest, 10M, 20M, 25M, 32M), or Amazon reviews with their metadata (2014,
-            2018, 2023). The name comes before a folder called so: write that as `./ml-100k`.
+        source: `ml-100k` (fetched once by pip, 2 MB), `ml-1m` (from GroupLens, 6 MB), or a folder with RecBole's atomic
+            files (`*.inter`, `*.item`), a MovieLens data set (100K, 1M, latest, 10M, 20M, 25M, 32M), or Amazon reviews
+            with their metadata (2014, 2018, 2023). A name comes before a folder called so: write that as `./ml-100k`.
 
     Returns:
         The data set, unfiltered.
@@ -46,6 +48,10 @@ def load_source(source: str | Path) -> Source:
         ml_100k = read_recbole(_fetch_ml_100k(), name="ml-100k")
         assert ml_100k is not None
         return ml_100k
+    if source == "ml-1m":
+        ml_1m = read_movielens(_fetch_ml_1m())
+        assert ml_1m is not None
+        return ml_1m
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _read_folder(folder.resolve())
@@ -102,7 +108,16 @@ def _fetch_ml_100k() -> Path:
             members="recbole/dataset_example/ml-100k/*",
             folder=folder,
         )
-        print(GROUPLENS_TERMS, file=sys.stderr)
+        print(GROUPLENS_TERMS.format(name="ml-100k"), file=sys.stderr)
+    return folder
+
+
+def _fetch_ml_1m() -> Path:
+    """The folder with ML-1M's files."""
+    folder = cache_folder() / "data" / "ml-1m"
+    if not folder.exists():
+        fetch_archive(ML_1M, sha256=ML_1M_SHA256, members="*/*.dat", folder=folder)
+        print(GROUPLENS_TERMS.format(name="ml-1m"), file=sys.stderr)
     return folder
 
 
