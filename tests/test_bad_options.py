@@ -68,6 +68,7 @@ MISTAKES = [
     (E4SREC, ["--model.encoders.backbone.attention=none"], "attention"),
     (E4SREC, ["--model.encoders.backbone.lora.rank=3"], "rank"),
     (E4SREC, ["--model.encoders.backbone.lora.init_lora_weights=pissa"], "Expected lora.init_lora_weights among"),
+    (E4SREC, ["--model.encoders.backbone.lora.bias=lora_only"], "Expected lora.bias none"),
     (E4SREC, ["--model.encoders.backbone.lora.target_modules=[embed_tokens]"], "without token embeddings"),
     (E4SREC, ["--model.encoders.backbone.lora.target_modules=[nothing]"], "nothing"),
     (

@@ -11,6 +11,7 @@ import torch
 from helpers import LORA, MakeData, fit, prepare, started_backbone, tiny, weights
 from torch import nn
 from torch.nn import functional as F
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.encoders.items import text_vectors
@@ -250,3 +251,18 @@ def test_bidirectional_pooling(tiny_llm: str, tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(vector), expected.detach(), rtol=1e-4, atol=1e-5)
     causal = embed_texts(backbone, tokenizer, texts, folder=tmp_path, pooling="mean", adapted=True)
     assert np.abs(found[0] - causal[0]).max() > 1e-3
+
+
+def test_logits_that_are_more_than_products_are_refused(tmp_path: Path, tiny_llm: str, make_data: MakeData) -> None:
+    """Granite divides its logits: their cross-entropy would be another one than the model's."""
+    folder = tmp_path / "granite"
+    tokenizer = load_tokenizer(tiny_llm)
+    tokenizer.save_pretrained(str(folder))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = GraniteConfig(
+        **sizes, vocab_size=len(tokenizer), num_hidden_layers=2, logits_scaling=8.0, tie_word_embeddings=True
+    )
+    GraniteForCausalLM(config).save_pretrained(str(folder))
+    model = CSFT(LiveTextEncoders(tiny(str(folder)), dim=None, whiten=False, self_prompt=""))
+    with pytest.raises(InputError, match=r"times its output embeddings, got .* with logits_scaling 8"):
+        prepare(model, make_data(titles_only=True))

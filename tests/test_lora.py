@@ -158,6 +158,13 @@ def test_what_else_peft_does(
     assert bool(calls["product"]) == ("use_rslora" in lora or "lora_dropout" in lora)
 
 
+def test_a_configuration_stays_as_it_was_given(tiny_llm: str) -> None:
+    """Peft would write the layers that it finds into it, and a run of it would look like another."""
+    config = LoraConfig(r=2, target_modules="all-linear")
+    Backbone(tiny_llm, lora=config)
+    assert config.target_modules == "all-linear"
+
+
 def test_merged_and_several_adapters(tiny_llm: str, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that were merged into the base are not added again; several adapters are added by peft."""
     backbone = started_backbone(tiny_llm)

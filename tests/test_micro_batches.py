@@ -161,3 +161,14 @@ def test_a_moved_batch_forgets_its_first_self_when_it_is_changed(make_data: Make
     none = replace(batch, target_mask=torch.zeros_like(batch.target_mask))
     assert len(batch.targets)
     assert not len(none.targets)
+
+
+def test_the_largest_share_of_mixed_lengths(tiny_llm: str, make_data: MakeData) -> None:
+    """What `auto` tries is the step with the most padded tokens, also where batches are of random histories."""
+    data = make_data(group_by_length=False, batch_tokens=900)
+    prepare(E4SRec(TextEncoders(tiny(tiny_llm), dim=8)), data)
+
+    def padded(batch: HistoryBatch) -> int:
+        return len(batch.user) * int(batch.lengths.max())
+
+    assert padded(data.largest_share()) == max(padded(batch) for batch in data.train_dataloader())

@@ -189,3 +189,15 @@ def test_no_rows_give_empty_lists() -> None:
     found = ranked(example(20, 4, rows=0), None)
     assert found.ranks.shape == (0,)
     assert found.top_items.shape == (0, 10)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 257, 258, 259])
+def test_equal_items_tie_in_few_rows(rows: int) -> None:
+    """A last block of one to three rows is a product of other kernels, which round by an item's place."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(1682, 128, generator=generator)
+    vectors[-1] = vectors[0]
+    queries = torch.randn(rows, 128, generator=generator) + 0.2 * vectors[0]
+    found = rank(np.arange(rows), queries, vectors, np.zeros(rows, int), index=None, k=5, history=None)
+    assert len(found.ranks) == rows
+    assert (found.ranks % 1 == 0.5).all()

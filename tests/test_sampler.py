@@ -99,3 +99,20 @@ def test_a_step_of_fewer_rows_than_processes_leaves_some_without() -> None:
     """They take part in every step all the same."""
     shards = [list(TokenBudgetBatches(np.array([5, 7]), budget=100, seed=0, rank=r, world_size=3)) for r in range(3)]
     assert sorted(map(str, shards)) == ["[[0]]", "[[1]]", "[[]]"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_repeated_evaluation_batches_are_known(world_size: int) -> None:
+    """Without each process's last one where it is a repeat, all processes together have every row once."""
+    lengths = np.random.default_rng(0).integers(1, 50, 60)
+    found: list[int] = []
+    repeats = 0
+    for rank in range(world_size):
+        sampler = TokenBudgetBatches(lengths, budget=300, seed=None, rank=rank, world_size=world_size)
+        own = list(sampler)
+        repeats += sampler.last_is_repeated
+        for rows in own[:-1] if sampler.last_is_repeated else own:
+            found += rows
+    count = len(TokenBudgetBatches(lengths, budget=300, seed=None))
+    assert sorted(found) == list(range(60))
+    assert repeats == -count % world_size

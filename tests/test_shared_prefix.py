@@ -199,6 +199,7 @@ def test_item_vectors_behind_a_prompt(supervision: str, tiny_llm: str, monkeypat
     assert encoder.tokens_saved(batch) == 0
     monkeypatch.undo()
     assert encoder.tokens_saved(batch) == 4 * 2
+    assert encoder.tokens_saved(batch, passes=2) == 4 * 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

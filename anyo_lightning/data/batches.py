@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -151,6 +151,14 @@ class HistoryDataset(Dataset[HistoryBatch]):
         self.items, self.user, self.start, self.end = items, user, start, end
         self.supervised, self.target, self.final = supervised, target, final
         self.tokens, self.row_tokens = tokens, row_tokens
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " rows"]:
+        """Tokens of each row, or items where no text is read, with what is read beside its items."""
+        own = np.ones(len(self.items), dtype=np.int64) if self.tokens is None else self.tokens.lengths[self.items]
+        positions = np.concatenate([[0], np.cumsum(own, dtype=np.int64)])
+        lengths: np.ndarray = positions[self.end] - positions[self.start] + self.row_tokens
+        return lengths
 
     @classmethod
     def training(

@@ -210,8 +210,10 @@ class RecDataModule(LightningDataModule):
         """Of this process's shares of an epoch's steps, the one with the most padded tokens."""
         loader = self.train_dataloader()
         assert isinstance(loader, ResumableLoader)
+        assert isinstance(loader.dataset, HistoryDataset)
         shares = [rows for rows in loader.batches.batches() if len(rows)]
-        sizes = [len(rows) * loader.batches.lengths[rows].max() for rows in shares]
+        lengths = loader.dataset.lengths  # the sampler's own are all the same without `group_by_length`
+        sizes = [len(rows) * lengths[rows].max() for rows in shares]
         batch: HistoryBatch = loader.dataset[shares[int(np.argmax(sizes))].tolist() if shares else []]
         return batch
 

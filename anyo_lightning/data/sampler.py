@@ -70,6 +70,11 @@ class TokenBudgetBatches(Sampler[list[int]]):
         steps = np.split(np.argsort(jittered, kind="stable"), self.cuts)
         return [_share(steps[i], self.rank, self.world_size) for i in random.permutation(len(steps))]
 
+    @property
+    def last_is_repeated(self) -> bool:
+        """Whether this process's last evaluation batch is another's, too, so that all have equally many."""
+        return self.seed is None and len(range(self.rank, len(self.cuts) + 1, self.world_size)) < len(self)
+
     def padding_share(self) -> float:
         """The share of padded positions that hold no token, over an epoch of this process."""
         batches = [rows for rows in self.batches() if len(rows)]

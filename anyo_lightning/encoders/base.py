@@ -122,6 +122,6 @@ class CountsTokens(Protocol):
 class SharesTokens(Protocol):
     """A history encoder that reads tokens once which a batch counts once per row."""
 
-    def tokens_saved(self, batch: HistoryBatch) -> int:
-        """Tokens of `batch.token_count` that are not read."""
+    def tokens_saved(self, batch: HistoryBatch, passes: int = 1) -> int:
+        """Tokens of `batch.token_count` that are not read, where it is read in so many passes."""
         ...

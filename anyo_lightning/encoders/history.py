@@ -171,12 +171,12 @@ class ItemTokenHistory(nn.Module):
         self.register_buffer("response", torch.tensor(response, dtype=torch.long), persistent=False)
         self.supervision = supervision
 
-    def tokens_saved(self, batch: HistoryBatch) -> int:
-        """Prompt tokens of a batch's `token_count` that are not read: all but the first row's, where it is shared."""
+    def tokens_saved(self, batch: HistoryBatch, passes: int = 1) -> int:
+        """Prompt tokens of a batch's `token_count` that are not read: all but one in each pass, where it is shared."""
         rows, items = batch.item_ids.shape
         prompt = len(self.get_buffer("prompt"))
         response = len(self.get_buffer("response")) if self.supervision == "last" else 0
-        return prompt * max(rows - 1, 0) if self.backbone.shares_prefix(prompt + items + response) else 0
+        return prompt * max(rows - passes, 0) if self.backbone.shares_prefix(prompt + items + response) else 0
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """States at the supervised boundaries."""

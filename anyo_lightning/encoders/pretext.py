@@ -22,6 +22,8 @@ from anyo_lightning.llm.aliases import loading, locate
 from anyo_lightning.llm.backbone import Backbone
 
 TEXT, SELF, NEXT = range(3)
+# Of configurations that do more with their logits: Granite's, Cohere's, Gemma 2's.
+PLAIN_LOGITS = {"logits_scaling": 1, "logit_scale": 1, "final_logit_softcapping": None}
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,15 @@ def output_embeddings(backbone: Backbone) -> Float[Tensor, "vocabulary width"]:
     """The language model's output embeddings: its input embeddings if the two are tied, otherwise loaded.
 
     Raises:
-        InputError: When the model was saved without them.
+        InputError: When the model was saved without them, or its logits are not their products with its states.
     """
+    config = backbone.model.config
+    for name, usual in PLAIN_LOGITS.items():
+        if (found := getattr(config, name, None)) not in (None, usual):
+            raise InputError(
+                f"Expected a language model whose logits are its states times its output embeddings, got "
+                f"{backbone.identity['name']} with {name} {found}"
+            )
     if backbone.model.config.tie_word_embeddings:
         weight: Tensor = backbone.model.get_input_embeddings().weight
         return weight
@@ -87,6 +96,8 @@ def output_embeddings(backbone: Backbone) -> Float[Tensor, "vocabulary width"]:
             output_loading_info=True,
         )
     head: Tensor = model.get_output_embeddings().weight
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise InputError(f"Expected output embeddings without biases, got {backbone.identity['name']} with them")
     if {name for name, weight in model.named_parameters() if weight is head} & set(report["missing_keys"]):
         raise InputError(
             f"Expected a causal language model with output embeddings, got {backbone.identity['name']} without them"

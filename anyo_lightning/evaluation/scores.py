@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anyo_lightning.data.splits import MISSING
 
+FEWEST = 4  # rows of a product: of fewer, MKL rounds equal items differently, and they would not tie
 TILE = 256  # scores whose maximum says whether any of them can be among the best
 
 
@@ -54,13 +55,17 @@ class Scorer:
             else:
                 scores.numpy()[:] = found
             return scores
+        if 0 < len(queries) < FEWEST:
+            queries = torch.cat([queries, queries[-1:].expand(FEWEST - len(queries), -1)])
+            scores = scores.new_empty(FEWEST, scores.shape[1])
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
             with torch.autocast(scores.device.type, enabled=False):
-                return torch.mm(queries.float().to(scores.device), self._vectors.T, out=scores)
+                torch.mm(queries.float().to(scores.device), self._vectors.T, out=scores)
         finally:
             torch.set_float32_matmul_precision(precision)
+        return scores[: span.stop - span.start]
 
 
 def as_scipy(matrix: Float[Tensor, "rows columns"]) -> sparse.csr_array:

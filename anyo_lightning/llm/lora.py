@@ -1,5 +1,6 @@
 """LoRA: the trained weights of a frozen language model, in float32."""
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -27,15 +28,19 @@ def add_lora(model: nn.Module, lora: Mapping[str, Any] | LoraConfig) -> list[str
         Keys of the frozen rest in the state of a module that holds it as `model`.
 
     Raises:
-        InputError: For a field that is unknown or fits no layer, a start that changes base weights, or embeddings.
+        InputError: For a field that is unknown or fits no layer, a start or biases that change base weights, or for
+            embeddings.
     """
     try:
-        config = lora if isinstance(lora, LoraConfig) else LoraConfig(**lora)
+        # Of a configuration a copy: peft writes the layers that it finds into it.
+        config = copy.deepcopy(lora) if isinstance(lora, LoraConfig) else LoraConfig(**lora)
         if config.init_lora_weights not in LORA_STARTS:
             raise InputError(
                 f"Expected lora.init_lora_weights among {', '.join(map(str, LORA_STARTS))}, which leave the base "
                 f"weights alone, got {config.init_lora_weights}"
             )
+        if config.bias != "none":
+            raise InputError(f"Expected lora.bias none, which leaves the base weights alone, got {config.bias}")
         inject_adapter_in_model(config, model)
     except InputError:
         raise

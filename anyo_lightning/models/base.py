@@ -231,8 +231,9 @@ class RetrievalModule(LightningModule):
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """The states at the supervised boundaries of a batch; what is read with gradients is counted."""
         if self.training and torch.is_grad_enabled():
-            encoder = self.history_encoder
-            saved = encoder.tokens_saved(batch) if isinstance(encoder, SharesTokens) else 0
+            encoder, saved = self.history_encoder, 0
+            if isinstance(encoder, SharesTokens):
+                saved = encoder.tokens_saved(batch, passes=max(len(self._cut(batch)), 1))
             self.seen.tokens += batch.token_count - saved
         return self.encode_batch(batch)
 
@@ -257,7 +258,7 @@ class RetrievalModule(LightningModule):
             states = self.history_encoder(batch)
             return states
         else:
-            cut = TokenBudgetBatches(batch.lengths, budget=held, seed=None).batches()
+            cut = self._cut(batch)
             if len(cut) == 1:  # as it is, in its own order
                 cut, parts = [np.arange(len(batch.user))], [batch]
             else:
@@ -272,6 +273,13 @@ class RetrievalModule(LightningModule):
             else:
                 found.append(recomputed(lambda _, here=here: self.history_encoder(here), here.item_ids))
         return torch.cat(found).index_select(0, batch.places_after(cut).to(self.device, non_blocking=True))
+
+    def _cut(self, batch: HistoryBatch) -> list[np.ndarray]:
+        """The rows of each part in which a batch is read in training."""
+        held = self.data.held_tokens
+        if held is None:
+            return [np.arange(len(batch.user))]
+        return TokenBudgetBatches(batch.lengths, budget=held, seed=None).batches()
 
     def states_of_step(self, batch: HistoryBatch) -> Float[Tensor, "states ..."]:
         """What a step encodes of a batch before its loss: by this `data.micro_batch_tokens auto` measures memory."""

@@ -13,6 +13,7 @@ from anyo_lightning.encoders.next_titles import NextTitles
 from anyo_lightning.encoders.pretext import output_embeddings
 from anyo_lightning.encoders.recompute import recomputed
 from anyo_lightning.errors import InputError
+from anyo_lightning.internals import trainer_of
 from anyo_lightning.losses import full_softmax
 from anyo_lightning.models.base import ONE_ITEM, RetrievalModule
 
@@ -129,7 +130,11 @@ class CSFT(RetrievalModule):
         """The loss of the targets' titles, and the queries: the states before them."""
         states, tokens = self.title_states(batch)
         loss = self.title_loss(states, tokens)
-        self.log("val/title_loss", loss, batch_size=max(len(tokens), 1), on_epoch=True, sync_dist=True)
+        repeated = False  # whether another process counts this batch
+        if (trainer := trainer_of(self)) is not None:
+            batches = trainer.val_dataloaders.sampler  # type: ignore[union-attr]
+            repeated = batches.last_is_repeated and batch_idx == len(batches) - 1
+        self.log("val/title_loss", loss, batch_size=0 if repeated else len(tokens), on_epoch=True, sync_dist=True)
         assert self.reading.item_token_counts is not None
         lengths = self.reading.item_token_counts[batch.on_cpu.targets.numpy()]  # one target per history
         first = torch.from_numpy(np.cumsum(lengths) - lengths).to(self.device)
