@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from anyo_lightning.models.llara_pretrain import LLaRAPretrain as LLaRAPretrain
     from anyo_lightning.models.sasrec import SASRec as SASRec
     from anyo_lightning.models.sracl import SRACL as SRACL
+    from anyo_lightning.models.student import Student as Student
     from anyo_lightning.models.unisrec import UniSRec as UniSRec
 
 MODULES = {
@@ -52,6 +53,7 @@ MODULES = {
     "models.llara_pretrain": ["LLaRAPretrain"],
     "models.sasrec": ["SASRec"],
     "models.sracl": ["SRACL"],
+    "models.student": ["Student"],
     "models.unisrec": ["UniSRec"],
 }
 PLACES = {name: f"anyo_lightning.{module}" for module, names in MODULES.items() for name in names}

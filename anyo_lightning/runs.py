@@ -9,6 +9,7 @@
     catalogue.parquet    item ids and texts
     probes.json          figures under probes, where `anyo test --probe` was asked for them
     queries.parquet      the query vector of every test row, where `anyo predict` was asked for them
+    teacher.safetensors  lists at all training boundaries and item vectors, where `anyo predict --teach` was asked
     index_fidelity.html  approximate indexes against exact search, where `anyo index` was asked for them
 
 Files are written under a temporary name and renamed, so that a reader never sees half of one.
@@ -48,6 +49,7 @@ class RunFolder:
         self.catalogue_file = self.path / "catalogue.parquet"
         self.probes_file = self.path / "probes.json"
         self.queries_file = self.path / "queries.parquet"
+        self.teacher_file = self.path / "teacher.safetensors"
         self.index_page_file = self.path / "index_fidelity.html"
         self.checkpoints = self.path / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best.ckpt"

@@ -8,6 +8,7 @@ With `sharded` each process holds its share of the LLM's frozen weights.
 """
 
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from helpers import prepare, tiny
 from torch.distributed.tensor import DTensor
 
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.lessons import Lessons, training_boundaries, write_lessons
 from anyo_lightning.encoders.adapted import AdaptedTextEncoders
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.live import LiveTextEncoders
@@ -31,6 +33,7 @@ from anyo_lightning.models.llara import LLaRA
 from anyo_lightning.models.llara_pretrain import LLaRAPretrain
 from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.models.sracl import SRACL
+from anyo_lightning.models.student import Student
 from anyo_lightning.models.unisrec import UniSRec
 
 FEW = 2  # windows of a batch of which a third process has no share
@@ -50,6 +53,7 @@ def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalM
     return {
         "SASRec": partial(SASRec, ids),
         "SASRec of RecBole": partial(SASRec, IdEncoders(dim=16, dropout=0.0, body="recbole", positions="end")),
+        "Student": partial(Student, ids),
         "UniSRec": partial(UniSRec, AdaptedTextEncoders(frozen, dim=16, ids=True, **still)),
         "Anyo": partial(Anyo, texts(), negatives=9),
         "E4SRec": partial(E4SRec, texts(id_residual=True)),
@@ -118,11 +122,22 @@ def gradients(
     return {"loss": total / processes, **found}
 
 
+def teacher(folder: Path, data: RecDataModule) -> Path:
+    """Random lists of all items, and random vectors."""
+    data.setup("fit")
+    items, random = data.split.catalogue_size, torch.Generator().manual_seed(0)
+    scores = torch.rand(len(training_boundaries(data.split)), items, generator=random).sort(descending=True)
+    lessons = Lessons(scores.indices.int(), scores.values, torch.randn(items, 5, generator=random))
+    write_lessons(folder / "lists.safetensors", lessons, split=data.split)
+    return folder / "lists.safetensors"
+
+
 def built(
     make: Callable[[], RetrievalModule], files: tuple[Path, Path], processes: int = 1, *, sharded: bool = False
 ) -> RetrievalModule:
     """A variant on the data set, with its bank filled and its negatives mined."""
-    last = issubclass(getattr(make, "func", type(None)), LLaRAPretrain)
+    kind = getattr(make, "func", type(None))
+    last = issubclass(kind, LLaRAPretrain)
     data = RecDataModule(
         interactions=files[0],
         items=files[1],
@@ -132,7 +147,8 @@ def built(
         batch_tokens=60,
     )
     torch.manual_seed(0)
-    model = prepare(make(), data)
+    with tempfile.TemporaryDirectory() as folder:
+        model = prepare(partial(make, teacher=teacher(Path(folder), data))() if kind is Student else make(), data)
     if sharded:
         for backbone in model.backbones:
             check_shares(backbone, processes)

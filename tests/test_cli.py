@@ -38,6 +38,8 @@ def tiny(small: list[str], small_llm: list[str], tiny_llm: str, tmp_path: Path) 
             found.append(f"--model.semantics.name={tiny_llm}")
         if "item_vectors_from" in encoders:
             found.append(f"--model.encoders.item_vectors_from={sasrec}")
+        if "teacher" in settings:
+            found.append(f"--model.teacher={sasrec}")
         return found
 
     return options
@@ -49,8 +51,9 @@ def test_every_configuration_survives_a_step(
 ) -> None:
     """Fit ends with a tested run folder, and `test --run` repeats its figures."""
     sasrec = tmp_path / "sasrec"
-    if "item_vectors_from" in config.read_text():
+    if "item_vectors_from" in config.read_text() or "teacher:" in config.read_text():
         anyo("fit", *tiny("sasrec"), f"--run={sasrec}")
+        anyo("predict", f"--run={sasrec}", "--teach=5")
     if "summarise" in config.read_text():
         files = [option for option in tiny(config) if option.startswith(("--data.interactions", "--data.items"))]
         anyo("augment", *files, f"--llm={tiny_llm}")

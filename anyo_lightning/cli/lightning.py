@@ -23,9 +23,11 @@ from anyo_lightning.cli.config_writer import ConfigWriter, as_written
 from anyo_lightning.cli.main import STAGES
 from anyo_lightning.cli.option_checks import check_monitor, check_precision, check_trainer
 from anyo_lightning.cli.resuming import Change, changes, check
+from anyo_lightning.cli.teach import Teaching
 from anyo_lightning.cli.trainer import AnyoTrainer
 from anyo_lightning.cli.words import nulls_as_configs
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.lessons import write_lessons
 from anyo_lightning.errors import InputError, constructor_sentence, raised_by_us
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.hardware import fast_dtype
@@ -125,6 +127,13 @@ class AnyoCLI(LightningCLI):
             default=200,
             help="With --probe: titles and users for which the bare LLM is asked what it remembers; 0 leaves it out.",
         )
+        parser.add_argument(
+            "--teach",
+            type=int,
+            default=0,
+            help="With predict: write so many items for each training boundary, and all item vectors, for a Student; "
+            "20 are enough for most.",
+        )
         parser.add_lightning_class_args(RetrievalMetrics, "metrics")
         parser.add_class_arguments(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
@@ -147,6 +156,11 @@ class AnyoCLI(LightningCLI):
         self.probing, config.probe = config.probe, False  # of this command: no setting of the run
         if self.probing and self.subcommand != "test":
             raise InputError(f"Expected --probe with test, got it with {self.subcommand}")
+        self.teaching, config.teach = config.teach, 0
+        if self.teaching < 0 or (self.teaching and self.subcommand != "predict"):
+            raise InputError(
+                f"Expected --teach with predict and a positive number, got {self.teaching} with {self.subcommand}"
+            )
         check_trainer(config)
         if self.subcommand == "fit":
             check_precision(config)
@@ -299,8 +313,11 @@ class AnyoCLI(LightningCLI):
         self._say_where()
 
     def predict(self, model: LightningModule, **kwargs: Any) -> None:
-        """Write the test users' query vectors, by the run's best checkpoint, to queries.parquet."""
+        """Write the test users' query vectors, by the run's best checkpoint, to queries.parquet, or what it teaches."""
         kwargs.pop("return_predictions", None)
+        if self.teaching:
+            self._teach(model, kwargs)
+            return
         found: list[Any] = self.trainer.predict(model, **self._with_checkpoint(kwargs)) or []
         if not found:
             raise InputError("Expected users to predict for, got none: trainer.limit_predict_batches is 0")
@@ -317,6 +334,28 @@ class AnyoCLI(LightningCLI):
             print(f"Predicted {len(first)} rows: {self.run_folder.path} keeps its {self.run_folder.queries_rows()}")
         elif self.trainer.is_global_zero:
             self.run_folder.write_queries(pl.DataFrame({"user_id": users.tolist(), "query": queries[first]}))
+        self._say_where()
+
+    def _teach(self, model: LightningModule, kwargs: dict[str, Any]) -> None:
+        """Write the lists at all training boundaries, and all item vectors, to teacher.safetensors.
+
+        Raises:
+            InputError: There is more than one process, or not all boundaries are read.
+        """
+        if self.trainer.world_size > 1:
+            raise InputError(f"Expected trainer.devices 1 with --teach, got {self.trainer.world_size} processes")
+        data: RecDataModule = self.datamodule
+        data.prepare_data()
+        metrics = next(c for c in self.trainer.callbacks if isinstance(c, RetrievalMetrics))  # type: ignore[attr-defined]
+        teaching = Teaching(data.split, k=self.teaching, history_masked=metrics.masks_history(data.split))
+        self.trainer.callbacks.append(teaching)  # type: ignore[attr-defined]
+        data.predict_dataloader = data.boundaries_dataloader  # type: ignore[method-assign]
+        self.trainer.predict(model, return_predictions=False, **self._with_checkpoint(kwargs))
+        if (read := int(teaching.read.sum())) < len(teaching.read):
+            raise InputError(
+                f"Expected --teach without trainer.limit_predict_batches, got {read} of {len(teaching.read)} boundaries"
+            )
+        write_lessons(self.run_folder.teacher_file, teaching.lessons, split=data.split)
         self._say_where()
 
     def _checkpoint_named(self, name: str | None) -> str | None:

@@ -22,7 +22,9 @@ ANYWHERE = (
     *("data.source", "data.interactions", "data.items", "data.num_workers", "data.evaluation_batch_tokens"),
     *("*.backbone.init_args.name", "*.backbone.init_args.gradient_checkpointing", "*.backbone.init_args.sharded"),
     *("*.semantics.init_args.name", "*.item_vectors_from", "*.views_from", "data.micro_batch_tokens"),
+    "model.init_args.teacher",
     *("run", "config", "final_test", "save_every_n_steps", "probe", "probe_memory", "metrics.variant", "metrics.top_k"),
+    "teach",
 )
 # Refused where the learning rate falls along a cosine that was planned for the run's own number of steps.
 PLANNED = ("trainer.max_epochs", "trainer.max_steps", "data.batch_tokens")

@@ -36,6 +36,7 @@ class HistoryBatch:
     token_ids: Int[Tensor, "batch tokens"] | None = None  # where a text encoder asks for them
     boundaries: Int[Tensor, "batch items"] | None = None  # token position of each item's separator, 0 at padding
     hidden: Bool[Tensor, "batch items"] | None = None  # items whose identity a view hides: no text, no vector
+    first: Int[Tensor, " batch"] | None = None  # in training: where each window starts among the split's interactions
     final: Bool[Tensor, " batch"] | None = None  # in training: whether the window ends in the user's last boundary
     token_count: int = 0  # real tokens (or items, without text) with each row's prompts, for the cost ledger
     row_tokens: int = 0  # tokens that are read of each row beside its items: prompts and response markers
@@ -219,6 +220,7 @@ class HistoryDataset(Dataset[HistoryBatch]):
             row=torch.from_numpy(chosen),
             target_ids=torch.from_numpy(targets),
             target_mask=torch.from_numpy(supervised),
+            first=None if self.final is None else torch.from_numpy(self.start[chosen]),
             final=None if self.final is None else torch.from_numpy(self.final[chosen]),
         )
 

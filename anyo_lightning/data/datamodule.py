@@ -281,6 +281,20 @@ class RecDataModule(LightningDataModule):
         """The test queries; their histories include the validation items."""
         return self._evaluation_loader("test")
 
+    def boundaries_dataloader(self) -> DataLoader[HistoryBatch]:
+        """All training boundaries, once, in file order; windows overlap by half at least, none is cut anew."""
+        windows = training_windows(
+            self.split,
+            self._item_lengths(),
+            max_items=self.max_items,
+            max_length=self._max_length(),
+            supervision=self.supervision,
+            overlap=max(self.overlap, 0.5),
+        )
+        batches = TokenBudgetBatches(windows.length + self.row_tokens, budget=self.evaluation_batch_tokens, seed=None)
+        dataset = HistoryDataset.training(self.split, windows, self.tokens, self.row_tokens)
+        return DataLoader(dataset, batch_size=None, sampler=batches, **self._loading())
+
     def predict_dataloader(self) -> DataLoader[HistoryBatch]:
         """The test queries."""
         return self._evaluation_loader("test")
