@@ -12,7 +12,7 @@ import argparse
 import io
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -86,28 +86,39 @@ def main() -> None:
     start = f"--model.init_from={options.folder / PRETRAINED}"
     for name in options.only:  # one after another: LLaRA's runs start from its pre-training
         _, config, common, rows = TERMS[name]
-        with ThreadPoolExecutor(options.jobs) as pool:
-            runs = [
-                pool.submit(
-                    train,
-                    options.folder / name / row / f"version_{seed}",
-                    f"--config=configs/{config}.yaml",
-                    "--config=configs/overlays/ablation.yaml",
-                    *common,
-                    *(start if option == "PRETRAINED" else option for option in own),
-                    f"--metrics.variant={row}",
-                    f"--seed_everything={seed}",
-                )
-                for seed in (options.seeds if name != "llara_pretrain" else [0])
-                for row, own in rows.items()
-            ]
-            try:
-                for run in as_completed(runs):
-                    run.result()
-            except BaseException:  # also an interruption: start no further runs
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        train_rows(
+            options.folder / name,
+            [f"--config=configs/{config}.yaml", "--config=configs/overlays/ablation.yaml", *common],
+            {row: [start if option == "PRETRAINED" else option for option in own] for row, own in rows.items()},
+            seeds=options.seeds if name != "llara_pretrain" else [0],
+            jobs=options.jobs,
+        )
     write(options.folder, options.only)
+
+
+def train_rows(
+    folder: Path, common: Sequence[str], rows: Mapping[str, Sequence[str]], *, seeds: Sequence[int], jobs: int
+) -> None:
+    """The runs of a table, each in `folder/row/version_seed`, seed by seed."""
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = [
+            pool.submit(
+                train,
+                folder / row / f"version_{seed}",
+                *common,
+                *own,
+                f"--metrics.variant={row}",
+                f"--seed_everything={seed}",
+            )
+            for seed in seeds
+            for row, own in rows.items()
+        ]
+        try:
+            for run in as_completed(runs):
+                run.result()
+        except BaseException:  # also an interruption: start no further runs
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def train(folder: Path, *words: str) -> None:
@@ -115,6 +126,14 @@ def train(folder: Path, *words: str) -> None:
     if not RunFolder(folder).finished:
         command = [sys.executable, "-m", "anyo_lightning", "fit", *words, f"--run={folder}"]
         subprocess.run([*command, "--trainer.enable_progress_bar=false"], check=True, cwd=PROJECT)
+
+
+def paired_table(folder: Path, baseline: str) -> str:
+    """The runs below a folder, each row's difference to the baseline paired by user, and what they ran on."""
+    with redirect_stdout(io.StringIO()) as printed:
+        compare([folder], baseline=baseline, format="markdown")
+    runs = describe_environments([run.read_metrics()["environment"]["training"] for run in find_runs(folder)[0]])
+    return f"{printed.getvalue().strip()}\n\nRuns on {runs}.\n"
 
 
 def write(folder: Path, names: Sequence[str]) -> None:
@@ -125,12 +144,7 @@ def write(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         what, *_, rows = TERMS[name]
         if len(rows) > 1:
-            with redirect_stdout(io.StringIO()) as printed:
-                compare([folder / name], baseline=next(iter(rows)), format="markdown")
-            runs = describe_environments(
-                [run.read_metrics()["environment"]["training"] for run in find_runs(folder / name)[0]]
-            )
-            tables[what.split(",")[0]] = f"{what}\n\n{printed.getvalue().strip()}\n\nRuns on {runs}.\n"
+            tables[what.split(",")[0]] = f"{what}\n\n{paired_table(folder / name, next(iter(rows)))}"
     parts = ["# What each contrastive term is worth", SOURCE]
     parts += [f"## {table.strip()}" for table in tables.values()]
     text = "\n\n".join(parts) + "\n"

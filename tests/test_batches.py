@@ -97,9 +97,7 @@ def test_each_target_is_supervised_exactly_once(
     if not expected:
         return
     whole = dataset[list(range(len(dataset)))]
-    assert whole.final is not None
-    assert whole.user[whole.final].tolist() == sorted({u for u, _ in expected})  # one final window per user
-    assert (dataset.end[whole.final.numpy()] == (ends - 1)[whole.user[whole.final]]).all()  # its target: the last item
+    assert (whole.targets.numpy() == split.items[whole.target_positions.numpy()]).all()
 
 
 def test_later_windows_overlap_by_half() -> None:

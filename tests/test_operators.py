@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from anyo_lightning.views.neighbours import nearest
-from anyo_lightning.views.operators import crop, importance, mask, reorder, substitute
+from anyo_lightning.views.operators import crop, importance, mask, reorder, substitute, substitute_before_last
 
 HISTORIES = st.lists(st.integers(0, 29), min_size=1, max_size=40).map(lambda items: np.array(items, dtype=np.int32))
 SHARES = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.6, 0.7, 0.99, 1.0])
@@ -69,6 +69,27 @@ def test_substitute_replaces_a_share_by_neighbours(items: np.ndarray, share: flo
     assert all(view[place] in SIMILAR[before[place]] for place in changed)
     assert view.dtype == items.dtype
     np.testing.assert_array_equal(items, before)
+
+
+@given(HISTORIES, SHARES, SEEDS)
+def test_substitution_before_the_last_item(items: np.ndarray, chance: float, seed: int) -> None:
+    before = items.copy()
+    view = substitute_before_last(items, chance=chance, similar=SIMILAR, random=np.random.default_rng(seed))
+    changed = np.flatnonzero(view != before)
+    assert view[-1] == before[-1]
+    assert len(changed) <= (len(items) - 1 if chance else 0)
+    assert len(changed) == len(items) - 1 or chance < 1
+    assert all(view[place] in SIMILAR[before[place]] for place in changed)
+    np.testing.assert_array_equal(items, before)
+
+
+def test_each_item_before_the_last_has_its_chance() -> None:
+    """A quarter of 4,000 items, within four standard deviations; none where there is one item."""
+    random = np.random.default_rng(0)
+    items = np.arange(4001) % 10
+    view = substitute_before_last(items, chance=0.25, similar=SIMILAR, random=random)
+    assert abs(int((view != items).sum()) - 1000) < 4 * (4000 * 0.25 * 0.75) ** 0.5
+    assert substitute_before_last(np.array([7]), chance=1, similar=SIMILAR, random=random).tolist() == [7]
 
 
 @given(HISTORIES, SHARES, SEEDS)

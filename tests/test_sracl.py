@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CONFIGS, MakeData, differing, fit, prepare, settings_of, tiny, validated, weights
+from helpers import MakeData, differing, fit, prepare, tiny, validated, weights
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.models.sracl import SRACL, Synthesizer
 from anyo_lightning.runs import RunFolder
+from anyo_lightning.views.neighbours import training_prefixes
 
 SIZES = {"ids": {"batch_tokens": 150}, "text": {"batch_tokens": 2000}}
 
@@ -56,37 +57,72 @@ def test_synthesizer_by_hand() -> None:
     torch.testing.assert_close(weights, torch.tensor([[expected[0], expected[1], 0], [0, 1, 0]]))
 
 
+def contrast_by_hand(
+    first: Tensor, second: Tensor, identities: list[tuple[int, int]] | None, *, temperature: float, unit: bool
+) -> Tensor:
+    """Each of the 2N vectors against all but itself and its false negatives; its positive is the other of the two."""
+    vectors = torch.cat([first, second])
+    if unit:
+        vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    count, losses = len(first), []
+    for i in range(2 * count):
+        positive = (i + count) % (2 * count)
+
+        def false(j: int, i: int = i) -> bool:
+            return identities is not None and any(
+                a == b for a, b in zip(identities[i % count], identities[j % count], strict=True)
+            )
+
+        kept = [j for j in range(2 * count) if j == positive or (j != i and not false(j))]
+        scores = (vectors[i] @ vectors[kept].T) / temperature
+        losses.append(scores.logsumexp(0) - scores[kept.index(positive)])
+    return torch.stack(losses).mean()
+
+
 @pytest.mark.parametrize("masked", [False, True])
-def test_inter_user_by_hand(tiny_bert: str, data: RecDataModule, masked: bool) -> None:
+@pytest.mark.parametrize("unit", [False, True])
+def test_inter_user_by_hand(tiny_bert: str, data: RecDataModule, masked: bool, unit: bool) -> None:
     """Equal weights (a = 0) make a positive the mean of neighbours' states; who has no neighbour takes no part."""
-    model = made(tiny_bert, data, mask_false_negatives=masked, temperature=0.5)
+    model = made(tiny_bert, data, mask_false_negatives=masked, temperature=0.5, unit_length=unit)
     model.synthesizer.attention.data.zero_()
-    model.states_of_users.normal_(std=0.5)
+    model.states_of_prefixes.normal_(std=0.5)
     batch = first_batch(data)
-    model.user_neighbours[batch.user[0]] = -1
-    model.user_neighbours[batch.user[1], 1:] = -1
-    last = torch.randn(len(batch.user), 16, generator=torch.Generator().manual_seed(1)) / 2
-    users, targets = batch.user.tolist(), batch.targets[batch.last_states].tolist()
-    assert batch.final is not None
-    rows = [row for row in range(1, len(users)) if batch.final[row]]
-    mean = {}
-    for v in rows:
-        found = model.user_neighbours[users[v]]
-        mean[v] = model.states_of_users[found[found >= 0]].mean(0)
-    losses = []
-    for u in rows:
-        others = [v for v in rows if v == u or not (masked and targets[v] == targets[u])]
-        scores = torch.stack([last[u] @ mean[v] / 0.5 for v in others])
-        losses.append(scores.logsumexp(0) - last[u] @ mean[u] / 0.5)
-    assert len(rows) > 4
-    assert len({targets[v] for v in rows}) < len(rows)
-    torch.testing.assert_close(model.inter_user(last, batch, model.taking_part(batch)), torch.stack(losses).mean())
+    targets = batch.target_positions
+    own = model.prefix_of_target[targets]
+    model.prefix_neighbours[own[0]] = -1
+    model.prefix_neighbours[own[1], 1:] = -1
+    states = torch.randn(len(targets), 16, generator=torch.Generator().manual_seed(1)) / 2
+    rows = list(range(1, len(targets)))
+    assert model.taking_part(batch).tolist() == rows
+    means = []
+    for row in rows:
+        found = model.prefix_neighbours[own[row]]
+        means.append(model.states_of_prefixes[found[found >= 0]].mean(0))
+    split = data.split
+    users = split.user_of_interaction[targets.numpy()]
+    identities = [(int(users[row]), int(split.items[targets[row]])) for row in rows]
+    assert len({target for _, target in identities}) < len(rows) > 10
+    loss = model.inter_user(states, batch, torch.tensor(rows))
+    expected = contrast_by_hand(
+        states[rows], torch.stack(means), identities if masked else None, temperature=0.5, unit=unit
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+def test_at_most_the_asked_number_of_anchors(tiny_bert: str, data: RecDataModule) -> None:
+    """Drawn anew in each step; the batch has more."""
+    model = made(tiny_bert, data, anchors=5)
+    batch = first_batch(data)
+    draws = [tuple(model.taking_part(batch).tolist()) for _ in range(20)]
+    assert len(batch.targets) > 20
+    assert all(len(set(rows)) == 5 for rows in draws)
+    assert len(set(draws)) > 10
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_intra_user_by_hand(tiny_bert: str, data: RecDataModule, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two views per history, a fifth (at least one item) replaced by neighbours; each against all but itself."""
-    model = made(tiny_bert, data, mask_false_negatives=masked)
+    """Two views per history, items before the last replaced by neighbours; each against all but itself."""
+    model = made(tiny_bert, data, mask_false_negatives=masked, share=0.5)
     batch = first_batch(data)
     count = len(batch.user)
     states = torch.randn(2 * count, 16, generator=torch.Generator().manual_seed(1))
@@ -101,20 +137,14 @@ def test_intra_user_by_hand(tiny_bert: str, data: RecDataModule, masked: bool, m
     originals = batch.histories()
     for view, original in zip(read, originals * 2, strict=True):
         changed = np.flatnonzero(view != original)
-        assert len(changed) == max(len(original) // 5, 1)
+        assert view[-1] == original[-1]
         assert all(view[i] in model.item_neighbours[original[i]] for i in changed)
     assert any((a != b).any() for a, b in zip(read[:count], read[count:], strict=True))
-    users, targets = batch.user.tolist(), batch.targets[batch.last_states].tolist()
-    losses = []
-    for i in range(2 * count):
-        positive = (i + count) % (2 * count)
-
-        def same(j: int, i: int = i) -> bool:
-            return users[j % count] == users[i % count] or targets[j % count] == targets[i % count]
-
-        kept = [j for j in range(2 * count) if j == positive or (j != i and not (masked and same(j)))]
-        losses.append((states[i] @ states[kept].T).logsumexp(0) - states[i] @ states[positive])
-    torch.testing.assert_close(loss, torch.stack(losses).mean())
+    identities = list(zip(batch.user.tolist(), batch.targets[batch.last_states].tolist(), strict=True))
+    expected = contrast_by_hand(
+        states[:count], states[count:], identities if masked else None, temperature=0.2, unit=True
+    )
+    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("bank", [False, True])
@@ -124,10 +154,10 @@ def test_gradients_reach_what_should_train(tiny_bert: str, data: RecDataModule, 
     if bank:
         model.refresh_bank()
     batch = first_batch(data)
-    last = model(batch)[batch.last_states].detach().requires_grad_()
-    model.inter_user(last, batch, model.taking_part(batch)).backward()
-    assert last.grad is not None
-    assert last.grad.abs().sum() > 0
+    states = model(batch).detach().requires_grad_()
+    model.inter_user(states, batch, model.taking_part(batch)).backward()
+    assert states.grad is not None
+    assert states.grad.abs().sum() > 0
     for name, parameter in model.named_parameters():
         reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
         assert reached == (name.startswith("synthesizer") or not bank), name
@@ -139,7 +169,7 @@ def test_gradients_reach_what_should_train(tiny_bert: str, data: RecDataModule, 
 def test_each_distinct_neighbour_is_encoded_once(
     tiny_bert: str, data: RecDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The states are those of each user's own training history without its last item, whatever the batches."""
+    """The states are those after each prefix read alone, whatever the batches."""
     model = made(tiny_bert, data, bank=False).eval()
     read: list[np.ndarray] = []
     encode = model.encode_histories
@@ -151,31 +181,35 @@ def test_each_distinct_neighbour_is_encoded_once(
     monkeypatch.setattr(model, "encode_histories", counting)
     states = model.neighbour_states(torch.tensor([[7, 3], [30, 7]]))
     assert len(read) == 3
-    for row, column, user in [(0, 0, 7), (0, 1, 3), (1, 0, 30), (1, 1, 7)]:
-        alone = encode([data.split.training_history(user)[:-1]])[0]
+    prefixes = training_prefixes(data.split, shuffled_ties=False)
+    for row, column, prefix in [(0, 0, 7), (0, 1, 3), (1, 0, 30), (1, 1, 7)]:
+        alone = encode([data.split.items[prefixes.start[prefix] : prefixes.end[prefix]]])[0]
         torch.testing.assert_close(states[row, column], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_bank_holds_the_states_of_the_epochs_start(tiny_bert: str, data: RecDataModule) -> None:
-    """Without dropout and gradient; it follows the weights when it is refreshed, and the mode comes back."""
-    model = made(tiny_bert, data, dropout=0.5).train()
+def test_bank_holds_the_states_of_the_epochs_start(tiny_bert: str, make_data: MakeData) -> None:
+    """Without dropout and gradient; it follows the weights when it is refreshed, and the mode comes back.
+
+    Histories fit into one window: in a later one a prefix is read with less context than alone.
+    """
+    model = made(tiny_bert, make_data(batch_tokens=150, max_items=50), dropout=0.5).train()
     model.refresh_bank()
     assert model.training
-    before = model.states_of_users.clone()
+    before = model.states_of_prefixes.clone()
     model.eval()
     with torch.no_grad():
         expected = model.encode_histories(model.histories)
     torch.testing.assert_close(before, expected, rtol=1e-4, atol=1e-5)
     assert not before.requires_grad
     model.item_encoder.embedding.weight.data.add_(torch.randn(16, 16))
-    torch.testing.assert_close(model.states_of_users, before)
+    torch.testing.assert_close(model.states_of_prefixes, before)
     model.refresh_bank()
-    assert not torch.allclose(model.states_of_users, before, atol=1e-2)
+    assert not torch.allclose(model.states_of_prefixes, before, atol=1e-2)
 
 
 @pytest.mark.parametrize("user_semantics", ["mean", "texts"])
 def test_nothing_outside_training_is_seen(tiny_bert: str, make_data: MakeData, user_semantics: str) -> None:
-    """Other validation and test items or other last training items: the same vectors and neighbours."""
+    """Other validation and test items, or with one prefix per user other last training items: the same neighbours."""
     found = []
     for change in (None, "evaluation", "last"):
         data = make_data(**SIZES["ids"])
@@ -185,15 +219,42 @@ def test_nothing_outside_training_is_seen(tiny_bert: str, make_data: MakeData, u
         if change == "last":
             last = split.offsets[:-1] + [len(split.training_history(user)) - 1 for user in range(split.users)]
             split.items[last] = (split.items[last] + 3) % 16
-        found.append(made(tiny_bert, data, user_semantics=user_semantics))
-    for other in found[1:]:
-        assert torch.equal(other.user_vectors, found[0].user_vectors)
-        assert torch.equal(other.user_neighbours, found[0].user_neighbours)
-        assert np.array_equal(other.item_neighbours, found[0].item_neighbours)
-        assert all(map(np.array_equal, other.histories, found[0].histories))
-    own = torch.arange(40)[:, None]
-    assert not (found[0].user_neighbours == own).any()
-    assert (found[0].user_neighbours >= 0).all()
+        found.append([made(tiny_bert, data, user_semantics=user_semantics, prefixes=most) for most in (None, 1)])
+    (every, longest), evaluation, last = found
+    for model, other in ((every, evaluation[0]), (longest, evaluation[1]), (longest, last[1])):
+        assert torch.equal(model.prefix_vectors, other.prefix_vectors)
+        assert torch.equal(model.prefix_neighbours, other.prefix_neighbours)
+        assert np.array_equal(model.item_neighbours, other.item_neighbours)
+        assert all(map(np.array_equal, model.histories, other.histories))
+    assert len(longest.histories) == 40
+    assert (every.prefix_neighbours >= 0).all()
+
+
+@pytest.mark.parametrize("positives", ["others", "own", "own_without_target", "all"])
+@pytest.mark.parametrize("bank", [False, True])
+def test_every_arm_trains(tiny_bert: str, data: RecDataModule, positives: str, bank: bool) -> None:
+    """Its neighbours are whose they should be, and its loss has a gradient."""
+    model = made(tiny_bert, data, positives=positives, bank=bank)
+    if bank:
+        model.refresh_bank()
+    batch = first_batch(data)
+    rows = model.taking_part(batch)
+    split = data.split
+    prefixes = training_prefixes(split, shuffled_ties=False)
+    neighbours = model.prefix_neighbours[model.prefix_of_target[batch.target_positions[rows]]]
+    own, contains = set(), set()
+    for row, found in zip(rows.tolist(), neighbours.tolist(), strict=True):
+        position = int(batch.target_positions[row])
+        for prefix in (prefix for prefix in found if prefix >= 0):
+            own.add(bool(prefixes.user[prefix] == split.user_of_interaction[position]))
+            if prefixes.user[prefix] == split.user_of_interaction[position]:
+                contains.add(split.items[position] in prefixes.histories()[prefix])
+    assert own == {"others": {False}, "all": {False, True}}.get(positives, {True})
+    assert contains == {"others": set(), "own_without_target": {False}}.get(positives, {False, True})
+    loss, parts = model.loss(model(batch), batch)
+    loss.backward()
+    assert float(parts["inter_user"].detach()) > 0
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_without_contrasts_it_is_sasrec(data: RecDataModule) -> None:
@@ -215,38 +276,16 @@ def test_a_term_of_weight_zero_costs_nothing(tiny_bert: str, data: RecDataModule
     """No synthesizer and no bank without α; no view and no neighbours of items without β."""
     model = made(tiny_bert, data, **weights)
     inter = "alpha" not in weights
-    assert hasattr(model, "synthesizer") == hasattr(model, "states_of_users") == inter
+    assert hasattr(model, "synthesizer") == hasattr(model, "states_of_prefixes") == inter
     assert hasattr(model, "item_neighbours") == (not inter)
     batch = first_batch(data)
     states = model(batch)
     before = model.seen.tokens
     _, parts = model.loss(states, batch)
-    assert set(parts) == {"next_item", *(("inter_user", "inter_user_histories") if inter else ("intra_user",))}
+    assert set(parts) == {"next_item", *(("inter_user", "inter_user_anchors") if inter else ("intra_user",))}
     if inter:
-        assert float(parts["inter_user_histories"]) == int(batch.final.sum()) > 0
+        assert float(parts["inter_user_anchors"]) == len(batch.targets) > 0
     assert (model.seen.tokens == before) == inter  # the bank reads nothing in a step, views do
-
-
-@pytest.mark.parametrize("name", ["sracl", "sracl_paper"])
-def test_most_steps_have_last_windows_to_contrast(name: str, tmp_path: Path) -> None:
-    """With each configuration's batches of windows; by their length, last windows come in steps of their own."""
-    random = np.random.default_rng(0)
-    rows = [
-        f"u{u},m{i},{t}" for u in range(80) for t, i in enumerate(random.integers(50, size=random.integers(9, 300)))
-    ]
-    (tmp_path / "i.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
-    (tmp_path / "c.csv").write_text("item_id,title\n" + "\n".join(f"m{i},Movie {i}" for i in range(50)) + "\n")
-    settings = settings_of(CONFIGS / f"{name}.yaml")["data"]
-
-    def alone(**changes: Any) -> float:
-        options = settings | changes
-        data = RecDataModule(interactions=tmp_path / "i.csv", items=tmp_path / "c.csv", **options)
-        data.setup("fit")
-        counts = [int(batch.final.sum()) for batch in data.train_dataloader()]
-        return float(np.mean([count < 2 for count in counts]))
-
-    assert alone() < 0.15
-    assert alone(group_by_length=True) > 0.4
 
 
 def test_mistakes_are_refused(tiny_bert: str, data: RecDataModule) -> None:
@@ -257,6 +296,8 @@ def test_mistakes_are_refused(tiny_bert: str, data: RecDataModule) -> None:
         "neighbours": {"neighbours": 0},
         "temperature": {"temperature": 0.0},
         "share": {"share": 1.5},
+        "anchors": {"anchors": 0},
+        "prefixes": {"prefixes": 0},
     }
     for words, changes in cases.items():
         with pytest.raises(InputError, match=words):
@@ -294,10 +335,10 @@ def test_a_run_with_a_bank_starts_from_one_without(tiny_bert: str, make_data: Ma
         fit(make(bank=bank), make_data(**SIZES["ids"]), folder, epochs=1)
         saved = weights(RunFolder(folder).best_checkpoint)
         started = prepare(make(bank=not bank, init_from=folder), make_data(**SIZES["ids"]))
-        assert differing(started.state_dict(), saved) == {"states_of_users"}
+        assert differing(started.state_dict(), saved) == {"states_of_prefixes"}
         if not bank:
             started.refresh_bank()
-            assert bool(started.states_of_users.any())
+            assert bool(started.states_of_prefixes.any())
             assert started.seen.tokens == 0
 
 
@@ -339,31 +380,31 @@ def test_a_run_resumed_within_an_epoch_has_the_bank_of_its_start(
     saved = tmp_path / "middle.ckpt"
     trainer = fit(make(), make_data(**SIZES["ids"]), tmp_path, callbacks=[SaveAt(3, saved)])
     assert trainer.num_training_batches > 3
-    bank = weights(saved)["states_of_users"]
+    bank = weights(saved)["states_of_prefixes"]
     found: list[Tensor] = []
 
     class Watch(Callback):
         def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-            found.append(pl_module.states_of_users.clone())
+            found.append(pl_module.states_of_prefixes.clone())
 
     model = make()
     fit(model, make_data(**SIZES["ids"]), tmp_path / "resumed", epochs=1, callbacks=[Watch()], ckpt_path=saved)
     assert found
     assert all(torch.equal(states, bank) for states in found)
     model.refresh_bank()
-    assert not torch.allclose(model.states_of_users, bank, atol=1e-3)
+    assert not torch.allclose(model.states_of_prefixes, bank, atol=1e-3)
 
 
 def test_one_batch_overfits(tiny_bert: str, data: RecDataModule) -> None:
     """All three parts of one batch's loss fall, the next-item loss to nearly nothing."""
     model = made(tiny_bert, data, dim=32, bank=False)
     # The tiny tokenizer's vocabulary differs between processes, and with it who is alike: neighbours are given here.
-    users, items = torch.arange(data.split.users)[:, None], np.arange(data.split.catalogue_size)[:, None]
-    model.user_neighbours.copy_((users + torch.arange(1, 4)) % data.split.users)
+    prefixes, items = torch.arange(len(model.histories))[:, None], np.arange(data.split.catalogue_size)[:, None]
+    model.prefix_neighbours.copy_((prefixes + torch.arange(1, 4)) % len(model.histories))
     model.item_neighbours = (items + np.arange(1, 4)) % data.split.catalogue_size
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     windows = data.train_dataloader().dataset
-    batch = windows[np.flatnonzero(windows.final)[:4]]
+    batch = windows[[0, 1, 2, 3]]
     found = []
     for _ in range(300):
         loss, parts = model.loss(model(batch), batch)

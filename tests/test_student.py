@@ -95,8 +95,8 @@ def test_loss_by_hand(make: Make, make_data: MakeData, tmp_path: Path) -> None:
     dataset = data.train_dataloader().dataset
     batch = dataset[list(range(len(dataset)))]
     states = model(batch)
-    assert batch.first is not None
-    assert (batch.first[1:] > 0).any()
+    assert batch.start is not None
+    assert (batch.start[1:] > 0).any()
     vectors = model.encode_items(torch.arange(data.split.catalogue_size))
     trained = model.training_items
     next_item, lists, seen = [], [], set()

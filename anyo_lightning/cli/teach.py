@@ -58,9 +58,9 @@ class Teaching(Callback):
     ) -> None:
         """Rank at a batch's boundaries, as many at a time as memory holds."""
         here = batch.on_cpu
-        assert here.first is not None
+        assert here.start is not None
         rows, columns = here.target_places
-        positions = (here.first[rows] + columns).numpy()
+        positions = (here.start[rows] + columns).numpy()
         states = outputs["query"].to_dense()
         size = max(1, BLOCK_SCORES // len(self.vectors))
         for start in range(0, len(positions), size):

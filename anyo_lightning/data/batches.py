@@ -36,8 +36,7 @@ class HistoryBatch:
     token_ids: Int[Tensor, "batch tokens"] | None = None  # where a text encoder asks for them
     boundaries: Int[Tensor, "batch items"] | None = None  # token position of each item's separator, 0 at padding
     hidden: Bool[Tensor, "batch items"] | None = None  # items whose identity a view hides: no text, no vector
-    first: Int[Tensor, " batch"] | None = None  # in training: where each window starts among the split's interactions
-    final: Bool[Tensor, " batch"] | None = None  # in training: whether the window ends in the user's last boundary
+    start: Int[Tensor, " batch"] | None = None  # position of each row's first item in the split's interactions
     token_count: int = 0  # real tokens (or items, without text) with each row's prompts, for the cost ledger
     row_tokens: int = 0  # tokens that are read of each row beside its items: prompts and response markers
     host: "HistoryBatch | None" = field(default=None, init=False, repr=False, compare=False)  # `on_cpu`, once moved
@@ -81,6 +80,13 @@ class HistoryBatch:
     def targets(self) -> Int[Tensor, " targets"]:
         """The supervised targets, in the order of the encoder's states."""
         return self.target_ids[self.target_places]
+
+    @property
+    def target_positions(self) -> Int[Tensor, " targets"]:
+        """Where each supervised target lies among the split's interactions; of training windows, not of any history."""
+        assert self.start is not None
+        rows, columns = self.target_places
+        return self.start[rows] + columns + 1
 
     @property
     def last_states(self) -> Int[Tensor, " batch"]:
@@ -133,7 +139,6 @@ class HistoryDataset(Dataset[HistoryBatch]):
         target: (rows,) the target of the last position; of all others it is the next item.
         tokens: Token store, where a text encoder asks for tokens.
         row_tokens: Tokens that are read of each row beside its items.
-        final: (rows,) True where a training window ends in its user's last boundary.
     """
 
     def __init__(
@@ -147,10 +152,9 @@ class HistoryDataset(Dataset[HistoryBatch]):
         target: np.ndarray,
         tokens: ItemTokenStore | None,
         row_tokens: int = 0,
-        final: np.ndarray | None = None,
     ) -> None:
         self.items, self.user, self.start, self.end = items, user, start, end
-        self.supervised, self.target, self.final = supervised, target, final
+        self.supervised, self.target = supervised, target
         self.tokens, self.row_tokens = tokens, row_tokens
 
     @property
@@ -175,7 +179,6 @@ class HistoryDataset(Dataset[HistoryBatch]):
             target=split.items[windows.end],
             tokens=tokens,
             row_tokens=row_tokens,
-            final=np.append(windows.user[1:] != windows.user[:-1], True),  # windows lie by user and position
         )
 
     @classmethod
@@ -202,6 +205,13 @@ class HistoryDataset(Dataset[HistoryBatch]):
     def __len__(self) -> int:
         return len(self.user)
 
+    def lengths(self) -> np.ndarray:
+        """(rows,) tokens of each row (items, without text), prompts counted."""
+        if self.tokens is None:
+            return self.end - self.start + self.row_tokens
+        positions = np.concatenate([[0], np.cumsum(self.tokens.lengths[self.items], dtype=np.int64)])
+        return np.asarray(positions[self.end] - positions[self.start] + self.row_tokens)
+
     def __getitem__(self, rows: Sequence[int]) -> HistoryBatch:
         chosen = np.asarray(rows, dtype=np.int64)
         if not len(chosen):  # this process has no share of a step
@@ -220,8 +230,7 @@ class HistoryDataset(Dataset[HistoryBatch]):
             row=torch.from_numpy(chosen),
             target_ids=torch.from_numpy(targets),
             target_mask=torch.from_numpy(supervised),
-            first=None if self.final is None else torch.from_numpy(self.start[chosen]),
-            final=None if self.final is None else torch.from_numpy(self.final[chosen]),
+            start=torch.from_numpy(self.start[chosen]),
         )
 
 

@@ -49,7 +49,12 @@ def contrast_views(
 
 def same_history(batch: HistoryBatch) -> Int[Tensor, "histories kinds"]:
     """The user of each history and the target of its last supervised boundary."""
-    return torch.stack([batch.user, batch.targets[batch.last_states]], dim=1)
+    return boundary_identities(batch)[batch.last_states]
+
+
+def boundary_identities(batch: HistoryBatch) -> Int[Tensor, "targets kinds"]:
+    """The user and the target of each supervised boundary."""
+    return torch.stack([batch.user[batch.target_places[0]], batch.targets], dim=1)
 
 
 def shared_identity(

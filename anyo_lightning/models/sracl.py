@@ -1,4 +1,4 @@
-"""SRA-CL: contrast users with what semantically similar users do, and histories with semantically similar ones."""
+"""SRA-CL: contrast histories with what semantically similar histories lead to, and with semantically similar views."""
 
 import time
 from typing import Any
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyo_lightning import distributed
-from anyo_lightning.data.batches import HistoryBatch
+from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.loader import ResumableLoader
+from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.errors import InputError
@@ -19,42 +21,41 @@ from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.llm.text_vectors import Pooling
-from anyo_lightning.losses import info_nce
 from anyo_lightning.models.base import RetrievalModule
-from anyo_lightning.models.contrast import contrast_views, same_history, shared_identity
+from anyo_lightning.models.contrast import boundary_identities, contrast_views, same_history
 from anyo_lightning.views.neighbours import (
+    Positives,
     UserSemantics,
     mean_vectors,
     nearest,
     profile_texts,
-    semantic_histories,
     semantic_item_vectors,
+    similar_prefixes,
+    training_prefixes,
     user_text_vectors,
 )
-from anyo_lightning.views.operators import substitute
+from anyo_lightning.views.operators import substitute_before_last
 
 
 class SRACL(RetrievalModule):
     """`L = L_next + α · L_inter + β · L_intra`: the full softmax, and two contrasts whose positives are retrieved.
 
-    Inter-user: the state of a history against a mixture of the states of the k users whose texts are most alike,
-    weighted by a learnable `Synthesizer`; negatives are the other mixtures of the batch. Intra-user: two views of a
-    history, each with a share of its items replaced by semantic neighbours; negatives are the other views.
-    Recommendation needs the encoders alone.
+    Inter-user: the state after a prefix of a training history against a mixture of the states after the k prefixes
+    whose texts are most alike, weighted by a learnable `Synthesizer`. Intra-user: two views of a history, in each of
+    which items are replaced by semantic neighbours. Both are InfoNCE over the 2N vectors of a step, as in the code; the
+    paper's inter-user term has the mixtures alone as keys. Recommendation needs the encoders alone.
 
     The encoders are an LLM that reads text (`sracl.yaml`), or SASRec's, as in the paper (`sracl_paper.yaml`). What
-    differs: (1) every boundary is supervised by the next item, and the contrasts use one state per history, its last
-    supervised one; in the paper and its code each prefix is a sample of both. If a user's history is cut into windows,
-    only the last window takes part in the inter-user term, since the neighbours are those of the whole history: mix
-    windows in a step by `data.group_by_length: false`, or most steps have none. Its negatives are the others of the
-    same step: about 7 (`sracl.yaml`) and 10 (`sracl_paper.yaml`) on ML-100K, where the paper has a batch of 256; if
-    histories fit into one window, the whole batch. (2) A user's vector and neighbours come from the training history
-    without the last target; in the code a prefix finds the user's other prefixes, which contain its target. (3)
-    Semantic vectors are those of the items' texts by the configured encoder, a user's by default the mean over the
-    history; the paper embeds an LLM's summaries of items and of histories by SimCSE. (4) The inter-user term is the
-    paper's, states against mixtures; the code's is symmetric over both. (5) `bank` reads the neighbours' states from a
-    table that is filled at the start of each epoch, without gradient; the paper encodes them in each step (`bank:
-    false`). (6) False negatives, histories with the same target or of the same user, can be masked.
+    differs: (1) With `data.supervision all` one pass supervises all prefixes of a history, of which the intra-user term
+    uses the longest; with `last`, as in the code, each prefix is a sample of all terms. (2) `positives`: the code's
+    neighbours come from `all` prefixes; more than half are the user's own, and every third contains the target. The
+    default is `others`, the prefixes of other users. (3) Semantic vectors are those of the items' texts by the
+    configured encoder, a prefix's by default the mean over its items; the paper embeds an LLM's summaries of items and
+    of histories by SimCSE. (4) `bank` reads the neighbours' states from a table that is filled at the start of each
+    epoch, without gradient; the paper encodes them in each step (`bank: false`). (5) By default states are compared at
+    unit length: inner products of states of norm 8, as in the paper (`unit_length: false`), saturate the softmax. (6)
+    False negatives, histories with the same target or of the same user, can be masked. (7) The state that is compared
+    is that of the next-item loss, where the code reads the prefix once more.
 
     Args:
         encoders: How histories and items are encoded.
@@ -63,11 +64,17 @@ class SRACL(RetrievalModule):
         pooling: How the states of a text become its semantic vector.
         alpha: α, weight of the inter-user term; 0 leaves it out and saves its work.
         beta: β, weight of the intra-user term; 0 leaves it out and saves its work.
-        neighbours: k, of users and of items.
-        share: Share of a view's items that are replaced, rounded down, but at least one item.
+        neighbours: k, of prefixes and of items.
+        positives: Whose prefixes are the neighbours of the inter-user term: those of `others`; the user's `own`, of
+            which the longer ones contain the target; `own_without_target`, those that do not; or `all`. Only training
+            interactions are used.
+        prefixes: Prefixes per user that take part, evenly spaced, the longest among them; None takes all. The search
+            takes time in the square of their number.
+        anchors: Prefixes of a step that the inter-user term contrasts, over all processes, drawn at random.
+        share: Chance of each item of a view to be replaced; the last one never is.
         temperature: Of both terms.
-        user_semantics: A user's vector is the `mean` of the item vectors of the history, or the vector of its
-            `texts` as one text.
+        unit_length: Compare cosines, or else inner products.
+        user_semantics: A prefix's vector is the `mean` of its items' vectors, or the vector of its `texts` as one text.
         bank: Take neighbours' states from a table refreshed at the start of each epoch; otherwise encode them in
             each step, each once, with gradient.
         mask_false_negatives: Leave out negatives with the same target or of the same user.
@@ -78,11 +85,12 @@ class SRACL(RetrievalModule):
     """
 
     encoders: TextEncoders | IdEncoders
-    user_vectors: Tensor
-    user_neighbours: Tensor
-    states_of_users: Tensor
+    prefix_vectors: Tensor
+    prefix_neighbours: Tensor
+    prefix_of_target: Tensor
+    states_of_prefixes: Tensor
 
-    starts_afresh = ("states_of_users",)  # the bank, filled at the start of each epoch
+    starts_afresh = ("states_of_prefixes",)  # the bank, filled at the start of each epoch
 
     def __init__(
         self,
@@ -90,11 +98,15 @@ class SRACL(RetrievalModule):
         *,
         semantics: LLM | None = None,
         pooling: Pooling = "mean",
-        alpha: float = 0.1,
-        beta: float = 0.1,
+        alpha: float = 0.02,
+        beta: float = 0.02,
         neighbours: int = 10,
+        positives: Positives = "others",
+        prefixes: int | None = None,
+        anchors: int = 256,
         share: float = 0.2,
-        temperature: float = 1.0,
+        temperature: float = 0.2,
+        unit_length: bool = True,
         user_semantics: UserSemantics = "mean",
         bank: bool = True,
         mask_false_negatives: bool = True,
@@ -103,12 +115,15 @@ class SRACL(RetrievalModule):
         super().__init__(encoders, **training)
         self.semantics, self.pooling = semantics, pooling
         self.alpha, self.beta, self.neighbours, self.share = alpha, beta, neighbours, share
-        self.temperature, self.user_semantics = temperature, user_semantics
+        self.positives, self.prefixes, self.anchors = positives, prefixes, anchors
+        self.temperature, self.unit_length, self.user_semantics = temperature, unit_length, user_semantics
         self.bank, self.mask_false_negatives = bank, mask_false_negatives
 
     def build(self, data: RecDataModule) -> None:
         """What the terms need: neighbours, the synthesizer, the bank."""
-        sizes = {"neighbours": self.neighbours, "temperature": self.temperature}
+        sizes = {"neighbours": self.neighbours, "temperature": self.temperature, "anchors": self.anchors}
+        if self.prefixes is not None:
+            sizes["prefixes"] = self.prefixes
         for name, size in sizes.items():
             if size <= 0:
                 raise InputError(f"Expected model.{name} to be positive, got {size}")
@@ -122,7 +137,7 @@ class SRACL(RetrievalModule):
             trained = self.training_items.numpy()
             self.item_neighbours = nearest(items, trained, k=min(self.neighbours, len(trained) - 1))
         if self.alpha:
-            self._find_users(data, encoder, items)
+            self._find_prefixes(data, encoder, items)
 
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
@@ -132,8 +147,8 @@ class SRACL(RetrievalModule):
         parts = {"next_item": loss}
         if self.alpha:
             rows = self.taking_part(batch)
-            parts["inter_user_histories"] = states.new_tensor(len(rows))
-            parts["inter_user"] = self.inter_user(states[batch.last_states], batch, rows)
+            parts["inter_user_anchors"] = states.new_tensor(len(rows))
+            parts["inter_user"] = self.inter_user(states, batch, rows)
             loss = loss + self.alpha * parts["inter_user"]
         if self.beta:
             parts["intra_user"] = self.intra_user(batch)
@@ -146,61 +161,62 @@ class SRACL(RetrievalModule):
         return bool(self.beta or (self.alpha and not self.bank))
 
     def inter_user(
-        self, last: Float[Tensor, "batch dim"], batch: HistoryBatch, rows: Int[Tensor, " rows"]
+        self, states: Float[Tensor, "targets dim"], batch: HistoryBatch, rows: Int[Tensor, " rows"]
     ) -> Float[Tensor, ""]:
-        """`-1/N Σ_u log( exp(h_u·h⁺_u/τ) / Σ_v exp(h_u·h⁺_v/τ) )`, `h⁺_u = Σ_j p_uj h_j` over u's k neighbours.
+        """`contrast_views` of the states `h_i` and the mixtures `h⁺_i = Σ_j p_ij h_j` over i's k neighbours.
 
         Args:
-            last: The state at each history's last supervised boundary.
+            states: The states at the batch's supervised boundaries.
             batch: Its histories.
-            rows: Those that take part.
+            rows: The boundaries that take part.
         """
-        users = batch.user[rows]
-        neighbours = self.user_neighbours[users]
+        prefixes = self.prefix_of_target[batch.target_positions[rows]]
+        neighbours = self.prefix_neighbours[prefixes]
         there = neighbours >= 0
         neighbours = neighbours.where(there, neighbours[:, :1])  # whose weight is zero
-        weights = self.synthesizer(self.user_vectors[users], self.user_vectors[neighbours], there)
+        weights = self.synthesizer(self.prefix_vectors[prefixes], self.prefix_vectors[neighbours], there)
         positives = (weights[..., None] * self.neighbour_states(neighbours)).sum(1)
-        excluded = None
-        if self.mask_false_negatives:
-            identities = same_history(batch)[rows]
-            excluded = shared_identity(identities, distributed.gather_rows(identities))
-        loss = info_nce(
-            last[rows],
-            distributed.gather_rows(positives, with_gradient=True),
-            distributed.rows_before(len(rows), rows.device) + torch.arange(len(rows), device=rows.device),
-            temperature=self.temperature,
-            excluded=excluded,
-        )
-        return self.global_mean(loss, len(rows))
+        identities = boundary_identities(batch)[rows] if self.mask_false_negatives else None
+        return self._contrast(states[rows], positives, identities)
 
     def taking_part(self, batch: HistoryBatch) -> Int[Tensor, " rows"]:
-        """The histories that end in their user's last boundary, of users who have neighbours."""
-        assert batch.final is not None
-        return (batch.final & (self.user_neighbours[batch.user, 0] >= 0)).nonzero()[:, 0]
+        """The boundaries whose prefixes have neighbours, or a sample of them: this process's share of `anchors`."""
+        prefixes = self.prefix_of_target[batch.target_positions]
+        rows = ((prefixes >= 0) & (self.prefix_neighbours[prefixes, 0] >= 0)).nonzero()[:, 0]
+        most = max(self.anchors // distributed.world_size(), 1)
+        if len(rows) <= most:
+            return rows
+        return rows[torch.randperm(len(rows))[:most].sort().values.to(rows.device)]
 
     def intra_user(self, batch: HistoryBatch) -> Float[Tensor, ""]:
         """InfoNCE over the 2N views of N histories: each against all but itself, its positive the other of the two."""
         random = np.random.default_rng(int(torch.randint(2**31, ())))
         views = [
-            substitute(items, share=max(self.share, 1 / len(items)), similar=self.item_neighbours, random=random)
+            substitute_before_last(items, chance=self.share, similar=self.item_neighbours, random=random)
             for items in batch.histories() * 2
         ]
         first, second = self.encode_histories(views).chunk(2)
-        identities = same_history(batch) if self.mask_false_negatives else None
+        return self._contrast(first, second, same_history(batch) if self.mask_false_negatives else None)
+
+    def _contrast(
+        self,
+        first: Float[Tensor, "rows dim"],
+        second: Float[Tensor, "rows dim"],
+        identities: Int[Tensor, "rows kinds"] | None,
+    ) -> Float[Tensor, ""]:
+        """`contrast_views` as a `global_mean`, of cosines or inner products."""
+        if self.unit_length:
+            first, second = F.normalize(first, dim=1), F.normalize(second, dim=1)
         loss = contrast_views(first, second, identities=identities, temperature=self.temperature)
         return self.global_mean(loss, len(first))
 
-    def neighbour_states(self, users: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k dim"]:
-        """The last states of these users, from the bank or encoded now, each distinct user once."""
+    def neighbour_states(self, prefixes: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k dim"]:
+        """The states after these prefixes, from the bank or encoded now, each distinct prefix once."""
         if self.bank:
-            return self.states_of_users[users]
-        distinct, place = torch.unique(users, return_inverse=True)
-        return self._states(distinct, budget=self.data.batch_tokens)[place]
-
-    def _states(self, users: Int[Tensor, " users"], *, budget: int) -> Float[Tensor, "users dim"]:
-        """The last states of users' own training histories."""
-        return self.encode_in_batches([self.histories[user] for user in users.tolist()], budget=budget)
+            return self.states_of_prefixes[prefixes]
+        distinct, place = torch.unique(prefixes, return_inverse=True)
+        histories = [self.histories[prefix] for prefix in distinct.tolist()]
+        return self.encode_in_batches(histories, budget=self.data.batch_tokens)[place]
 
     def on_train_epoch_start(self) -> None:
         """Fill the bank with the states that the weights give now.
@@ -213,12 +229,26 @@ class SRACL(RetrievalModule):
             self.log("train/bank_seconds", time.perf_counter() - started)
 
     def refresh_bank(self) -> None:
-        """The last states of all users who take part, in evaluation mode."""
-        users = (self.user_neighbours[:, 0] >= 0).nonzero()[:, 0]
-        own = users[distributed.rank() :: distributed.world_size()]
+        """The states after all prefixes, in evaluation mode, from one pass over the epoch's training windows."""
+        loader = self.data.train_dataloader()
+        assert isinstance(loader, ResumableLoader)
+        windows = loader.dataset
+        assert isinstance(windows, HistoryDataset)
+        known = np.append(0, np.cumsum(self.prefix_of_target.cpu().numpy() >= 0))
+        needed = np.flatnonzero(known[windows.end + 1] > known[windows.supervised + 1])
+        lengths = windows.lengths()[needed]
+        cut = TokenBudgetBatches(lengths, budget=self.data.evaluation_batch_tokens, seed=None).batches()
+        own = [needed[rows] for rows in cut[distributed.rank() :: distributed.world_size()]]
+        found, states = [self.prefix_of_target[:0]], [self.states_of_prefixes[:0]]
         with evaluating(self):
-            states = self._states(own, budget=self.data.evaluation_batch_tokens)
-        self.states_of_users[distributed.gather_rows(own)] = distributed.gather_rows(states)
+            for number, rows in enumerate(self.as_many_passes(own, spare=needed[:1])):
+                batch = windows[rows.tolist()].to(self.device)
+                read = self(batch).float()
+                if number < len(own):
+                    prefixes = self.prefix_of_target[batch.target_positions]
+                    found.append(prefixes[prefixes >= 0])
+                    states.append(read[prefixes >= 0])
+        self.states_of_prefixes[distributed.gather_rows(torch.cat(found))] = distributed.gather_rows(torch.cat(states))
 
     def _semantic_encoder(self) -> Backbone:
         if self.semantics is not None:
@@ -229,22 +259,22 @@ class SRACL(RetrievalModule):
             )
         return self.backbones[0]
 
-    def _find_users(self, data: RecDataModule, encoder: Backbone, items: Float[Tensor, "catalogue width"]) -> None:
-        """Semantic vectors and neighbours of users, the synthesizer and the bank."""
-        semantic = semantic_histories(data.split, shuffled_ties=data.shuffle_ties)
+    def _find_prefixes(self, data: RecDataModule, encoder: Backbone, items: Float[Tensor, "catalogue width"]) -> None:
+        """Semantic vectors and neighbours of prefixes, the synthesizer and the bank."""
+        prefixes = training_prefixes(data.split, shuffled_ties=data.shuffle_ties, most=self.prefixes)
+        self.histories = prefixes.histories()
         if self.user_semantics == "texts":
-            vectors = user_text_vectors(encoder, profile_texts(semantic, data.split.item_texts), pooling=self.pooling)
+            texts = profile_texts(self.histories, data.split.item_texts)
+            vectors = user_text_vectors(encoder, texts, pooling=self.pooling)
         else:
-            vectors = mean_vectors(semantic, items)
-        there = np.flatnonzero([len(history) > 0 for history in semantic])
-        neighbours = np.full((data.split.users, self.neighbours), -1)
-        neighbours[there] = nearest(vectors, there, k=self.neighbours)[there]
-        self.histories = [data.split.training_history(user)[:-1] for user in range(data.split.users)]
-        self.register_buffer("user_vectors", vectors, persistent=False)
-        self.register_buffer("user_neighbours", torch.from_numpy(neighbours), persistent=False)
+            vectors = mean_vectors(prefixes, items)
+        neighbours = similar_prefixes(prefixes, vectors, self.positives, k=self.neighbours)
+        self.register_buffer("prefix_vectors", vectors, persistent=False)
+        self.register_buffer("prefix_neighbours", torch.from_numpy(neighbours), persistent=False)
+        self.register_buffer("prefix_of_target", torch.from_numpy(prefixes.of_targets()), persistent=False)
         self.synthesizer = Synthesizer(vectors.shape[1], self.encoders.dim)
         if self.bank:
-            self.register_buffer("states_of_users", torch.zeros(data.split.users, self.encoders.dim))
+            self.register_buffer("states_of_prefixes", torch.zeros(len(prefixes), self.encoders.dim))
 
 
 class Synthesizer(nn.Module):

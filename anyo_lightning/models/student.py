@@ -125,9 +125,9 @@ class Student(RetrievalModule):
 
     def lists_of(self, batch: HistoryBatch) -> Int[Tensor, "targets k"]:
         """The teacher's list at each supervised boundary, as places among the training items; -1 where it ends."""
-        assert batch.first is not None
+        assert batch.start is not None
         rows, columns = batch.target_places
-        return self.teacher_items[self.number_of_boundary[batch.first[rows] + columns]].long()
+        return self.teacher_items[self.number_of_boundary[batch.start[rows] + columns]].long()
 
     def mean_vectors(
         self,

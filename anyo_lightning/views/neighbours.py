@@ -1,14 +1,14 @@
-"""Semantic neighbours: which users and items have similar texts, from the training split alone.
+"""Semantic neighbours: which prefixes of training histories and which items have similar texts.
 
-A user's vector must not know the target of the state that it is used with. That state is a user's last supervised
-boundary, whose target is the last training item. So a user is his training history without that item, and without
-every item that takes its place in some epoch (`data.shuffle_ties`). There is one vector per user and none per prefix,
-so that no user finds his own prefixes, which contain his targets: the leak of SRA-CL's released code.
+A prefix is what comes before a training target, so its vector does not know that target. But the user's longer
+prefixes contain it, and SRA-CL's released code takes neighbours from all: `Positives` says which are used.
 
 Reference: Cui et al., SRA-CL, NeurIPS 2025 (arXiv 2503.04162), sections 3.2 and 3.3.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import faiss
@@ -24,27 +24,99 @@ from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.text_vectors import Pooling, frozen_vectors
 
 UserSemantics = Literal["mean", "texts"]
+Positives = Literal["others", "own", "own_without_target", "all"]
 PROFILE_TOKENS = 256  # MiniLM's training length; texts are newest first, so that a cut drops the oldest items
+SEARCHED_ROWS = 4096  # bounds what FAISS finds before the same user's are dropped
 
 
-def semantic_histories(split: Split, *, shuffled_ties: bool) -> list[np.ndarray]:
-    """What represents each user: the training history without any item that may be its last one; copies.
+@dataclass(frozen=True)
+class Prefixes:
+    """Prefixes of training histories, user by user, shortest first: `items[start:end]`, whose target is at `end`."""
+
+    items: Int[np.ndarray, " interactions"]  # the split's
+    user: Int[np.ndarray, " prefixes"]
+    start: Int[np.ndarray, " prefixes"]  # positions in `items`
+    end: Int[np.ndarray, " prefixes"]
+    first_seen: Int[np.ndarray, " prefixes"]  # the first position of the target's item in the user's history
+
+    def __len__(self) -> int:
+        """The number of prefixes."""
+        return len(self.end)
+
+    def histories(self) -> list[np.ndarray]:
+        """The items of each prefix, oldest first; views: do not write into them."""
+        return [self.items[start:end] for start, end in zip(self.start, self.end, strict=True)]
+
+    def of_targets(self) -> Int[np.ndarray, " interactions"]:
+        """For each interaction, the prefix whose target it is; -1 where there is none."""
+        found = np.full(len(self.items), MISSING, dtype=np.int64)
+        found[self.end] = np.arange(len(self))
+        return found
+
+
+def training_prefixes(split: Split, *, shuffled_ties: bool, most: int | None = None) -> Prefixes:
+    """The prefixes before each training item of a history but the first.
+
+    Where training items of one timestamp change places between epochs (`data.shuffle_ties`), prefixes end only where
+    a timestamp begins, so that they hold the same items in every epoch; the target is then any item of that timestamp.
 
     Args:
         split: The split; only interactions of stage 0 are used.
-        shuffled_ties: Whether training items of one timestamp change places between epochs.
+        shuffled_ties: Whether they change places.
+        most: Prefixes per user at most, evenly spaced, the longest among them; None takes all.
+    """
+    users, starts, ends, seen = [], [], [], []
+    for user in range(split.users):
+        items, start = split.training_history(user), int(split.offsets[user])
+        _, first, which = np.unique(items, return_index=True, return_inverse=True)
+        bounds = np.arange(len(items))
+        if shuffled_ties and len(items):
+            times = split.timestamps[start : start + len(items)]
+            bounds = np.flatnonzero(np.append(True, times[1:] != times[:-1]))
+        if len(bounds) < 2:
+            continue
+        first_seen = np.minimum.reduceat(first[which], bounds)[1:]
+        bounds = bounds[1:]
+        if most is not None and len(bounds) > most:
+            chosen = np.sort(len(bounds) - 1 - np.arange(most) * len(bounds) // most)
+            bounds, first_seen = bounds[chosen], first_seen[chosen]
+        users.append(np.full(len(bounds), user))
+        starts.append(np.full(len(bounds), start))
+        ends.append(start + bounds)
+        seen.append(start + first_seen)
+    columns = [np.concatenate([np.empty(0, dtype=np.int64), *found]) for found in (users, starts, ends, seen)]
+    return Prefixes(split.items, *columns)
+
+
+def similar_prefixes(
+    prefixes: Prefixes, vectors: Float[Tensor, "prefixes width"], positives: Positives, *, k: int
+) -> Int[np.ndarray, "prefixes k"]:
+    """For each prefix the k most similar of those that may be its positives, best first; never itself.
+
+    Args:
+        prefixes: The prefixes.
+        vectors: Their semantic vectors.
+        positives: Whose prefixes: of `others`; the user's `own`, of which the longer ones contain the target;
+            `own_without_target`, those that do not; or `all`, as in SRA-CL's code.
+        k: Neighbours per prefix.
 
     Returns:
-        Item ids of each user, oldest first; empty where nothing is left.
+        Numbers of prefixes; -1 at the end if there are fewer than k.
     """
-    found = []
-    for user in range(split.users):
-        items = split.training_history(user)
-        kept = max(len(items) - 1, 0)
-        if shuffled_ties and len(items):
-            times = split.timestamps[split.offsets[user] : split.offsets[user] + len(items)]
-            kept = int(np.argmax(times == times[-1]))
-        found.append(items[:kept].copy())
+    everyone = np.arange(len(prefixes))
+    if positives in ("others", "all"):
+        return nearest(vectors, everyone, k=k, groups=prefixes.user if positives == "others" else None)
+    unit = F.normalize(vectors.float(), dim=1).cpu()
+    found = np.full((len(prefixes), k), MISSING, dtype=np.int64)
+    bounds = np.append(np.flatnonzero(np.diff(prefixes.user, prepend=MISSING)), len(prefixes))
+    for start, end in pairwise(bounds):
+        scores = unit[start:end] @ unit[start:end].T
+        scores.fill_diagonal_(-torch.inf)
+        if positives == "own_without_target":
+            contains = prefixes.end[start:end] > prefixes.first_seen[start:end, None]
+            scores[torch.from_numpy(contains)] = -torch.inf
+        best, places = scores.topk(min(k, end - start), dim=1)
+        found[start:end, : best.shape[1]] = torch.where(best > -torch.inf, places + start, MISSING).numpy()
     return found
 
 
@@ -65,19 +137,21 @@ def semantic_item_vectors(
     return F.normalize(vectors - vectors.mean(0), dim=1)
 
 
-def mean_vectors(
-    histories: Sequence[np.ndarray], vectors: Float[Tensor, "catalogue width"]
-) -> Float[Tensor, "users width"]:
-    """The mean of each history's item vectors, of unit length; zero for an empty history.
+def mean_vectors(prefixes: Prefixes, vectors: Float[Tensor, "catalogue width"]) -> Float[Tensor, "prefixes width"]:
+    """The mean of each prefix's item vectors, of unit length.
 
     Args:
-        histories: Item ids of each user.
+        prefixes: The prefixes.
         vectors: The items' vectors.
     """
-    lengths = torch.tensor([len(items) for items in histories])
-    user = torch.repeat_interleave(torch.arange(len(histories)), lengths)
-    items = torch.from_numpy(np.concatenate(histories).astype(np.int64))
-    return F.normalize(torch.zeros(len(histories), vectors.shape[1]).index_add_(0, user, vectors[items]), dim=1)
+    found = torch.zeros(len(prefixes), vectors.shape[1])
+    bounds = np.append(np.flatnonzero(np.diff(prefixes.user, prepend=MISSING)), len(prefixes))
+    for first, last in zip(bounds[:-1], bounds[1:] - 1, strict=True):
+        start = prefixes.start[first]
+        items = torch.from_numpy(prefixes.items[start : prefixes.end[last]].astype(np.int64))
+        sums = vectors[items].double().cumsum(0)
+        found[first : last + 1] = sums[torch.from_numpy(prefixes.end[first : last + 1] - start - 1)].float()
+    return F.normalize(found, dim=1)
 
 
 def user_text_vectors(
@@ -108,14 +182,19 @@ def profile_texts(histories: Sequence[np.ndarray], item_texts: Sequence[str]) ->
 
 
 def nearest(
-    vectors: Float[Tensor, "rows width"], candidates: Int[np.ndarray, " candidates"], *, k: int
+    vectors: Float[Tensor, "rows width"],
+    candidates: Int[np.ndarray, " candidates"],
+    *,
+    k: int,
+    groups: Int[np.ndarray, " rows"] | None = None,
 ) -> Int[np.ndarray, "rows k"]:
-    """For each row the k candidates of the highest cosine, best first, itself left out (FAISS, exact).
+    """For each row the k candidates of the highest cosine, best first, its own group left out (FAISS, exact).
 
     Args:
         vectors: One per row.
         candidates: The rows that may be neighbours.
         k: Neighbours per row.
+        groups: The group of each row, counted from 0; None leaves out the row itself alone.
 
     Returns:
         Row numbers; -1 at the end if there are fewer than k other candidates.
@@ -124,12 +203,15 @@ def nearest(
     found = np.full((len(unit), k), MISSING, dtype=np.int64)
     if not len(candidates):
         return found
-    searched = min(k + 1, len(candidates))  # one more, since a candidate finds itself
-    _, places = faiss.knn(unit, np.ascontiguousarray(unit[candidates]), searched, metric=faiss.METRIC_INNER_PRODUCT)
-    others = candidates[places]
-    # A row that is not among its own results (many equal vectors, or no candidate) gives up its last one instead.
-    itself = others == np.arange(len(unit))[:, None]
-    itself[:, -1] |= ~itself.any(axis=1) & (searched > k)
-    rows, columns = np.nonzero(~itself)
-    found[rows, (np.cumsum(~itself, axis=1) - 1)[rows, columns]] = others[rows, columns]
+    groups = np.arange(len(unit)) if groups is None else groups
+    searched = min(k + int(np.bincount(groups[candidates]).max()), len(candidates))  # k, and all of the largest group
+    keys = np.ascontiguousarray(unit[candidates])
+    for start in range(0, len(unit), SEARCHED_ROWS):
+        block = slice(start, start + SEARCHED_ROWS)
+        _, places = faiss.knn(unit[block], keys, searched, metric=faiss.METRIC_INNER_PRODUCT)
+        others = candidates[places]
+        allowed = groups[others] != groups[block, None]
+        rank = np.cumsum(allowed, axis=1) - 1
+        rows, columns = np.nonzero(allowed & (rank < k))
+        found[start + rows, rank[rows, columns]] = others[rows, columns]
     return found

@@ -72,12 +72,31 @@ def substitute(
         similar: The most similar items of each item.
         random: Source of randomness.
 
-    Reference: CoSeRec (arXiv 2108.06479), substitute; SRA-CL (arXiv 2503.04162), intra-user views.
+    Reference: CoSeRec (arXiv 2108.06479), substitute.
     """
-    view = items.copy()
-    positions = _positions(_count(share, items), items, random)
-    view[positions] = similar[view[positions], random.integers(similar.shape[1], size=len(positions))]
-    return view
+    return _replaced(items, _positions(_count(share, items), items, random), similar, random)
+
+
+def substitute_before_last(
+    items: Int[np.ndarray, " items"],
+    *,
+    chance: float,
+    similar: Int[np.ndarray, "catalogue neighbours"],
+    random: np.random.Generator,
+) -> Int[np.ndarray, " items"]:
+    """The history with each item but the last replaced, at a chance, by a random one of its most similar items.
+
+    The last item says most about the next one, and a history of one item stays as it is.
+
+    Args:
+        items: The history, oldest first.
+        chance: Of each item but the last.
+        similar: The most similar items of each item.
+        random: Source of randomness.
+
+    Reference: SRA-CL (arXiv 2503.04162), intra-user views; there the last item may be replaced, too.
+    """
+    return _replaced(items, np.flatnonzero(random.random(len(items) - 1) < chance), similar, random)
 
 
 def importance(
@@ -97,6 +116,12 @@ def importance(
 def _count(share: float, items: np.ndarray) -> int:
     """Floor(share · L), safe from products such as .29 · 100 that lie just below their integer."""
     return int(share * len(items) + 1e-9)
+
+
+def _replaced(items: np.ndarray, positions: np.ndarray, similar: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    view = items.copy()
+    view[positions] = similar[view[positions], random.integers(similar.shape[1], size=len(positions))]
+    return view
 
 
 def _positions(count: int, items: np.ndarray, random: np.random.Generator) -> np.ndarray:
