@@ -29,7 +29,14 @@ PROJECT = Path(__file__).parents[1]
 README = (PROJECT / "README.md").read_text()
 COMMAND = re.compile(rf"(?:\banyo|-m anyo_lightning) (?:{'|'.join(STAGES | COMMANDS)}) .*")
 # What stands for something of the reader's own.
-PLACES = {"$s": "0", "$v": "markov", "$B": "beauty", "$run": "sasrec", "TEACHER": "sasrec", "NAME.yaml": "sasrec.yaml"}
+PLACES = {
+    "$s": "0",
+    "$v": "markov",
+    "$B": "beauty",
+    "$run": "sasrec",
+    "TEACHER": "runs/mine",
+    "NAME.yaml": "sasrec.yaml",
+}
 
 
 class ParsedError(InputError):
