@@ -157,14 +157,6 @@ class HistoryDataset(Dataset[HistoryBatch]):
         self.supervised, self.target = supervised, target
         self.tokens, self.row_tokens = tokens, row_tokens
 
-    @property
-    def lengths(self) -> Int64[np.ndarray, " rows"]:
-        """Tokens of each row, or items where no text is read, with what is read beside its items."""
-        own = np.ones(len(self.items), dtype=np.int64) if self.tokens is None else self.tokens.lengths[self.items]
-        positions = np.concatenate([[0], np.cumsum(own, dtype=np.int64)])
-        lengths: np.ndarray = positions[self.end] - positions[self.start] + self.row_tokens
-        return lengths
-
     @classmethod
     def training(
         cls, split: Split, windows: Windows, tokens: ItemTokenStore | None, row_tokens: int = 0
@@ -205,8 +197,9 @@ class HistoryDataset(Dataset[HistoryBatch]):
     def __len__(self) -> int:
         return len(self.user)
 
-    def lengths(self) -> np.ndarray:
-        """(rows,) tokens of each row (items, without text), prompts counted."""
+    @property
+    def lengths(self) -> Int64[np.ndarray, " rows"]:
+        """Tokens of each row (items, without text), prompts counted."""
         if self.tokens is None:
             return self.end - self.start + self.row_tokens
         positions = np.concatenate([[0], np.cumsum(self.tokens.lengths[self.items], dtype=np.int64)])

@@ -236,7 +236,7 @@ class SRACL(RetrievalModule):
         assert isinstance(windows, HistoryDataset)
         known = np.append(0, np.cumsum(self.prefix_of_target.cpu().numpy() >= 0))
         needed = np.flatnonzero(known[windows.end + 1] > known[windows.supervised + 1])
-        lengths = windows.lengths()[needed]
+        lengths = windows.lengths[needed]
         cut = TokenBudgetBatches(lengths, budget=self.data.evaluation_batch_tokens, seed=None).batches()
         own = [needed[rows] for rows in cut[distributed.rank() :: distributed.world_size()]]
         found, states = [self.prefix_of_target[:0]], [self.states_of_prefixes[:0]]
