@@ -54,8 +54,8 @@ $(TABLE_RUNS)/views.done: | .venv/installed
 
 BEAUTY_OPTIONS_sasrec := --model.encoders.dropout 0.5 --model.optimizer.weight_decay 0 \
 	--trainer.max_epochs 30
-BEAUTY_OPTIONS_sracl_paper := --model.bank true --trainer.max_epochs 70 --metrics.variant "sracl_paper, bank"
-BEAUTY_OPTIONS_sracl_without := --model.alpha 0 --model.beta 0 --trainer.max_epochs 70 \
+BEAUTY_OPTIONS_sracl_paper := --data.batch_tokens 5274 --trainer.max_epochs 70
+BEAUTY_OPTIONS_sracl_without := --data.batch_tokens 5274 --model.alpha 0 --model.beta 0 --trainer.max_epochs 70 \
 	--metrics.variant "sracl_paper without contrasts"
 BEAUTY_OPTIONS_e4srec_paper := --model.encoders.item_vectors_from runs/beauty/sasrec --model.encoders.dropout 0.5 \
 	--model.optimizer.lr 1e-3 --data.supervision all --data.group_by_length true \

@@ -38,7 +38,7 @@ TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
         {"without": ["--model.weight=0"], "with": []},
     ),
     "sracl": (
-        "SRA-CL on SASRec: contrasts with semantic neighbours (between users about 10 histories per step), 20 epochs",
+        "SRA-CL on SASRec: contrasts with semantic neighbours, 256 prefixes per step, 20 epochs",
         "sracl_paper",
         ["--data.shuffle_ties=true", "--trainer.max_epochs=20"],
         {
