@@ -7,7 +7,6 @@ from torch import Tensor
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.encoders.live import LiveTextEncoders
 from anyo_lightning.encoders.next_titles import NextTitles
 from anyo_lightning.encoders.pretext import output_embeddings
@@ -82,9 +81,7 @@ class CSFT(RetrievalModule):
         elif held is None:
             parts = [batch]
         else:
-            parts = [
-                batch.of_rows(rows) for rows in TokenBudgetBatches(batch.lengths, budget=held, seed=None).batches()
-            ]
+            parts = [batch.of_rows(rows) for rows in self._cut(batch)]
         texts = [NextTitles.of(part, self.reading.tokens) for part in parts]
         count = sum(len(part.targets) for part in texts)
         passes = texts or [NextTitles.of(self.reading.collate(ONE_ITEM), self.reading.tokens)]
