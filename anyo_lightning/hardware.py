@@ -1,9 +1,10 @@
 """What this machine computes fast in, and how much memory has been in use."""
 
 import re
-import resource
+import sys
 from typing import Literal
 
+import psutil
 import torch
 
 from anyo_lightning.internals import cpu_has_bfloat16
@@ -27,7 +28,12 @@ def peak_memory_gib() -> float:
     """The most memory that was in use, in GiB: the GPU's where there is one, otherwise the process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource  # Windows has none
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # of ru_maxrss: bytes, or KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def is_out_of_memory(exception: BaseException) -> bool:

@@ -16,9 +16,7 @@ Files are written under a temporary name and renamed, so that a reader never see
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from filelock import FileLock, Timeout
 
 from anyo_lightning.disk import renamed_to
 from anyo_lightning.errors import InputError
@@ -97,18 +96,15 @@ class RunFolder:
             made = False
         except OSError as error:
             raise InputError(f"Expected --run to name a folder that can be made, got {self.path}: {error}") from None
-        folder = os.open(self.path, os.O_RDONLY)
+        lock = FileLock(self.path / ".lock")
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(folder)
+            lock.acquire(blocking=False)
+        except Timeout:
             raise InputError(f"Run folder {self.path} is in use by another run; choose another --run") from None
-        except OSError:
-            pass  # a file system without locks
         try:
             yield made
         finally:
-            os.close(folder)
+            lock.release()
 
     @property
     def finished(self) -> bool:

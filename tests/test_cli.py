@@ -324,3 +324,20 @@ def test_a_class_in_the_working_directory_is_found(
         assert path in line, line
         assert reason in line, line
         assert len(line) < 300, line
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    """The script is sourced by a real shell; an option of a stage, and of a command of our own, are found."""
+    script = tmp_path / "anyo.bash"
+    command = [sys.executable, "-m", "anyo_lightning", "completion", "bash"]
+    script.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    def completed(*words: str) -> list[str]:
+        asked = f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
+        asked += f"_shtab_anyo anyo '{words[-1]}' {words[-2]}; " + 'echo "${COMPREPLY[@]}"'
+        shell = ["bash", "-c", asked]
+        return subprocess.run(shell, capture_output=True, text=True, check=True).stdout.split()
+
+    assert completed("anyo", "com") == ["compare", "completion"]
+    assert completed("anyo", "fit", "--data.max_i") == ["--data.max_items", "--data.max_item_tokens"]
+    assert completed("anyo", "compare", "--base") == ["--baseline"]

@@ -84,5 +84,19 @@ def augment_parser() -> ArgumentParser:
     return parser
 
 
+def completion(arguments: list[str]) -> None:
+    """`anyo completion`."""
+    from anyo_lightning.cli.completion import print_completion
+
+    print_completion(**completion_parser().parse_args(arguments).as_dict())
+
+
+def completion_parser() -> ArgumentParser:
+    """The options of `anyo completion`."""
+    parser = _parser("completion", "Print a shell's completion of commands and options: source <(anyo completion).")
+    parser.add_argument("shell", nargs="?", choices=["bash", "zsh", "tcsh"], default="bash", help="For which shell.")
+    return parser
+
+
 def _parser(name: str, description: str) -> ArgumentParser:
     return ArgumentParser(prog=f"anyo {name}", description=description, exit_on_error=False)

@@ -21,6 +21,7 @@ COMMANDS = {
     "index": "compare approximate indexes with exact search",
     "data": "print what was read and how it is split",
     "augment": "let an LLM write views of the histories",
+    "completion": "print a shell's completion of commands and options",
 }
 
 
@@ -58,7 +59,7 @@ def _refuse(sentence: str) -> NoReturn:
 def _print_help() -> None:
     print("usage: anyo COMMAND [options]\n\nLLMs as encoders, nearest-neighbour search as the recommender.\n")
     for name, meaning in (STAGES | COMMANDS).items():
-        print(f"  {name:<10}{meaning}")
+        print(f"  {name:<12}{meaning}")
     print("\nOptions of a command: anyo COMMAND --help")
 
 
