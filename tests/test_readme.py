@@ -130,7 +130,7 @@ def figures_cited() -> list[tuple[str, str, Path]]:
 
 
 def holds(text: str, row: str) -> bool:
-    """Whether a table line or paragraph of a text has a row's figures, in their order, and the name in its first cell."""
+    """Whether a table line or paragraph of a text has a row's figures, in order, and the name in its first cell."""
     number = re.compile(r"[+-]?\.\d{2,}")
     figures = number.findall(row)
     named = re.match(r"\| `([^`]+)`", row)
