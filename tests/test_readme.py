@@ -1,4 +1,4 @@
-"""The README's promises: its examples run, and every command in README, Makefile, benchmarks and configs parses."""
+"""What README and docs promise: examples run, links lead somewhere, figures are those of benchmarks, commands parse."""
 
 import re
 import shlex
@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -27,6 +28,8 @@ from anyo_lightning.runs import RunFolder
 
 PROJECT = Path(__file__).parents[1]
 README = (PROJECT / "README.md").read_text()
+DOCS = sorted(PROJECT.glob("docs/*.md"))
+assert len(DOCS) > 10
 COMMAND = re.compile(rf"(?:\banyo|-m anyo_lightning) (?:{'|'.join(STAGES | COMMANDS)}) .*")
 # What stands for something of the reader's own.
 PLACES = {
@@ -52,18 +55,18 @@ class ParsingCLI(AnyoCLI):
         raise ParsedError
 
 
-def block(section: str, language: str) -> str:
-    """The only code block of a language in a section of the README."""
-    (found,) = re.findall(
-        rf"```{language}\n(.*?)```", README.split(f"\n## {section}\n")[1].split("\n## ")[0], re.DOTALL
-    )
+def block(section: str, language: str, *, text: str = README) -> str:
+    """The only code block of a language in a section of a page."""
+    (found,) = re.findall(rf"```{language}\n(.*?)```", text.split(f"\n## {section}\n")[1].split("\n## ")[0], re.DOTALL)
     return found
 
 
 def written_commands(file: Path) -> list[str]:
     """The commands in a file's code lines, comments and backticks, one per line, without what a shell does of them."""
     text = file.read_text().replace("\\\n#", " ").replace("\\\n", " ")
-    code = text if file.suffix == ".sh" else "\n".join(re.findall(r"^(?:    |\t|#).*", text, re.MULTILINE))
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [*re.findall(r"^(?:    |\t|#).*", text, re.MULTILINE), *fenced]
+    code = text if file.suffix == ".sh" else "\n".join(lines)
     inline = re.findall(r"`(anyo [^`]+)`", " ".join(text.split())) if file.suffix == ".md" else []
     found = [match.group() for line in [*code.splitlines(), *inline] if (match := COMMAND.search(line))]
     for name, value in PLACES.items():
@@ -73,8 +76,9 @@ def written_commands(file: Path) -> list[str]:
 
 def all_commands() -> list[str]:
     """The commands of all files that show some, and of the Makefile as make would run them."""
-    files = [PROJECT / "README.md", *PROJECT.glob("benchmarks/*.md"), *PROJECT.rglob("configs/**/*.yaml")]
+    files = [PROJECT / "README.md", *DOCS, *PROJECT.glob("benchmarks/*.md"), *PROJECT.rglob("configs/**/*.yaml")]
     counts = {file: written_commands(file) for file in files}
+    assert sum(bool(counts[page]) for page in DOCS) > 10
     assert all(counts[file] for file in PROJECT.glob("configs/*.yaml")), "a configuration without its command"
     assert len(counts[PROJECT / "README.md"]) > 15
     make = ["make", "--dry-run", "--always-make", "BEAUTY=beauty", "demo-rows", "rows", "beauty"]
@@ -96,13 +100,78 @@ def words_of(command: str) -> list[str]:
     return words[1:]
 
 
+PAGES = [PROJECT / "README.md", *DOCS, *PROJECT.glob("benchmarks/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """To files that are there, and to headings that they have."""
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        if not link.startswith("https://") and not (target.exists() and (not heading or heading in headings(target))):
+            dead.append(link)
+    assert dead == []
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    found = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def figures_cited() -> list[tuple[str, str, Path]]:
+    """The rows of figures in docs: the page, the row, and the file in benchmarks that its last cell names."""
+    row = re.compile(r"^\|.*\| \[[\w.]+\]\((\.\./benchmarks/\w+\.md)\) \|$", re.MULTILINE)
+    return [
+        (page.name, found.group(), page.parent / found[1]) for page in DOCS for found in row.finditer(page.read_text())
+    ]
+
+
+def holds(text: str, row: str) -> bool:
+    """Whether a table line or paragraph of a text has a row's figures, in order, and the name in its first cell."""
+    number = re.compile(r"[+-]?\.\d{2,}")
+    figures = number.findall(row)
+    named = re.match(r"\| `([^`]+)`", row)
+    table = re.compile(r"^\|.*", re.MULTILINE)
+    for part in (*table.findall(text), *table.sub("", text).split("\n\n")):
+        there = iter(number.findall(part))
+        if figures and (named is None or named[1] in part) and all(figure in there for figure in figures):
+            return True
+    return False
+
+
+def test_figures_are_those_of_the_benchmarks() -> None:
+    """Each row of figures in docs stands in the file that it names, as it is there."""
+    cited = figures_cited()
+    assert len(cited) > 20
+    assert [(page, row) for page, row, file in cited if not holds(file.read_text(), row)] == []
+
+
+def test_a_stale_figure_is_found() -> None:
+    """The test above can fail: for another figure, another name, and a row without figures."""
+    text = "| sasrec | .226 ±.027 | +.015 ±.017 |\n| markov | .199 ±.025 | base |\n"
+    assert holds(text, "| `sasrec`, here | .226 ±.027 |")
+    assert not holds(text, "| `sasrec` | .227 ±.027 |")
+    assert not holds(text, "| `sasrec` | .027 ±.226 |")
+    assert not holds(text, "| `markov` | .226 ±.027 |")
+    assert not holds(text, "| `sasrec` | -.015 |")
+    assert not holds(text, "| `sasrec` | |")
+
+
+def test_each_configuration_has_a_page() -> None:
+    """The pages of the variants link to all files that train one."""
+    linked = {link for page in DOCS for link in re.findall(r"\]\(\.\./configs/(\w+)\.yaml\)", page.read_text())}
+    assert linked == {file.stem for file in PROJECT.glob("configs/*.yaml")}
+
+
 def test_what_the_readme_names_exists() -> None:
-    """Its links lead to files, its tests and the folders of its tree are there."""
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert len(links) > 10
-    assert [link for link in links if not (PROJECT / link).exists()] == []
+    """Its tests and the folders of its tree are there."""
+    assert len(re.findall(r"\]\([^)]+\)", README)) > 10
     tests = "".join(file.read_text() for file in (PROJECT / "tests").glob("test_*.py"))
-    assert [name for name in re.findall(r"`(test_\w+)`", README) if f"def {name}(" not in tests] == []
+    written = README + "".join(page.read_text() for page in DOCS)
+    assert [name for name in re.findall(r"`(test_\w+)`", written) if f"def {name}(" not in tests] == []
     tree = re.search(r"\n    anyo_lightning/\n((?:      .*\n)+)", README)
     assert tree is not None
     named = {line.split()[0].rstrip("/") for line in tree[1].splitlines()}
@@ -156,16 +225,19 @@ def test_a_variant_is_a_model_and_a_yaml(
     monkeypatch.delitem(sys.modules, "mine")
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
 def test_python_in_ten_lines(
+    page: str,
     tiny_data: tuple[Path, Path],
     tiny_llm: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The README's script trains and ranks, and leaves the working directory empty."""
+    """The script trains and ranks, and leaves the working directory empty; in docs another one recommends then."""
     monkeypatch.chdir(tmp_path)
-    script = block("Python in ten lines", "python")
+    text = (PROJECT / page).read_text()
+    script = block("Python in ten lines" if page == "README.md" else "Train and test", "python", text=text)
     assert len([line for line in script.splitlines() if line]) <= 10
     files = f'interactions=Path("{tiny_data[0]}"), items=Path("{tiny_data[1]}")'
     for shown, tiny in {
@@ -177,9 +249,13 @@ def test_python_in_ten_lines(
         assert script.count(shown) == 1
         script = script.replace(shown, tiny)
     names: dict[str, Any] = {}
-    exec(compile(script, "README.md", "exec"), names)
+    exec(compile(script, page, "exec"), names)
     assert 0 <= float(capsys.readouterr().out.split()[-1]) <= 1
     assert names["model"].seen.targets > 0
+    if page == "docs/python.md":
+        exec(compile(block("Recommend with a trained model", "python", text=text), page, "exec"), names)
+        assert [len(row) for row in names["titles"]] == [5, 5]
+        assert not np.isin(names["items"][0], names["histories"][0]).any()
     assert list(tmp_path.iterdir()) == []
 
 
