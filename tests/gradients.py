@@ -24,6 +24,7 @@ from anyo_lightning.encoders.adapted import AdaptedTextEncoders
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.live import LiveTextEncoders
 from anyo_lightning.encoders.text import TextEncoders
+from anyo_lightning.encoders.text_start import TextStartEncoders
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.models.anyo import Anyo
 from anyo_lightning.models.base import RetrievalModule
@@ -53,6 +54,7 @@ def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalM
     return {
         "SASRec": partial(SASRec, ids),
         "SASRec of RecBole": partial(SASRec, IdEncoders(dim=16, dropout=0.0, body="recbole", positions="end")),
+        "SASRec on texts": partial(SASRec, TextStartEncoders(frozen, dim=16, frozen=8, dropout=0.0)),
         "Student": partial(Student, ids),
         "UniSRec": partial(UniSRec, AdaptedTextEncoders(frozen, dim=16, ids=True, **still)),
         "Anyo": partial(Anyo, texts(), negatives=9),

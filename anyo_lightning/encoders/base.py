@@ -102,6 +102,34 @@ def check_dropout(**shares: float) -> None:
             raise InputError(f"Expected model.encoders.{name} in [0, 1), got {share}")
 
 
+def check_sizes(*, dim: int, heads: int, **others: int) -> None:
+    """Refuse sizes of a transformer that are not positive or do not fit.
+
+    Args:
+        dim: Width of its states.
+        heads: Its attention heads.
+        others: Further sizes, by the options' names.
+
+    Raises:
+        InputError: Naming the option; `dim` must be a multiple of `heads`.
+    """
+    for name, value in {"dim": dim, "heads": heads, **others}.items():
+        if value < 1:
+            raise InputError(f"Expected model.encoders.{name} to be positive, got {value}")
+    if dim % heads:
+        raise InputError(f"Expected model.encoders.dim to be a multiple of model.encoders.heads, got {dim} and {heads}")
+
+
+def check_frozen(backbone: LLM) -> None:
+    """Refuse LoRA on a language model that is read before training only.
+
+    Raises:
+        InputError: The backbone has LoRA.
+    """
+    if backbone.options.get("lora") is not None:
+        raise InputError("Expected model.encoders.backbone without lora, since its vectors are frozen, got lora")
+
+
 @runtime_checkable
 class HoldsTexts(Protocol):
     """A part of an encoder that holds items' texts (an `ItemTokenStore`) or vectors of them (a tensor)."""
