@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CONFIGS, QUIET, Anyo, MakeData, prepare, tiny
+from helpers import CONFIGS, QUIET, Anyo, MakeData, prepare, save_as_run, tiny
 from lightning.pytorch import Trainer
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
@@ -193,13 +193,8 @@ def test_who_reads_titles(tiny_llm: str, make_data: MakeData, tmp_path: Path) ->
         assert not found["reads_titles"]
         assert list(found["figures"]["test/ndcg@10"]) == ["as it is", "order shuffled", "last item only"]
         assert found["memory"] == "the run has none"
-    folder = tmp_path / "sasrec" / "checkpoints"
-    folder.mkdir(parents=True)
     data = make_data()
-    sasrec = prepare(SASRec(ids), data)
-    checkpoint: dict[str, Any] = {"state_dict": sasrec.state_dict()}
-    sasrec.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, folder / "best.ckpt")
+    save_as_run(prepare(SASRec(ids), data), tmp_path / "sasrec")
     paper = E4SRec(VectorEncoders(LLM(tiny_llm), item_vectors_from=tmp_path / "sasrec", dim=16))
     prepare(paper, data)
     assert not [part for part in paper.modules() if isinstance(part, HoldsTexts) and part.texts_in]

@@ -115,6 +115,7 @@ class AdaptedTextEncoders(Encoders):
     """
 
     texts = frozenset({"histories", "items"})
+    unit_length = True
     trains_only = (*Encoders.trains_only, "adaptor_dropout", "adaptor_noise")
 
     def __init__(

@@ -31,6 +31,7 @@ class Encoders(ABC):
     identity. A part that holds items' texts, or vectors of them, names the attribute in `HoldsTexts.texts_in`.
     """
 
+    unit_length = False  # whether states and item vectors have length 1, so that a loss needs a temperature
     texts: frozenset[Side]  # the sides on which items' texts are read, as tokens or as vectors: what probes shuffle
 
     trains_only: tuple[str, ...] = ("dropout", "input_dropout", "item_vectors_from")
