@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from anyo_lightning.encoders.ids import IdEncoders as IdEncoders
     from anyo_lightning.encoders.live import LiveTextEncoders as LiveTextEncoders
     from anyo_lightning.encoders.text import TextEncoders as TextEncoders
+    from anyo_lightning.encoders.text_start import TextStartEncoders as TextStartEncoders
     from anyo_lightning.encoders.vectors import VectorEncoders as VectorEncoders
     from anyo_lightning.evaluation.callback import RetrievalMetrics as RetrievalMetrics
     from anyo_lightning.evaluation.index import ItemIndex as ItemIndex
@@ -39,6 +40,7 @@ MODULES = {
     "encoders.ids": ["IdEncoders"],
     "encoders.live": ["LiveTextEncoders"],
     "encoders.text": ["TextEncoders"],
+    "encoders.text_start": ["TextStartEncoders"],
     "encoders.vectors": ["VectorEncoders"],
     "evaluation.callback": ["RetrievalMetrics"],
     "evaluation.index": ["ItemIndex"],

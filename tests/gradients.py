@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from helpers import prepare, tiny
+from helpers import prepare, save_as_run, tiny
 from torch.distributed.tensor import DTensor
 
 from anyo_lightning.data.datamodule import RecDataModule
@@ -24,6 +24,7 @@ from anyo_lightning.encoders.adapted import AdaptedTextEncoders
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.live import LiveTextEncoders
 from anyo_lightning.encoders.text import TextEncoders
+from anyo_lightning.encoders.text_start import TextStartEncoders
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.models.anyo import Anyo
 from anyo_lightning.models.base import RetrievalModule
@@ -53,10 +54,14 @@ def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalM
     return {
         "SASRec": partial(SASRec, ids),
         "SASRec of RecBole": partial(SASRec, IdEncoders(dim=16, dropout=0.0, body="recbole", positions="end")),
+        "SASRec on texts": partial(SASRec, TextStartEncoders(frozen, dim=16, frozen=8, dropout=0.0)),
         "Student": partial(Student, ids),
         "UniSRec": partial(UniSRec, AdaptedTextEncoders(frozen, dim=16, ids=True, **still)),
         "Anyo": partial(Anyo, texts(), negatives=9),
         "E4SRec": partial(E4SRec, texts(id_residual=True)),
+        "E4SRec of cosines, taught": partial(
+            E4SRec, texts(reads="vectors", unit_length=True), temperature=0.1, distil_from=Path(), alignment=1.0
+        ),
         "CLLMRec": partial(CLLMRec, texts(), views=("original", "importance"), weight=1.0),
         "CLLMRec without original": partial(CLLMRec, texts(), views=("importance", "importance"), projection_head=True),
         "SRACL on ids, neighbours encoded": partial(swap, ids, semantics=llm, bank=False),
@@ -148,7 +153,13 @@ def built(
     )
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        model = prepare(partial(make, teacher=teacher(Path(folder), data))() if kind is Student else make(), data)
+        if kind is Student:
+            make = partial(make, teacher=teacher(Path(folder), data))
+        elif "distil_from" in getattr(make, "keywords", {}):
+            sasrec = prepare(SASRec(IdEncoders(dim=8, dropout=0.0)), data)
+            make = partial(make, distil_from=save_as_run(sasrec, Path(folder) / "sasrec"))
+            torch.manual_seed(0)
+        model = prepare(make(), data)
     if sharded:
         for backbone in model.backbones:
             check_shares(backbone, processes)

@@ -108,6 +108,16 @@ def validated(model: LightningModule, data: RecDataModule, checkpoint: Path) -> 
     return {name: value for name, value in figures.items() if "seconds" not in name}
 
 
+def save_as_run(model: RetrievalModule, folder: Path) -> Path:
+    """A run folder whose best checkpoint is the model as it is, built but not trained."""
+    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(checkpoint)
+    best = RunFolder(folder).best_checkpoint
+    best.parent.mkdir(parents=True)
+    torch.save(checkpoint, best)
+    return folder
+
+
 def weights(checkpoint: Path) -> dict[str, Tensor]:
     """The weights in a checkpoint."""
     saved: dict[str, Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]

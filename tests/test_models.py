@@ -22,6 +22,7 @@ from anyo_lightning.encoders.history import TextHistory
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.encoders.text import TextEncoders
+from anyo_lightning.encoders.text_start import TextStartEncoders
 from anyo_lightning.encoders.vectors import VectorEncoders, item_vectors
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
@@ -35,7 +36,7 @@ from anyo_lightning.models.unisrec import UniSRec
 from anyo_lightning.runs import RunFolder
 
 Make = Callable[..., RetrievalModule]
-NAMES = ["sasrec", "unisrec", "e4srec", "hybrid", "anyo"]
+NAMES = ["sasrec", "sasrec on texts", "unisrec", "e4srec", "hybrid", "anyo"]
 
 
 def variants(folder: str) -> dict[str, Make]:
@@ -44,6 +45,11 @@ def variants(folder: str) -> dict[str, Make]:
     texts = partial(TextEncoders, tiny(folder), dim=16)
     return {
         "sasrec": partial(SASRec, IdEncoders(dim=16, dropout=0.0), optimizer=optimizer),
+        "sasrec on texts": partial(
+            SASRec,
+            TextStartEncoders(tiny(folder, lora=None), dim=16, frozen=8, dropout=0.0),
+            optimizer=optimizer,
+        ),
         "unisrec": partial(
             UniSRec,
             AdaptedTextEncoders(tiny(folder, lora=None), dim=16, dropout=0.0, ids=True),
@@ -82,7 +88,7 @@ def test_checkpoint_restores_exactly_and_leaves_the_backbone_out(
     saved = weights(best)
     assert not set(saved) & identity.frozen_keys(model)
     assert set(saved) | identity.frozen_keys(model) == set(model.state_dict())
-    if name not in ("sasrec", "unisrec"):
+    if name not in ("sasrec", "sasrec on texts", "unisrec"):
         assert any("lora_A" in key for key in saved)
         assert len(identity.frozen_keys(model)) > 20
 

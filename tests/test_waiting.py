@@ -19,7 +19,7 @@ from anyo_lightning.models.e4srec import E4SRec
 WAITS = ("nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal")
 # A sample that is drawn on the CPU, and what transformers asks in each pass: whether rows are packed sequences.
 KNOWN = ("systematic_sample", "find_packed_sequence_indices")
-NAMES = ["SASRec", "SASRec of RecBole", "UniSRec", "Anyo", "E4SRec", "E4SRec of vectors"]
+NAMES = ["SASRec", "SASRec of RecBole", "SASRec on texts", "UniSRec", "Anyo", "E4SRec", "E4SRec of vectors"]
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
 
 

@@ -22,7 +22,7 @@ ANYWHERE = (
     *("data.source", "data.interactions", "data.items", "data.num_workers", "data.evaluation_batch_tokens"),
     *("*.backbone.init_args.name", "*.backbone.init_args.gradient_checkpointing", "*.backbone.init_args.sharded"),
     *("*.semantics.init_args.name", "*.item_vectors_from", "*.views_from", "data.micro_batch_tokens"),
-    "model.init_args.teacher",
+    *("model.init_args.teacher", "model.init_args.distil_from"),
     *("run", "config", "final_test", "save_every_n_steps", "probe", "probe_memory", "metrics.variant", "metrics.top_k"),
     "teach",
 )

@@ -37,7 +37,11 @@ FREE_SETTINGS = {
     "early_stopping": ("verbose",),
     "metrics": ("cutoffs", "top_k", "variant", "mask_history"),  # whether masked: metrics.json's protocol says it
 }
-FOLDER_SETTINGS = ("init_from", "item_vectors_from")  # folders of runs, of which only the variant matters
+FOLDER_SETTINGS = (
+    "init_from",
+    "item_vectors_from",
+    "distil_from",
+)  # folders of runs, of which only the variant matters
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.base import Encoders, check_dropout
+from anyo_lightning.encoders.base import Encoders, check_dropout, check_frozen, check_sizes
 from anyo_lightning.encoders.history import IdHistory
 from anyo_lightning.encoders.items import text_vectors
 from anyo_lightning.encoders.projector import UnitLength
-from anyo_lightning.errors import InputError
 from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.llm.text_vectors import Pooling
 
@@ -116,6 +115,7 @@ class AdaptedTextEncoders(Encoders):
     """
 
     texts = frozenset({"histories", "items"})
+    unit_length = True
     trains_only = (*Encoders.trains_only, "adaptor_dropout", "adaptor_noise")
 
     def __init__(
@@ -132,16 +132,9 @@ class AdaptedTextEncoders(Encoders):
         adaptor_noise: bool = True,
         ids: bool = False,
     ) -> None:
-        for name, value in {"dim": dim, "layers": layers, "heads": heads, "experts": experts}.items():
-            if value < 1:
-                raise InputError(f"Expected model.encoders.{name} to be positive, got {value}")
+        check_sizes(dim=dim, layers=layers, heads=heads, experts=experts)
         check_dropout(dropout=dropout, adaptor_dropout=adaptor_dropout)
-        if dim % heads:
-            raise InputError(
-                f"Expected model.encoders.dim to be a multiple of model.encoders.heads, got {dim} and {heads}"
-            )
-        if backbone.options.get("lora") is not None:
-            raise InputError("Expected model.encoders.backbone without lora, since its vectors are frozen, got lora")
+        check_frozen(backbone)
         self.backbone, self.pooling, self.dim, self.layers, self.heads = backbone, pooling, dim, layers, heads
         self.dropout, self.experts, self.ids = dropout, experts, ids
         self.adaptor_dropout, self.adaptor_noise = adaptor_dropout, adaptor_noise

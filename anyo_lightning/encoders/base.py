@@ -31,6 +31,7 @@ class Encoders(ABC):
     identity. A part that holds items' texts, or vectors of them, names the attribute in `HoldsTexts.texts_in`.
     """
 
+    unit_length = False  # whether states and item vectors have length 1, so that a loss needs a temperature
     texts: frozenset[Side]  # the sides on which items' texts are read, as tokens or as vectors: what probes shuffle
 
     trains_only: tuple[str, ...] = ("dropout", "input_dropout", "item_vectors_from")
@@ -100,6 +101,34 @@ def check_dropout(**shares: float) -> None:
     for name, share in shares.items():
         if not 0 <= share < 1:
             raise InputError(f"Expected model.encoders.{name} in [0, 1), got {share}")
+
+
+def check_sizes(*, dim: int, heads: int, **others: int) -> None:
+    """Refuse sizes of a transformer that are not positive or do not fit.
+
+    Args:
+        dim: Width of its states.
+        heads: Its attention heads.
+        others: Further sizes, by the options' names.
+
+    Raises:
+        InputError: Naming the option; `dim` must be a multiple of `heads`.
+    """
+    for name, value in {"dim": dim, "heads": heads, **others}.items():
+        if value < 1:
+            raise InputError(f"Expected model.encoders.{name} to be positive, got {value}")
+    if dim % heads:
+        raise InputError(f"Expected model.encoders.dim to be a multiple of model.encoders.heads, got {dim} and {heads}")
+
+
+def check_frozen(backbone: LLM) -> None:
+    """Refuse LoRA on a language model that is read before training only.
+
+    Raises:
+        InputError: The backbone has LoRA.
+    """
+    if backbone.options.get("lora") is not None:
+        raise InputError("Expected model.encoders.backbone without lora, since its vectors are frozen, got lora")
 
 
 @runtime_checkable

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.language_model import LLM
@@ -156,7 +155,7 @@ class ItemTokenHistory(nn.Module):
         backbone: Backbone,
         *,
         injection: Injection | Injections,
-        projector: Projector,
+        projector: nn.Module,
         prompt: Sequence[int],
         response: Sequence[int],
         supervision: str,
@@ -195,7 +194,8 @@ class ItemTokenHistory(nn.Module):
         states = self.backbone(
             input_embeddings=items, prefix=self.backbone.embed(prompt), read=(rows, positions[rows, columns])
         )
-        return self.projector(states.float())
+        projected: Tensor = self.projector(states.float())
+        return projected
 
 
 def prompt_length(llm: LLM, prompt: str, response: str, supervision: str) -> int:

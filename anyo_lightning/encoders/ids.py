@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.base import Encoders, check_dropout
+from anyo_lightning.encoders.base import Encoders, check_dropout, check_sizes
 from anyo_lightning.encoders.history import Body, IdHistory, Positions
 from anyo_lightning.encoders.items import IdItems
-from anyo_lightning.errors import InputError
 
 
 class IdEncoders(Encoders):
@@ -25,7 +24,7 @@ class IdEncoders(Encoders):
         positions: Whether positions count from the `start` of what is read, as in the paper, or from its `end`.
 
     Raises:
-        InputError: When `dim` is not a multiple of `heads`.
+        InputError: When a size is not positive, `dim` is not a multiple of `heads`, or `dropout` is outside [0, 1).
 
     Reference: Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018 (arXiv 1808.09781).
     """
@@ -43,14 +42,8 @@ class IdEncoders(Encoders):
         body: Body = "paper",
         positions: Positions = "start",
     ) -> None:
-        for name, value in {"dim": dim, "layers": layers, "heads": heads}.items():
-            if value < 1:
-                raise InputError(f"Expected model.encoders.{name} to be positive, got {value}")
+        check_sizes(dim=dim, layers=layers, heads=heads)
         check_dropout(dropout=dropout)
-        if dim % heads:
-            raise InputError(
-                f"Expected model.encoders.dim to be a multiple of model.encoders.heads, got {dim} and {heads}"
-            )
         self.dim, self.layers, self.heads, self.dropout, self.tied = dim, layers, heads, dropout, tied
         self.body, self.positions = body, positions
 

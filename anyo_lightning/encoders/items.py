@@ -4,7 +4,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.encoders.projector import Projector, UnitLength
 from anyo_lightning.encoders.whitening import whiten
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.text_vectors import Pooling, frozen_vectors
@@ -43,6 +43,7 @@ class FrozenTextItems(nn.Module):
         id_residual: Whether to add a free row per item.
         dropout: On the projected text vectors.
         known: (catalogue, width) vectors of what another run knows of each item beside its text; zero where nothing.
+        unit_length: Whether the sum is scaled to length 1.
     """
 
     texts_in = "vectors"
@@ -58,6 +59,7 @@ class FrozenTextItems(nn.Module):
         id_residual: bool = False,
         dropout: float = 0.0,
         known: Float[Tensor, "catalogue other"] | None = None,
+        unit_length: bool = False,
     ) -> None:
         super().__init__()
         self.projector = projector
@@ -67,6 +69,7 @@ class FrozenTextItems(nn.Module):
         self.register_buffer("known", known)
         dim = projector(self.vectors[:1]).shape[1]
         self.known_projector = None if known is None else Projector(known.shape[1], dim, norm=False, gain=0.1)
+        self.length = UnitLength() if unit_length else nn.Identity()
         self.residual: nn.Embedding | None = None
         if id_residual:
             self.residual = nn.Embedding(len(vectors), dim)
@@ -80,7 +83,8 @@ class FrozenTextItems(nn.Module):
         vectors = self.dropout(vectors)
         if self.residual is not None:
             vectors = vectors + self.residual(item_ids) * self.trained[item_ids, None]
-        return vectors
+        scaled: Tensor = self.length(vectors)
+        return scaled
 
 
 def text_vectors(

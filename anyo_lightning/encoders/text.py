@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
@@ -21,7 +21,7 @@ from anyo_lightning.encoders.history import (
     prompt_length,
 )
 from anyo_lightning.encoders.items import FrozenTextItems, text_vectors
-from anyo_lightning.encoders.projector import Projector
+from anyo_lightning.encoders.projector import Projector, UnitLength
 from anyo_lightning.encoders.vectors import item_vectors, standardised
 from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.llm.lora import start_lora
@@ -41,6 +41,7 @@ class TextEncoders(Encoders):
         pooling: How the frozen LLM's states of an item's text become its vector.
         hidden: Width of the item projector's hidden layer; None for a linear projector.
         id_residual: Add a free row to each item's text vector.
+        unit_length: Whether states and item vectors have length 1, for `E4SRec` with a temperature.
         item_vectors_from: Run folder of a trained SASRec, or of any run with free item rows: its vectors are read
             beside the texts' (with `reads: vectors` and `both`), and are a part of the items. A checkpoint holds
             them: a trained run no longer needs the folder.
@@ -59,6 +60,7 @@ class TextEncoders(Encoders):
         pooling: Pooling = "mean",
         hidden: int | None = None,
         id_residual: bool = False,
+        unit_length: bool = False,
         item_vectors_from: Path | None = None,
         dropout: float = 0.1,
         input_dropout: float = 0.1,
@@ -66,6 +68,7 @@ class TextEncoders(Encoders):
         check_dropout(dropout=dropout, input_dropout=input_dropout)
         self.backbone, self.reads, self.dim, self.pooling = backbone, reads, dim, pooling
         self.hidden, self.id_residual, self.item_vectors_from = hidden, id_residual, item_vectors_from
+        self.unit_length = unit_length
         self.dropout, self.input_dropout = dropout, input_dropout
 
     def item_tokens(self, data: RecDataModule) -> ItemTokenStore | None:
@@ -106,8 +109,11 @@ class TextEncoders(Encoders):
             id_residual=self.id_residual,
             dropout=self.dropout,
             known=known,
+            unit_length=self.unit_length,
         )
-        projector = Projector(backbone.hidden_size, self.dim, dropout=self.dropout, scale=self.dim**-0.5)
+        projector: nn.Module = Projector(backbone.hidden_size, self.dim, dropout=self.dropout, scale=self.dim**-0.5)
+        if self.unit_length:
+            projector = nn.Sequential(projector, UnitLength())
         if self.reads == "texts":
             return TextHistory(backbone, projector=projector, supervision=data.supervision), items
         injection: Injection | Injections = Injection(vectors, backbone=backbone, dropout=self.input_dropout)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,14 +95,29 @@ def item_vectors(folder: Path, split: Split) -> Tensor:
     Raises:
         InputError: When the run has another split or catalogue, or no item embeddings.
     """
+    checkpoint = read_on(folder, split)
+    vectors: Tensor | None = checkpoint["state_dict"].get("item_encoder.embedding.weight")
+    if vectors is None:
+        model = checkpoint[METADATA]["model"]
+        raise InputError(f"Expected {folder} to hold item embeddings, got a run of {model} without them")
+    return vectors
+
+
+def read_on(folder: Path, split: Split) -> dict[str, Any]:
+    """The best checkpoint of a run on this split.
+
+    Args:
+        folder: Its run folder.
+        split: The split of the run that reads it.
+
+    Raises:
+        InputError: When the run has another split or catalogue, or no checkpoint.
+    """
     checkpoint = read(folder)
     found, expected = checkpoint[METADATA], describe_catalogue(split)
     if found["split"] != expected["split"] or found["items"] != expected["items"]:
         raise InputError(f"Expected {folder} to be a run on split {expected['split']}, got {found['split']}")
-    vectors: Tensor | None = checkpoint["state_dict"].get("item_encoder.embedding.weight")
-    if vectors is None:
-        raise InputError(f"Expected {folder} to hold item embeddings, got a run of {found['model']} without them")
-    return vectors
+    return checkpoint
 
 
 def standardised(vectors: Tensor) -> Tensor:

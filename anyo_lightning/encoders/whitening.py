@@ -52,6 +52,30 @@ def whiten(vectors: Float[Tensor, "items width"], *, shrinkage: float = 1e-3) ->
     return ((vectors.double() - mean) @ rotation).to(vectors.dtype)
 
 
+def leading_components(vectors: Float[Tensor, "items width"], count: int) -> Float[Tensor, "items components"]:
+    """Coordinates of vectors along their principal directions, each with mean 0 and variance 1 (PCA whitening).
+
+    Computes `(x - mean)·u_i / sqrt(λ_i)` with covariance `Σ_i λ_i u_i u_iᵀ`, λ falling. Each direction has the sign
+    that makes its entry of the largest size positive, so that the same vectors have the same coordinates.
+
+    Args:
+        vectors: One per row.
+        count: The most coordinates.
+
+    Returns:
+        As many as are wanted, or as there are directions in which the vectors differ (λ above a millionth of the
+        largest): fewer than there are vectors, at most their width.
+    """
+    centred = vectors.double() - vectors.double().mean(0)
+    values, directions = torch.linalg.eigh(centred.T @ centred / len(vectors))
+    values, directions = values.flip(0)[:count], directions.flip(1)[:, :count]
+    # Vectors that are equal except for rounding have no directions.
+    least = max(1e-6 * float(values[0]), 1e-10 * float(vectors.double().square().mean()))
+    values, directions = values[values > least], directions[:, values > least]
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    return (centred @ (directions * largest.sign() * values.rsqrt())).to(vectors.dtype)
+
+
 def whitening(
     vectors: Float[Tensor, "items width"], *, shrinkage: float = 1e-3
 ) -> tuple[Float[Tensor, " width"], Float[Tensor, "width width"]]:

@@ -60,12 +60,16 @@ class RetrievalModule(LightningModule):
         decay: Whether they then fall to zero by a cosine, or stay.
         init_from: Run folder whose best weights this run starts from; of a run of `CSFT` it takes the language model's
             LoRA, with which frozen item vectors are then read, too.
+
+    Raises:
+        InputError: When encoders of unit length meet a class without a temperature.
     """
 
     history_encoder: nn.Module
     item_encoder: nn.Module
     data: RecDataModule
     trained = True  # False: counted when the data are known, with nothing to fit and no checkpoint
+    cosines = False  # whether the loss has a temperature, without which cosines would be all but equal in a softmax
     starts_from: tuple[str, ...] = ()  # other classes whose runs `init_from` may name; what those lack starts afresh
     starts_afresh: tuple[str, ...] = ()  # state that `init_from` does not take over, whether the run has it or not
 
@@ -80,6 +84,11 @@ class RetrievalModule(LightningModule):
         init_from: Path | None = None,
     ) -> None:
         super().__init__()
+        if encoders is not None and encoders.unit_length and not self.cosines:
+            raise InputError(
+                "Expected a model with a temperature for encoders of unit length, such as E4SRec, got "
+                f"{type(self).__name__}"
+            )
         self.encoders = encoders
         self.optimizer = optimizer
         self.learning_rates = learning_rates or {}

@@ -25,6 +25,8 @@ class UniSRec(RetrievalModule):
     Reference: Hou et al., KDD 2022 (arXiv 2206.05941), section 2.4 (fine-tuning on one domain, without pre-training).
     """
 
+    cosines = True
+
     def __init__(self, encoders: AdaptedTextEncoders, *, temperature: float = 0.07, **training: Any) -> None:
         super().__init__(encoders, **training)
         if temperature <= 0:
