@@ -59,6 +59,9 @@ def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalM
         "E4SRec": partial(E4SRec, texts(id_residual=True)),
         "CLLMRec": partial(CLLMRec, texts(), views=("original", "importance"), weight=1.0),
         "CLLMRec without original": partial(CLLMRec, texts(), views=("importance", "importance"), projection_head=True),
+        "CLLMRec weighted": partial(
+            CLLMRec, texts(), views=("without_least", "without_most"), weight=1.0, negative_weight=0.5
+        ),
         "SRACL on ids, neighbours encoded": partial(swap, ids, semantics=llm, bank=False),
         "SRACL on text, neighbours encoded": partial(swap, texts(), bank=False),
         "SRACL on text, bank": partial(swap, texts(), bank=True),
@@ -144,6 +147,7 @@ def built(
         supervision="last" if last else "all",
         max_items=12,
         max_tokens=200,
+        overlap=0 if getattr(make, "keywords", {}).get("negative_weight") else 0.5,
         batch_tokens=60,
     )
     torch.manual_seed(0)

@@ -307,12 +307,15 @@ class RetrievalModule(LightningModule):
         states: Tensor = self(batch.to(self.device))
         return states.float()
 
-    def encode_in_batches(self, histories: Sequence[np.ndarray], *, budget: int) -> Float[Tensor, "histories dim"]:
+    def encode_in_batches(
+        self, histories: Sequence[np.ndarray], *, budget: int, hidden: Sequence[np.ndarray] | None = None
+    ) -> Float[Tensor, "histories dim"]:
         """`encode_histories` in batches of similar length, as many passes on all processes where an LLM is sharded.
 
         Args:
             histories: Item ids of each history, oldest first, at least one; there may be none.
             budget: Most padded tokens (items, where no text is read) of a batch, prompts counted.
+            hidden: For each history, True at the items whose identity is hidden from the encoder.
         """
         tokens = self.reading.item_token_counts
         most = self.data.max_items if tokens is None else self.data.max_tokens
@@ -321,11 +324,16 @@ class RetrievalModule(LightningModule):
         )
         rows = np.minimum(np.array(lengths, dtype=np.int64), most) + self.reading.row_tokens
         batches = TokenBudgetBatches(rows, budget=budget, seed=None).batches()
-        passes = self.as_many_passes([[histories[row] for row in batch] for batch in batches], spare=ONE_ITEM)
+        parts = [
+            ([histories[row] for row in batch], None if hidden is None else [hidden[row] for row in batch])
+            for batch in batches
+        ]
+        passes = self.as_many_passes(parts, spare=(ONE_ITEM, None))
         if not passes:
             return self.encode_items(self.training_items[:0])
         places = np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *batches]))
-        return torch.cat([self.encode_histories(items) for items in passes])[torch.from_numpy(places).to(self.device)]
+        encoded = torch.cat([self.encode_histories(items, hidden=hides) for items, hides in passes])
+        return encoded[torch.from_numpy(places).to(self.device)]
 
     def as_many_passes(self, parts: Sequence[T], *, spare: T | None = None) -> list[T]:
         """What is to be read, pass by pass; where an LLM is sharded with repeats, for as many passes on all processes.
