@@ -66,6 +66,7 @@ def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalM
         "SRACL on text, neighbours encoded": partial(swap, texts(), bank=False),
         "SRACL on text, bank": partial(swap, texts(), bank=True),
         "LLaRA": partial(LLaRA, live(), hard_negatives=3, mined_negatives=3, popularity_correction=True),
+        "LLaRA over the catalogue": partial(LLaRA, live(), keys="catalogue"),
         "LLaRA with a temperature": partial(LLaRA, live(), learn_temperature=True),
         "LLaRA pre-training": partial(LLaRAPretrain, live(dim=None)),
     }

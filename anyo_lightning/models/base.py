@@ -30,6 +30,7 @@ from anyo_lightning.llm.quantisation import parameter_count
 from anyo_lightning.losses import full_softmax
 from anyo_lightning.models import identity
 from anyo_lightning.models.fitting import find_held_tokens
+from anyo_lightning.models.measuring import measure_whitening
 from anyo_lightning.models.schedule import learning_rate_schedule
 
 T = TypeVar("T")
@@ -190,7 +191,10 @@ class RetrievalModule(LightningModule):
         self.build_seconds = time.perf_counter() - started
 
     def initialise(self) -> None:
-        """Make the weights that training starts from; left out where a checkpoint will replace them."""
+        """Make the weights that training starts from; left out where a checkpoint will replace them.
+
+        What encoders measure once is measured under these weights, unless a run that they come from has.
+        """
         if self.init_from is not None:
             weights = identity.weights_to_start_from(
                 self,
@@ -200,6 +204,7 @@ class RetrievalModule(LightningModule):
                 starts_afresh=self.starts_afresh,
             )
             self.load_state_dict(weights)
+        measure_whitening(self)
 
     def _count_items(self, encoder: Any, inputs: tuple[Tensor, ...]) -> None:
         if self.training and torch.is_grad_enabled():
