@@ -82,12 +82,13 @@ def info_nce(
     temperature: float | Float[Tensor, ""] = 1.0,
     excluded: Bool[Tensor, "queries keys"] | None = None,
     log_expected: Float[Tensor, " keys"] | None = None,
+    negative_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of each query's positive key against all other keys.
 
-    Computes `-1/N Σ_i log( exp(q_i·k_{p_i}/τ) / (exp(q_i·k_{p_i}/τ) + Σ_{j not p_i} exp(q_i·k_j/τ - log E_j)) )`, the
-    sum without excluded keys. For one query (1, 0), keys (1, 0) and (0, 1), positive 0 and τ = 1 this is
-    `-log(e / (e + 1)) = 0.3133`. Inner products: normalise before for cosines.
+    Computes `-1/N Σ_i log( exp(q_i·k_{p_i}/τ) / (exp(q_i·k_{p_i}/τ) + Σ_{j not p_i} exp(w·q_i·k_j/τ - log E_j)) )`, the
+    sum without excluded keys, w = 1 by default. For one query (1, 0), keys (1, 0) and (0, 1), positive 0 and τ = 1 this
+    is `-log(e / (e + 1)) = 0.3133`. Inner products: normalise before for cosines.
 
     Args:
         queries: One per row.
@@ -97,6 +98,7 @@ def info_nce(
         excluded: True where a key is no negative of a query: a false negative, or the query itself. The positive
             stays in any case.
         log_expected: Log of the expected count of each key among the negatives (logQ); the positive is not corrected.
+        negative_weight: w, a factor of the negatives' scores.
 
     Returns:
         The mean over queries; 0 (with zero gradients) when there are none.
@@ -104,7 +106,9 @@ def info_nce(
     Reference: van den Oord et al., CPC (arXiv 1807.03748), eq. 4; Yi et al., RecSys 2019 (logQ).
     """
     scores = queries @ keys.T / temperature
-    logits = scores if log_expected is None else scores - log_expected
+    logits = scores if negative_weight == 1 else negative_weight * scores
+    if log_expected is not None:
+        logits = logits - log_expected
     if excluded is not None:
         logits = logits.masked_fill(excluded, -torch.inf)
     own = scores.gather(1, positive[:, None])

@@ -37,6 +37,13 @@ TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
         [*ONE_LAYER, "--data.max_items=50"],  # summaries are of 20 items each
         {"without": ["--model.weight=0"], "with": []},
     ),
+    "cllmrec_importance": (
+        "CLLMRec by a third party's equations: views without the least and the most important quarter, one layer, "
+        "3 epochs, 20 items, 128 anchors",
+        "cllmrec_importance",
+        [*ONE_LAYER, "--model.anchors=128"],
+        {"without": ["--model.weight=0"], "weight .01": ["--model.weight=0.01"], "weight .1": ["--model.weight=0.1"]},
+    ),
     "sracl": (
         "SRA-CL on SASRec: contrasts with semantic neighbours, 256 prefixes per step, 20 epochs",
         "sracl_paper",

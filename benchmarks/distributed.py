@@ -37,7 +37,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "anyo": (),
     "e4srec": (),
     "e4srec, sharded": ("--model.encoders.backbone.sharded=true",),
-    "cllmrec": ("--model.views=[original, importance]",),  # needs nothing that an LLM has written
+    "cllmrec": ("--model.views=[original, importance]", "--model.anchors=32"),  # needs nothing that an LLM has written
     "sracl": (),
     "llara": (),
     "llara_pretrain": (),

@@ -64,10 +64,14 @@ def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalM
         ),
         "CLLMRec": partial(CLLMRec, texts(), views=("original", "importance"), weight=1.0),
         "CLLMRec without original": partial(CLLMRec, texts(), views=("importance", "importance"), projection_head=True),
+        "CLLMRec weighted": partial(
+            CLLMRec, texts(), views=("without_least", "without_most"), weight=1.0, negative_weight=0.5
+        ),
         "SRACL on ids, neighbours encoded": partial(swap, ids, semantics=llm, bank=False),
         "SRACL on text, neighbours encoded": partial(swap, texts(), bank=False),
         "SRACL on text, bank": partial(swap, texts(), bank=True),
         "LLaRA": partial(LLaRA, live(), hard_negatives=3, mined_negatives=3, popularity_correction=True),
+        "LLaRA over the catalogue": partial(LLaRA, live(), keys="catalogue"),
         "LLaRA with a temperature": partial(LLaRA, live(), learn_temperature=True),
         "LLaRA pre-training": partial(LLaRAPretrain, live(dim=None)),
     }
@@ -149,6 +153,7 @@ def built(
         supervision="last" if last else "all",
         max_items=12,
         max_tokens=200,
+        overlap=0 if getattr(make, "keywords", {}).get("negative_weight") else 0.5,
         batch_tokens=60,
     )
     torch.manual_seed(0)

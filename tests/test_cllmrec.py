@@ -18,8 +18,8 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.text import Reads, TextEncoders
 from anyo_lightning.errors import InputError
-from anyo_lightning.models.cllmrec import CLLMRec, ViewOf, same_items, same_text
-from anyo_lightning.models.contrast import same_history, shared_identity
+from anyo_lightning.models.cllmrec import CLLMRec, ViewOf
+from anyo_lightning.models.contrast import boundary_identities, prefixes, same_content, shared_identity
 from anyo_lightning.models.e4srec import E4SRec
 from anyo_lightning.runs import RunFolder
 from anyo_lightning.views.prompts import Kind
@@ -61,29 +61,34 @@ def prepared(model: CLLMRec, data: RecDataModule) -> tuple[CLLMRec, HistoryBatch
     return model, next(iter(data.train_dataloader()))
 
 
-def test_loss_by_hand(tiny_llm: str, make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two histories whose two views agree and that are orthogonal to each other; cosines, so lengths do not matter.
-
-    Each of the four views has its other view at cosine 1 and the two views of the other history at cosine 0, so the
-    contrastive loss is -log(e^(1/τ) / (e^(1/τ) + 2)). A history without a negative has loss 0.
-    """
-    model, batch = prepared(make_model(tiny_llm, views=("original", "crop"), temperature=0.5), make_data())
-    two = replace(
+def two_boundaries(batch: HistoryBatch, **changes: Any) -> HistoryBatch:
+    """Two histories of two items, of which the second one's boundary is supervised."""
+    return replace(
         batch,
         user=torch.tensor([3, 7]),
         item_ids=torch.tensor([[1, 2], [4, 5]]),
         item_mask=torch.ones(2, 2, dtype=torch.bool),
         target_ids=torch.tensor([[2, 3], [5, 6]]),
-        target_mask=torch.ones(2, 2, dtype=torch.bool),
+        target_mask=torch.tensor([[False, True]] * 2),
+        **changes,
     )
-    states = torch.zeros(4, 16)
-    states[1, 0], states[3, 1] = 5.0, 0.1  # the last states
-    states[0, 2] = states[2, 2] = 1.0  # others, which do not count
-    other = torch.eye(16)[:2] * 3
-    monkeypatch.setattr(model, "encode_histories", lambda histories: other)
+
+
+def test_loss_by_hand(tiny_llm: str, make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two boundaries whose two views agree and that are orthogonal to each other; cosines, so lengths do not matter.
+
+    Each of the four views has its other view at cosine 1 and the two views of the other history at cosine 0, so the
+    contrastive loss is -log(e^(1/τ) / (e^(1/τ) + 2)). A history without a negative has loss 0.
+    """
+    model, batch = prepared(make_model(tiny_llm, views=("original", "crop"), temperature=0.5), make_data())
+    two = two_boundaries(batch)
+    states, other = torch.zeros(2, 16), torch.eye(16)[:2] * 3
+    states[0, 0], states[1, 1] = 5.0, 0.1
+    monkeypatch.setattr(model, "encode_in_batches", lambda *_, **__: other)
     expected = -math.log(math.exp(2) / (math.exp(2) + 2))
-    loss, _ = model.contrastive_loss(states, two)
+    loss, parts = model.contrastive_loss(states, two)
     assert float(loss) == pytest.approx(expected, abs=1e-6)
+    assert float(parts["anchors"]) == 2
     total, parts = model.loss(states, two)
     assert total.item() == pytest.approx(parts["next_item"].item() + 0.1 * expected, abs=1e-6)
     assert float(model.contrastive_loss(states, replace(two, user=torch.tensor([3, 3])))[0]) == pytest.approx(
@@ -94,8 +99,24 @@ def test_loss_by_hand(tiny_llm: str, make_data: MakeData, monkeypatch: pytest.Mo
     assert float(same_user) == pytest.approx(expected, abs=1e-6)
 
 
+def test_weighted_loss_by_hand(tiny_llm: str, make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First views (1, 0) and (0, 1), second ones (.6, .8) and (0, 1): their cosines are .6 and 0, and .8 and 1.
+
+    With τ = .5 and w = .5 the losses are -log(e^1.2 / (e^1.2 + e^0)) and -log(e^2 / (e^2 + e^.8)).
+    """
+    settings = {"views": ("crop", "reorder"), "temperature": 0.5, "negative_weight": 0.5}
+    model, batch = prepared(make_model(tiny_llm, **settings), make_data())
+    views = [torch.zeros(2, 16), torch.zeros(2, 16)]
+    views[0][0, 0], views[0][1, 1] = 4.0, 1.0
+    views[1][0, :2], views[1][1, 1] = torch.tensor([0.3, 0.4]), 2.0
+    monkeypatch.setattr(model, "encode_in_batches", lambda *_, **__: views.pop(0))
+    loss, _ = model.contrastive_loss(torch.zeros(2, 16), two_boundaries(batch))
+    expected = [math.log(1 + math.exp(-1.2)), math.log(1 + math.exp(0.8 - 2))]
+    assert float(loss) == pytest.approx(sum(expected) / 2, abs=1e-6)
+
+
 def test_false_negatives(tiny_llm: str, make_data: MakeData) -> None:
-    """One user, one last target, or the same items read; padding is no item, an earlier target does not count."""
+    """One user, one target, or the same items read; padding is no item."""
     _, batch = prepared(make_model(tiny_llm, weight=0), make_data())
     batch = replace(
         batch,
@@ -105,14 +126,96 @@ def test_false_negatives(tiny_llm: str, make_data: MakeData) -> None:
         target_ids=torch.tensor([[9, 10], [10, 11], [12, 13], [14, 15], [11, 0]]),
         target_mask=torch.tensor([[True, True]] * 4 + [[True, False]]),
     )
-    identities = torch.cat([same_history(batch), same_items(batch)], dim=1)
+    rows = torch.tensor([1, 3, 5, 7, 8])
+    identities = torch.cat([boundary_identities(batch)[rows], same_content(prefixes(batch, rows))], dim=1)
     shared = shared_identity(identities, identities)
     assert {(i, j) for i, j in shared.nonzero().tolist() if i < j} == {(0, 2), (0, 3), (1, 4)}
     assert bool(shared.diagonal().all())
-    one, other = (TokenisedView(np.array([1]), [np.array([token])]) for token in (5, 6))
-    alike = TokenisedView(np.array([2]), [np.array([5])])
-    texts = same_text([one, None, other, alike, None], torch.arange(5))
-    assert {(i, j) for i, j in shared_identity(texts, texts).nonzero().tolist() if i < j} == {(0, 3)}
+    texts = same_content([np.array(tokens) for tokens in ([5], [6], [5], [5, 6])])
+    assert {(i, j) for i, j in shared_identity(texts, texts).nonzero().tolist() if i < j} == {(0, 2)}
+
+
+def test_anchors_are_boundaries_of_all_kinds(tiny_llm: str, make_data: MakeData) -> None:
+    """Of all supervised boundaries as many as asked for, each with what was read before it; all if there are fewer."""
+    model, batch = prepared(make_model(tiny_llm, views=("original", "crop"), anchors=7), make_data())
+    found = set()
+    for _ in range(60):
+        rows, _ = model.find_anchors(batch)
+        assert len(rows) == 7 == len(set(rows.tolist()))
+        found |= set(rows.tolist())
+    assert len(found) > 0.9 * len(batch.targets)
+    model.anchors = 10_000
+    rows, _ = model.find_anchors(batch)
+    assert torch.equal(rows, torch.arange(len(batch.targets)))
+    for row, items in zip(rows.tolist(), prefixes(batch, rows), strict=True):
+        place, column = (int(places[row]) for places in batch.target_places)
+        np.testing.assert_array_equal(items, batch.item_ids[place, : column + 1].numpy())
+        assert model.data.split.items[batch.start[place] + len(items)] == batch.targets[row]
+
+
+def test_views_without_a_quarter(tiny_llm: str, make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quarter of each prefix whose states are smallest, or largest, in the mean of their absolute values."""
+    settings = {"views": ("without_least", "without_most"), "anchors": 10_000}
+    model, batch = prepared(make_model(tiny_llm, **settings), make_data(overlap=0))
+    one = batch.of_rows(np.array([int(batch.item_mask.sum(1).argmax())]))
+    count = int(one.item_mask.sum())
+    assert count >= 8
+    sizes = torch.randperm(count, generator=torch.Generator().manual_seed(0)).float()
+    states = torch.zeros(count, 16)
+    states[:, 3], states[:, 5] = -sizes, sizes / 2  # a sum without absolute values would order them the other way
+    read: list[list[np.ndarray]] = []
+
+    def spy(items: list[np.ndarray], **_: Any) -> Tensor:
+        read.append(items)
+        return torch.randn(len(items), 16)
+
+    monkeypatch.setattr(model, "encode_in_batches", spy)
+    model.contrastive_loss(states, one)
+    least, most = read
+    items = one.histories()[0]
+    for end, without_least, without_most in zip(range(1, count + 1), least, most, strict=True):
+        order = np.argsort(sizes[:end].numpy())
+        dropped = end // 4
+        np.testing.assert_array_equal(without_least, items[np.sort(order[dropped:])])
+        np.testing.assert_array_equal(without_most, items[np.sort(order[: end - dropped])])
+
+
+def test_no_view_knows_its_target(tiny_llm: str, make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later items than a boundary's history change no view of it: not through states, ranks or vectors."""
+    data = make_data(overlap=0)
+    for view in ("importance", "without_least", "without_most"):
+        model, batch = prepared(make_model(tiny_llm, reads="vectors", views=("original", view), anchors=10_000), data)
+        model.eval()
+        read: list[list[np.ndarray]] = []
+        whole = model.encode_in_batches
+
+        def spy(items: list[np.ndarray], read: Any = read, whole: Any = whole, **options: Any) -> Tensor:
+            read.append(items)
+            return whole(items, **options)
+
+        monkeypatch.setattr(model, "encode_in_batches", spy)
+        changed = batch.item_ids.clone()
+        cut = 5
+        changed[:, cut:] = (changed[:, cut:] + 3) % 16
+        for items in (batch.item_ids, changed):
+            here = replace(batch, item_ids=items)
+            model.contrastive_loss(model(here), here)
+        columns = batch.target_places[1]
+        kept = (columns < cut).nonzero()[:, 0].tolist()
+        assert 10 < len(kept) < len(columns)
+        for row in kept:
+            np.testing.assert_array_equal(read[0][row], read[1][row])
+
+
+def test_pruning_by_states_needs_a_state_at_each_item(tiny_llm: str, make_data: MakeData) -> None:
+    """Refused with windows that overlap or with one state per history, but not at weight 0."""
+    views = ("without_least", "without_most")
+    for options in ({"overlap": 0.5}, {"overlap": 0.0, "supervision": "last"}):
+        with pytest.raises(InputError, match=r"Expected data\.supervision all and data\.overlap 0"):
+            prepare(make_model(tiny_llm, views=views), make_data(**options))
+    prepare(make_model(tiny_llm, views=views, weight=0), make_data())
+    with pytest.raises(InputError, match=r"model\.anchors to be positive, got 0"):
+        prepare(make_model(tiny_llm, anchors=0, weight=0), make_data())
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -126,7 +229,7 @@ def test_every_view_trains_what_it_should(
 ) -> None:
     """The contrastive loss alone reaches LoRA, projector and head; nothing stored is changed; tokens are counted."""
     file = views_from(view) if view in get_args(Kind) else None
-    data = make_data()
+    data = make_data(overlap=0)
     model, batch = prepared(make_model(tiny_llm, views=(first, view), views_from=file, projection_head=True), data)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -155,16 +258,17 @@ def test_views_read_what_they_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is handed to the encoder, view by view."""
-    model, batch = prepared(make_model(tiny_llm, views_from=views_from("summarise")), make_data())
-    histories, calls = batch.histories(), []
-    targets = batch.targets[batch.last_states].tolist()
+    settings = {"views_from": views_from("summarise"), "anchors": 10_000}
+    model, batch = prepared(make_model(tiny_llm, **settings), make_data())
+    histories, calls = prefixes(batch, torch.arange(len(batch.targets))), []
 
-    def spy(of: Sequence[np.ndarray], hidden: Any = None, spans: Any = None) -> Tensor:
+    def spy(of: Sequence[np.ndarray], hidden: Any = None, spans: Any = None, budget: Any = None) -> Tensor:
         calls.append((list(of), hidden, spans))
         return torch.randn(len(of), 16)
 
-    monkeypatch.setattr(model, "encode_histories", spy)
     states = model(batch)
+    monkeypatch.setattr(model, "encode_histories", spy)
+    monkeypatch.setattr(model, "encode_in_batches", spy)
 
     def read(*views: str) -> list[Any]:
         calls.clear()
@@ -191,31 +295,30 @@ def test_views_read_what_they_say(
         scores = model.importance_scores(items)
         left = np.sort(np.argsort(scores, kind="stable")[int(0.25 * len(items) + 1e-9) :])
         np.testing.assert_array_equal(kept, items[left])
-    found = read("original", "summarise")
-    usable = [
-        t not in model.data.split.training_history(u)[:-1] for u, t in zip(batch.user.tolist(), targets, strict=True)
-    ]
-    assert 0 < sum(usable) < len(usable)
-    (texts, hidden, spans), (others, *_) = found
-    assert len(texts) == sum(usable)
+    ((texts, hidden, spans),) = read("original", "summarise")
+    rows, _ = model.find_anchors(batch)
+    users = batch.user[batch.target_places[0]][rows].tolist()
+    assert 0 < len(texts) == len(set(users)) <= len(rows) < len(histories)
     assert all(of.all() and len(of) == 1 for of in hidden)
     assert all(len(of) == 1 and of[0][-1] == model.data.tokens.separator for of in spans)
-    kept_as_they_are = [items for items, use in zip(histories, usable, strict=True) if not use]
-    assert all(np.array_equal(a, b) for a, b in zip(others, kept_as_they_are, strict=True))
 
 
-def test_states_of_written_views_stand_at_their_histories(
+def test_states_of_written_views_stand_at_their_anchors(
     tiny_llm: str, make_data: MakeData, views_from: Callable[[Kind], Path]
 ) -> None:
-    """Some histories have a view and some are read as they are: each row is what it is alone."""
-    model, batch = prepared(make_model(tiny_llm, views_from=views_from("summarise")), make_data())
+    """Anchors that share a view read it once: each row is what it is alone; without any there are none."""
+    model, _ = prepared(make_model(tiny_llm, views_from=views_from("summarise")), make_data())
     model.eval()
-    histories = batch.histories()[:6]
-    views = [model._read("summarise").views[row][0] if row in (1, 2, 4) else None for row in range(6)]
-    states = model._encode_written(views, histories)
-    for row in range(6):
-        alone = model._encode_written(views[row : row + 1], histories[row : row + 1])
+    written = model._read("summarise").views
+    views = [written[user][0] for user in (2, 1, 2, 4, 1)]
+    model.train().seen.tokens = 0
+    model.encode_written(views)
+    assert model.seen.tokens == sum(len(written[user][0].spans[0]) for user in (1, 2, 4))
+    states = model.eval().encode_written(views)
+    for row in range(5):
+        alone = model.encode_written(views[row : row + 1])
         torch.testing.assert_close(states[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+    assert model.encode_written([]).shape == (0, 16)
 
 
 def test_importance_is_the_cosine_with_the_others(tiny_llm: str, make_data: MakeData) -> None:
@@ -274,12 +377,11 @@ def test_no_state_meets_its_target_in_training(
 
     monkeypatch.setattr(WrittenViews, "find", spy)
     for batch in data.train_dataloader():
+        before = len(used)
         _, parts = model.loss(model(batch), batch)
-        recent = used[-len(batch.user) :]
-        assert float(parts["fallback_summarise"]) == pytest.approx(
-            sum(view is None for view, _ in recent) / len(recent)
-        )
-        assert [target for _, target in recent] == batch.targets[batch.last_states].tolist()
+        recent = used[before:]
+        assert float(parts["anchors"]) == sum(view is not None for view, _ in recent)
+        assert [target for _, target in recent] == batch.targets.tolist()
     assert any(view is None for view, _ in used)
     assert any(view is not None for view, _ in used)
     assert all(view is None or target not in view.items for view, target in used)

@@ -31,6 +31,7 @@ from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.losses import bag_of_tokens
 from anyo_lightning.models import base
 from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.e4srec import E4SRec
 from anyo_lightning.models.llara import LLaRA, sample_targets
 from anyo_lightning.models.llara_pretrain import LLaRAPretrain
 from anyo_lightning.runs import RunFolder
@@ -233,6 +234,53 @@ def test_loss_is_info_nce_over_the_step(built: Make, masked: bool, corrected: bo
     loss, _ = model.loss(states, batch)
     assert loss.item() == pytest.approx(total / len(targets), rel=1e-4)
     assert (skipped > 0) == masked
+
+
+@pytest.mark.parametrize("held", [None, 40])
+def test_catalogue_as_keys_is_the_full_softmax(built: Make, held: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradients of a plain cross-entropy over all items' cosines, also in parts without activations."""
+    model = built(keys="catalogue", temperature=0.1, learn_temperature=True).train()
+    batch = next(iter(model.data.train_dataloader()))
+    logits = model(batch) @ model.item_encoder(model.training_items).T / model.current_temperature()
+    expected = F.cross_entropy(logits, model.position_in_training[batch.targets])
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    naive = torch.autograd.grad(expected, list(trained.values()))
+    model.data.held_tokens = held
+    model.item_encoder.batch_tokens = 60  # many passes
+    passes: list[int] = []
+    monkeypatch.setattr(live, "recomputed", lambda *inputs, whole=live.recomputed: passes.append(1) or whole(*inputs))
+    loss, parts = model.loss(model(batch), batch)
+    assert len(passes) > 3
+    assert float(parts["temperature"]) == pytest.approx(0.1)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    found = torch.autograd.grad(loss, list(trained.values()))
+    for name, one, other in zip(trained, found, naive, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_catalogue_as_keys_supervises_every_boundary(make: Make, make_data: MakeData, tmp_path: Path) -> None:
+    """They cost no further items: each target once an epoch, and the model learns the loops."""
+    model = make(keys="catalogue", targets_per_history=1)
+    metrics = fit(model, make_data(), tmp_path, epochs=15).callback_metrics
+    split = model.data.split
+    assert model.seen.targets == 15 * sum(len(split.training_history(user)) - 1 for user in range(split.users))
+    assert float(metrics["val/hr@5"]) > 0.5  # chance .31
+
+
+def test_any_model_has_its_live_encoders_measured(make: Make, make_data: MakeData) -> None:
+    """E4SRec with a live item tower: the full softmax that LLaRA has with the catalogue as keys at τ = 1."""
+    models = []
+    for kind, settings in ((E4SRec, {}), (LLaRA, {"keys": "catalogue", "temperature": 1.0})):
+        torch.manual_seed(0)
+        models.append(prepare(make(kind, dim=16, whiten=True, dropout=0.0, **settings), make_data()).eval())
+    batch = next(iter(models[0].data.train_dataloader()))
+    for side in ("history_encoder", "item_encoder"):
+        parts = [[m for m in getattr(model, side).modules() if isinstance(m, Whitened)] for model in models]
+        assert [len(found) for found in parts] == [1, 1]
+        assert parts[0][0].measured
+    assert not differing(*(model.state_dict() for model in models))
+    losses = [model.loss(model(batch), batch)[0] for model in models]
+    torch.testing.assert_close(*losses)
 
 
 def test_a_users_own_items_are_no_negatives(built: Make) -> None:
@@ -591,6 +639,7 @@ def test_settings_that_cannot_work_are_refused(make: Make, make_data: MakeData) 
         {"targets_per_history": 0},
         {"hard_negatives": 9, "mined_negatives": 3},
         {"hidden": 8, "dim": None},
+        {"hard_negatives": 3, "keys": "catalogue"},
     ]
     for settings in refused:
         with pytest.raises(InputError, match=next(iter(settings))):

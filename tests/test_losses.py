@@ -227,6 +227,16 @@ def test_info_nce_by_hand() -> None:
     assert float(info_nce(query, keys, torch.tensor([0]), excluded=excluded)) == pytest.approx(0, abs=1e-7)
 
 
+def test_info_nce_with_weighted_negatives_by_hand() -> None:
+    """Query (1, 0), keys (1, 0) and (.8, .6), temperature .1, weight .5 of the negative: -log(e^10 / (e^10 + e^4))."""
+    query, keys = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.8, 0.6]])
+    options = {"temperature": 0.1, "negative_weight": 0.5}
+    loss = info_nce(query, keys, torch.tensor([0]), **options)
+    assert float(loss) == pytest.approx(math.log(1 + math.exp(-6)), rel=1e-4)
+    loss = info_nce(query, keys, torch.tensor([1]), **options)  # -log(e^8 / (e^8 + e^5))
+    assert float(loss) == pytest.approx(math.log(1 + math.exp(-3)), rel=1e-4)
+
+
 def test_info_nce_over_all_items_is_the_full_softmax() -> None:
     """Keys are the catalogue, no key left out: the full softmax, its gradients too."""
     states, vectors, targets = problem()

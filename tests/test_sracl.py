@@ -174,9 +174,9 @@ def test_each_distinct_neighbour_is_encoded_once(
     read: list[np.ndarray] = []
     encode = model.encode_histories
 
-    def counting(histories: list[np.ndarray]) -> Tensor:
+    def counting(histories: list[np.ndarray], **options: Any) -> Tensor:
         read.extend(histories)
-        return encode(histories)
+        return encode(histories, **options)
 
     monkeypatch.setattr(model, "encode_histories", counting)
     states = model.neighbour_states(torch.tensor([[7, 3], [30, 7]]))

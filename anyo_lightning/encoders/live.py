@@ -46,7 +46,8 @@ class LiveTextItems(nn.Module):
         prompt: Token ids of the SELF prompt.
         head: Maps pooled states to unit vectors.
         batch_tokens: Most padded tokens of a pass.
-        held_tokens: Most padded tokens of a training pass, which then keeps no activations; None: it keeps them.
+        held_tokens: Most padded tokens of a training pass, which then keeps no activations; None: a single pass keeps
+            them, of several none does.
     """
 
     texts_in = "tokens"
@@ -94,15 +95,17 @@ class LiveTextItems(nn.Module):
         rows = [np.append(text, self.suffix) for text in self.texts(item_ids)]
         sizes = np.array([len(row) for row in rows])
         order = np.argsort(sizes, kind="stable")
-        held = self.held_tokens() if self.training and torch.is_grad_enabled() else None
+        training = self.training and torch.is_grad_enabled()
+        held = self.held_tokens() if training else None
         passes, states = list(self._passes(sizes[order], min(self.batch_tokens, held or self.batch_tokens))), []
         if self.reader.backbone.sharded:
             passes = distributed.as_many(passes, item_ids.device)  # repeats come last, and are not read below
+        keeps = not training or (held is None and len(passes) == 1)
         for part in passes:
             token_ids, lengths = padded([rows[i] for i in order[part]], self.reader.end)
             pooled = lengths[:, None, None] - self.reader.count + torch.arange(self.reader.count)
             inputs = token_ids.to(item_ids.device), pooled.to(item_ids.device)
-            states.append(self.reader(*inputs) if held is None else recomputed(self.reader, *inputs))
+            states.append(self.reader(*inputs) if keeps else recomputed(self.reader, *inputs))
         places = torch.from_numpy(np.argsort(order)).to(item_ids.device)
         return torch.cat(states)[places, 0]
 
@@ -200,7 +203,7 @@ class LiveTextEncoders(Encoders):
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
     ) -> tuple[TextHistory | PromptedHistory, LiveTextItems]:
-        """The dual encoder; its `Whitened` parts have still to be measured."""
+        """The dual encoder; its `Whitened` parts have still to be measured: `measure_whitening`."""
         backbone = self.backbone.load(device)
         check_histories(backbone, data, behind=self.row_tokens(data))
         projector = item_projector = None

@@ -34,7 +34,7 @@ class Whitened(nn.Module):
         return not torch.equal(self.rotation, torch.eye(len(self.rotation), device=self.rotation.device))
 
     @torch.no_grad()
-    def measure(self, encode: Callable[[], Tensor]) -> None:
+    def measure(self, encode: Callable[[], object]) -> None:
         """Take the statistics of the states that reach this module while `encode` runs."""
         seen: list[Tensor] = []
         with self.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):

@@ -30,6 +30,7 @@ from anyo_lightning.llm.quantisation import parameter_count
 from anyo_lightning.losses import full_softmax
 from anyo_lightning.models import identity
 from anyo_lightning.models.fitting import find_held_tokens
+from anyo_lightning.models.measuring import measure_whitening
 from anyo_lightning.models.schedule import learning_rate_schedule
 
 T = TypeVar("T")
@@ -199,7 +200,10 @@ class RetrievalModule(LightningModule):
         self.build_seconds = time.perf_counter() - started
 
     def initialise(self) -> None:
-        """Make the weights that training starts from; left out where a checkpoint will replace them."""
+        """Make the weights that training starts from; left out where a checkpoint will replace them.
+
+        What encoders measure once is measured under these weights, unless a run that they come from has.
+        """
         if self.init_from is not None:
             weights = identity.weights_to_start_from(
                 self,
@@ -209,6 +213,7 @@ class RetrievalModule(LightningModule):
                 starts_afresh=self.starts_afresh,
             )
             self.load_state_dict(weights)
+        measure_whitening(self)
 
     def _count_items(self, encoder: Any, inputs: tuple[Tensor, ...]) -> None:
         if self.training and torch.is_grad_enabled():
@@ -316,12 +321,15 @@ class RetrievalModule(LightningModule):
         states: Tensor = self(batch.to(self.device))
         return states.float()
 
-    def encode_in_batches(self, histories: Sequence[np.ndarray], *, budget: int) -> Float[Tensor, "histories dim"]:
+    def encode_in_batches(
+        self, histories: Sequence[np.ndarray], *, budget: int, hidden: Sequence[np.ndarray] | None = None
+    ) -> Float[Tensor, "histories dim"]:
         """`encode_histories` in batches of similar length, as many passes on all processes where an LLM is sharded.
 
         Args:
             histories: Item ids of each history, oldest first, at least one; there may be none.
             budget: Most padded tokens (items, where no text is read) of a batch, prompts counted.
+            hidden: For each history, True at the items whose identity is hidden from the encoder.
         """
         tokens = self.reading.item_token_counts
         most = self.data.max_items if tokens is None else self.data.max_tokens
@@ -330,11 +338,16 @@ class RetrievalModule(LightningModule):
         )
         rows = np.minimum(np.array(lengths, dtype=np.int64), most) + self.reading.row_tokens
         batches = TokenBudgetBatches(rows, budget=budget, seed=None).batches()
-        passes = self.as_many_passes([[histories[row] for row in batch] for batch in batches], spare=ONE_ITEM)
+        parts = [
+            ([histories[row] for row in batch], None if hidden is None else [hidden[row] for row in batch])
+            for batch in batches
+        ]
+        passes = self.as_many_passes(parts, spare=(ONE_ITEM, None))
         if not passes:
             return self.encode_items(self.training_items[:0])
         places = np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *batches]))
-        return torch.cat([self.encode_histories(items) for items in passes])[torch.from_numpy(places).to(self.device)]
+        encoded = torch.cat([self.encode_histories(items, hidden=hides) for items, hides in passes])
+        return encoded[torch.from_numpy(places).to(self.device)]
 
     def as_many_passes(self, parts: Sequence[T], *, spare: T | None = None) -> list[T]:
         """What is to be read, pass by pass; where an LLM is sharded with repeats, for as many passes on all processes.

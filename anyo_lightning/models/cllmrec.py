@@ -1,6 +1,6 @@
 """CLLMRec: next-item loss, and a contrastive loss between two views of each history, some of them written by an LLM."""
 
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -18,66 +18,95 @@ from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.errors import InputError
 from anyo_lightning.internals import trainer_of
 from anyo_lightning.models.base import RetrievalModule
-from anyo_lightning.models.contrast import contrast_views, same_history
+from anyo_lightning.models.contrast import (
+    boundary_identities,
+    contrast_views,
+    contrast_weighted,
+    prefixes,
+    same_content,
+    sampled,
+    sizes_before,
+)
 from anyo_lightning.views import operators
 from anyo_lightning.views.neighbours import nearest
 from anyo_lightning.views.prompts import Kind
 from anyo_lightning.views.written import TokenisedView, WrittenViews
 
-ViewOf = Literal["original", "rewrite", "summarise", "importance", "crop", "mask", "reorder", "substitute"]
+ViewOf = Literal[
+    "original", "rewrite", "summarise", "importance", "without_least", "without_most",
+    "crop", "mask", "reorder", "substitute",
+]  # fmt: skip
+PRUNED_BY_STATES = ("without_least", "without_most")
 
 
 class CLLMRec(RetrievalModule):
-    """Full softmax over the catalogue at every boundary, plus λ times InfoNCE between two views of each history.
+    """Full softmax over the catalogue at every boundary, plus λ times InfoNCE between two views of the histories there.
 
-    With `z` the projected and normalised states of the two views of the N histories of a batch, 2N in all, `z_j` the
+    With `z` the projected and normalised states of the two views at N of a step's boundaries, 2N in all, `z_j` the
     other view of `z_i`'s history and F(i) the views that are no negatives of i (the positive stays in the sum),
 
         L = L_next + λ · -1/2N Σ_i log( exp(z_i·z_j/τ) / Σ_{k not in F(i)} exp(z_i·z_k/τ) ).
 
-    A view gives one state per history: the last supervised one. F(i) holds i itself and, as false negatives, views of
-    the same user, with the same target, of the same items, or with the same text written about them.
+    The N are `anchors`, drawn from all supervised boundaries of a step: some hundreds, so that a state weighs in this
+    mean about what it weighs in L_next, times λ. The history before a boundary is what its window holds, without the
+    boundary's target. F(i) holds i itself and, as false negatives, views of the same user, with the same target, of the
+    same items, or with the same text written about them.
 
     The two views are any of: `original`, `rewrite` and `summarise` (texts that an LLM has written once, before
-    training: `anyo augment`), `importance` (the history without its least important items), `crop`, `mask`, `reorder`
-    and `substitute`. `original` is the state that the next-item loss uses anyway: no second pass.
+    training: `anyo augment`), `importance` (the history without its least important items), `without_least` and
+    `without_most` (below), `crop`, `mask`, `reorder` and `substitute`. `original` is the state that the next-item loss
+    uses anyway: no second pass. A written view is read once for all anchors of a step that use it. Of all others each
+    anchor is a reading of its own, half a window long on average: where texts are read, ask for fewer.
 
-    A written view is used for a state only when at least half of the items that it was written from are in the state's
-    history and the state's target is not among them. Of several, the one that shares the most items with the history is
-    taken. If none may be used, the history itself is read a second time, with another dropout (as SimCSE does);
-    `train/fallback_summarise` and `train/fallback_rewrite` are the shares of these. Histories should be longer than the
-    part that a view is written from (`anyo augment --max_items`), or many find none. A written text is read like an
-    item's, ending in the separator; with `reads: both` no item's vector is added to it, only the bias that all items
-    share.
+    A written view is used at a boundary only when at least half of the items that it was written from are in the
+    history and the boundary's target is not among them. Of several, the one that shares the most items with the
+    history is taken. An anchor for which none may be used is left out: `train/anchors` counts those that are not.
+    Windows should be longer than the part that a view is written from (`anyo augment --max_items`), or many find none.
+    A written text is read like an item's, ending in the separator; with `reads: both` no item's vector is added to it,
+    only the bias that all items share.
 
     `importance`: an item's score is the cosine of its text vector (the frozen LLM's hidden states, pooled and whitened)
     with the sum of those of the history's other items. Whitening removes what all items share, so that this sum is
     what sets the user apart from the catalogue, and an item that points elsewhere says little about the user.
 
-    How this differs from the paper: it is a composite, as its users describe it. The paper takes importance scores of
-    the positions of an *id* sequence from an LLM; by a third party's account its positive view drops the least
-    important quarter and its negative view the most important one. The paper's equations could not be read, so none
-    is quoted here and our importance score is our own. The released code trains a plain LRURec: its contrastive
-    branch is never given to the optimizer. Crop, mask and reorder are those of CL4SRec, substitute is that of CoSeRec.
+    What a third party takes for the paper's equations (unchecked: the paper's own could not be read), as
+    `cllmrec_importance.yaml`: `views: [without_least, without_most]` and `negative_weight: 0.5`. An item's score is
+    `γ_i = 1/d Σ_j |h_ij| + .5 · 1/H Σ_h A_ii`; the positive view p drops the quarter of the history with the lowest γ,
+    the negative view n that with the highest, and with cosines s
+
+        L = .5 · L_next + .5 · -1/N Σ_i log( e^{s(p_i,n_i)/τ} / (e^{s(p_i,n_i)/τ} + Σ_{j≠i} e^{w·s(p_i,n_j)/τ}) ),
+
+    w = .5, τ = .1, which is λ = 1 here. So the negative view is pulled to the positive one. Of γ only the first term is
+    here, with h_i the state at item i from which the next item is predicted, d its width: it costs nothing. A_ii is the
+    weight with which item i attends to itself, the mean over heads, and is left out: fused attention never has it, and
+    without fusing, a layer would hold all weights of all heads. Attention is causal, so that γ_i knows no later item.
+    F(i) is kept, since several anchors may be of one user (`mask_false_negatives: false` and one boundary per user are
+    the third party's). The paper's scores come from an LLM that reads ids; here it reads texts or their vectors.
+
+    How this differs from the paper beyond that: it is a composite, as its users describe it. The released code trains a
+    plain LRURec: its contrastive branch is never given to the optimizer. Crop, mask and reorder are those of CL4SRec,
+    substitute is that of CoSeRec.
 
     Args:
         encoders: How histories and items are encoded; `TextEncoders`, and with written views ones that read texts.
         views: The two views of each history.
         views_from: Parquet file that `anyo augment --output` wrote; None takes the one in the cache.
+        anchors: Boundaries of a step that are contrasted, over all processes, drawn at random.
         weight: λ; with 0 no view is made or read.
         temperature: τ of the contrastive loss.
+        negative_weight: w: contrast first views with second ones, negatives weighted so; None contrasts all 2N views.
         projection_head: Put a two-layer perceptron between states and contrastive loss.
         mask_false_negatives: Whether F(i) holds more than i itself.
         crop_share: What `crop` keeps.
         mask_share: What `mask` hides.
         reorder_share: What `reorder` shuffles.
         substitute_share: What `substitute` replaces.
-        importance_share: What `importance` drops.
+        importance_share: What `importance`, `without_least` and `without_most` drop.
         neighbours: Similar items among which `substitute` draws.
         training: What `RetrievalModule` takes.
 
     Reference: Lu et al., CLLMRec (IJCAI 2025, doi 10.24963/ijcai.2025/351); Xie et al., CL4SRec (arXiv 2010.14395);
-    Liu et al., CoSeRec (arXiv 2108.06479); Gao et al., SimCSE (arXiv 2104.08821).
+    Liu et al., CoSeRec (arXiv 2108.06479).
     """
 
     encoders: TextEncoders
@@ -90,8 +119,10 @@ class CLLMRec(RetrievalModule):
         *,
         views: tuple[ViewOf, ViewOf] = ("original", "summarise"),
         views_from: Path | None = None,
+        anchors: int = 256,
         weight: float = 0.1,
         temperature: float = 0.1,
+        negative_weight: float | None = None,
         projection_head: bool = False,
         mask_false_negatives: bool = True,
         crop_share: float = 0.6,
@@ -104,7 +135,8 @@ class CLLMRec(RetrievalModule):
     ) -> None:
         super().__init__(encoders, **training)
         self.views, self.views_from, self.neighbours = views, views_from, neighbours
-        self.weight, self.temperature = weight, temperature
+        self.anchors, self.weight, self.temperature = anchors, weight, temperature
+        self.negative_weight = negative_weight
         self.projection_head, self.mask_false_negatives = projection_head, mask_false_negatives
         self.shares = {
             "crop": crop_share,
@@ -119,6 +151,13 @@ class CLLMRec(RetrievalModule):
 
     def build(self, data: RecDataModule) -> None:
         """The head and the similar items, if a view needs them."""
+        if self.anchors <= 0:
+            raise InputError(f"Expected model.anchors to be positive, got {self.anchors}")
+        if self.weight and set(self.views) & set(PRUNED_BY_STATES) and (data.supervision != "all" or data.overlap):
+            raise InputError(
+                f"Expected data.supervision all and data.overlap 0 with model.views {self.views}, for a state at each "
+                f"item, got {data.supervision} and {data.overlap}"
+            )
         if self.weight and data.tokens is None and self._written_kinds:
             raise InputError(
                 "Expected model.encoders.reads texts or both with views that an LLM has written, got vectors with "
@@ -152,27 +191,44 @@ class CLLMRec(RetrievalModule):
     def contrastive_loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """InfoNCE over the 2N views of a batch's N histories, and the shares of histories that fell back."""
+        """The contrast of the two views at the anchors, and how many there are."""
         random = np.random.default_rng(int(torch.randint(2**31, ())))
-        histories = batch.histories()
-        identities, views, parts = [same_history(batch), same_items(batch)], [], {}
+        rows, written = self.find_anchors(batch)
+        histories = prefixes(batch, rows)
+        identities, views = [boundary_identities(batch)[rows], same_content(histories).to(self.device)], []
         for position, view in enumerate(self.views):
             if view in get_args(Kind):
-                found = self._find_written(cast(Kind, view), histories, batch)
-                parts[f"fallback_{view}"] = states.new_tensor(found.count(None) / max(len(histories), 1))
-                identities.append(same_text(found, batch.user))
-                encoded = self._encode_written(found, histories)
+                found = written[cast(Kind, view)]
+                texts = [np.concatenate(text.spans) for text in found]  # a small model writes some sentences often
+                identities.append(same_content(texts).to(self.device))
+                encoded = self.encode_written(found)
             elif view == "original" and "original" not in self.views[:position]:
-                encoded = states[batch.last_states]
+                encoded = states[rows]
             else:
-                encoded = self._encode_made(view, histories, random)
+                scores = sizes_before(states, batch, rows) if view in PRUNED_BY_STATES else None
+                items, hidden = self.made(view, histories, scores=scores, random=random)
+                encoded = self.encode_in_batches(items, budget=self.data.batch_tokens, hidden=hidden)
             views.append(F.normalize(self.head(encoded), dim=1))
-        loss = contrast_views(
-            *views,
-            identities=torch.cat(identities, dim=1) if self.mask_false_negatives else None,
-            temperature=self.temperature,
-        )
-        return self.global_mean(loss, len(histories)), parts
+        options: dict[str, Any] = {
+            "identities": torch.cat(identities, dim=1) if self.mask_false_negatives else None,
+            "temperature": self.temperature,
+        }
+        if self.negative_weight is None:
+            loss = contrast_views(*views, **options)
+        else:
+            loss = contrast_weighted(*views, **options, weight=self.negative_weight)
+        return self.global_mean(loss, len(rows)), {"anchors": states.new_tensor(len(rows))}
+
+    def find_anchors(self, batch: HistoryBatch) -> tuple[Int[Tensor, " anchors"], dict[Kind, list[TokenisedView]]]:
+        """Boundaries at random, those without a written view left out, and the written views of each kind."""
+        drawn = sampled(torch.arange(len(batch.targets)), self.anchors)
+        here = batch.on_cpu
+        users, targets = here.user[here.target_places[0]][drawn].tolist(), here.targets[drawn].tolist()
+        asked = list(zip(users, prefixes(batch, drawn), targets, strict=True))
+        found = {kind: [self._read(kind).find(*one) for one in asked] for kind in self._written_kinds}
+        usable = [row for row in range(len(asked)) if all(views[row] is not None for views in found.values())]
+        written = {kind: [cast(TokenisedView, views[row]) for row in usable] for kind, views in found.items()}
+        return drawn[torch.tensor(usable, dtype=torch.long)].to(batch.user.device), written
 
     def on_fit_start(self) -> None:
         """Read the written views before the first step, so that a missing file costs no time."""
@@ -214,26 +270,32 @@ class CLLMRec(RetrievalModule):
             self._written[kind] = WrittenViews.read(self.views_from, kind=kind, data=self.data, reader=reader)
         return self._written[kind]
 
-    def _encode_made(
-        self, view: str, histories: list[np.ndarray], random: np.random.Generator
-    ) -> Float[Tensor, "histories dim"]:
-        """The states of histories under an operator, or as they are."""
-        if view == "original":
-            return self.encode_histories(histories)
-        if view == "mask":
-            hidden = [operators.mask(items, share=self.shares["mask"], random=random) for items in histories]
-            return self.encode_histories(histories, hidden=hidden)
-        return self.encode_histories([self._augmented(view, items, random) for items in histories])
+    def made(
+        self, view: str, histories: list[np.ndarray], *, scores: list[np.ndarray] | None, random: np.random.Generator
+    ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        """The items of a view of each history, and with `mask` which of them are hidden.
 
-    def _augmented(self, view: str, items: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """The items of a view."""
-        share = self.shares[view]
-        if view == "importance":
-            return operators.importance(items, share=share, scores=self.importance_scores(items))
-        if view == "substitute":
-            return operators.substitute(items, share=share, similar=self.similar, random=random)
-        operator = operators.crop if view == "crop" else operators.reorder
-        return operator(items, share=share, random=random)
+        Args:
+            view: Any but the written ones.
+            histories: Items, oldest first.
+            scores: γ of each history's items, for views that are pruned by it.
+            random: Source of randomness.
+        """
+        share = self.shares["importance" if view in PRUNED_BY_STATES else view] if view != "original" else 0
+        if view == "mask":
+            return histories, [operators.mask(items, share=share, random=random) for items in histories]
+        make: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+            "original": lambda items: items,
+            "importance": lambda items: operators.importance(items, share=share, scores=self.importance_scores(items)),
+            "crop": lambda items: operators.crop(items, share=share, random=random),
+            "reorder": lambda items: operators.reorder(items, share=share, random=random),
+            "substitute": lambda items: operators.substitute(items, share=share, similar=self.similar, random=random),
+        }
+        if scores is None:
+            return list(map(make[view], histories)), None
+        sign = 1 if view == "without_least" else -1
+        pairs = zip(histories, scores, strict=True)
+        return [operators.importance(items, share=share, scores=sign * own) for items, own in pairs], None
 
     def importance_scores(self, items: np.ndarray) -> np.ndarray:
         """(items,) the cosine of each item's whitened text vector with the sum of the other items' vectors."""
@@ -241,48 +303,11 @@ class CLLMRec(RetrievalModule):
         scores: np.ndarray = F.cosine_similarity(vectors, vectors.sum(0) - vectors, dim=1).cpu().numpy()
         return scores
 
-    def _find_written(self, kind: Kind, histories: list[np.ndarray], batch: HistoryBatch) -> list[TokenisedView | None]:
-        """What an LLM has written about each history, or None if that may not be used."""
-        written, targets = self._read(kind), batch.targets[batch.last_states]
-        rows = zip(batch.user.tolist(), histories, targets.tolist(), strict=True)
-        return [written.find(user, items, target) for user, items, target in rows]
-
-    def _encode_written(
-        self, views: list[TokenisedView | None], histories: list[np.ndarray]
-    ) -> Float[Tensor, "histories dim"]:
-        """The states of written views, and of the histories themselves for those without one."""
-        texts = [view for view in views if view is not None]
-        passes: list[tuple[list[np.ndarray], dict[str, Any]]] = []  # two: a summary is much shorter than a history
-        if texts:
-            hidden = [np.ones(len(view.spans), dtype=bool) for view in texts]
-            options = {"hidden": hidden, "spans": [view.spans for view in texts]}
-            passes.append(([view.items[: len(view.spans)] for view in texts], options))
-        if len(texts) < len(views) or not views:  # without histories: one pass, without states
-            passes.append(([items for items, view in zip(histories, views, strict=True) if view is None], {}))
-        encoded = [self.encode_histories(items, **options) for items, options in self.as_many_passes(passes)]
-        missing = torch.tensor([view is None for view in views], device=encoded[0].device)
-        return torch.cat(encoded)[missing.long().argsort(stable=True).argsort()]
-
-
-def same_items(batch: HistoryBatch) -> Int[Tensor, "histories 1"]:
-    """A number for each history that two have in common when they read the same items."""
-    numbers = torch.tensor([_number(items) for items in batch.histories()], dtype=torch.long)
-    return numbers[:, None].to(batch.user.device, non_blocking=True)
-
-
-def same_text(views: list[TokenisedView | None], user: Int[Tensor, " histories"]) -> Int[Tensor, "histories 1"]:
-    """A number for each history that two have in common when the same was written about them.
-
-    A small model writes some sentences often. A history without a view gets its user's number, below zero.
-    """
-    numbers = [
-        -1 - own if view is None else _number(np.concatenate(view.spans))
-        for view, own in zip(views, user.tolist(), strict=True)
-    ]
-    return torch.tensor(numbers, dtype=torch.long)[:, None].to(user.device)
-
-
-def _number(values: np.ndarray) -> int:
-    """63 bits of a hash of an array: the same on all processes."""
-    digest = hashlib.blake2b(values.astype(np.int64).tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    def encode_written(self, views: list[TokenisedView]) -> Float[Tensor, "views dim"]:
+        """The states of written views, each distinct one read once."""
+        by_id = {id(view): view for view in views}
+        distinct, places = list(by_id.values()), {key: place for place, key in enumerate(by_id)}
+        hidden = [np.ones(len(view.spans), dtype=bool) for view in distinct]
+        items = [view.items[: len(view.spans)] for view in distinct]
+        encoded = self.encode_histories(items, hidden=hidden, spans=[view.spans for view in distinct])
+        return encoded[torch.tensor([places[id(view)] for view in views], dtype=torch.long, device=encoded.device)]

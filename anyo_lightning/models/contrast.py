@@ -1,5 +1,9 @@
-"""The contrast of two views of each history, over the histories of all processes."""
+"""The contrast of two views of the histories before a step's boundaries, over all processes."""
 
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -31,13 +35,9 @@ def contrast_views(
 
     Reference: Chen et al., SimCLR (arXiv 2002.05709), eq. 1; Xie et al., CL4SRec (arXiv 2010.14395), contrastive loss.
     """
-    count, start = len(first), distributed.rows_before(len(first), first.device)
     keys = torch.cat([distributed.gather_rows(view, with_gradient=True) for view in (first, second)])
     total = len(keys) // 2
-    own = start + torch.arange(count, device=first.device)
-    excluded = torch.arange(total, device=first.device) == own[:, None]
-    if identities is not None:
-        excluded |= shared_identity(identities, distributed.gather_rows(identities))
+    own, excluded = _own_and_excluded(len(first), total, identities, first.device)
     return info_nce(
         torch.cat([first, second]),
         keys,
@@ -45,6 +45,67 @@ def contrast_views(
         temperature=temperature,
         excluded=excluded.repeat(2, 2),
     )
+
+
+def contrast_weighted(
+    first: Float[Tensor, "histories dim"],
+    second: Float[Tensor, "histories dim"],
+    *,
+    identities: Int[Tensor, "histories kinds"] | None,
+    temperature: float,
+    weight: float,
+) -> Float[Tensor, ""]:
+    """InfoNCE of each history's first view against the second views of all, in which negatives' scores are weighted.
+
+    Computes, as the mean over this process's histories i,
+    `-log( exp(p_i·n_i/τ) / (exp(p_i·n_i/τ) + Σ_{j not in F(i)} exp(w·p_i·n_j/τ)) )`, F(i) as in `contrast_views`.
+
+    Args:
+        first: p, one view of each of this process's histories.
+        second: n, the other.
+        identities: As in `contrast_views`.
+        temperature: τ.
+        weight: w.
+    """
+    keys = distributed.gather_rows(second, with_gradient=True)
+    own, excluded = _own_and_excluded(len(first), len(keys), identities, first.device)
+    return info_nce(first, keys, own, temperature=temperature, excluded=excluded, negative_weight=weight)
+
+
+def sampled(rows: Int[Tensor, " rows"], anchors: int) -> Int[Tensor, " sampled"]:
+    """This process's share of `anchors` of these rows, drawn at random, in their order; all of them if they are fewer.
+
+    Args:
+        rows: Any numbers, such as those of a batch's supervised boundaries.
+        anchors: How many are wanted of all processes together.
+    """
+    most = max(anchors // distributed.world_size(), 1)
+    if len(rows) <= most:
+        return rows
+    return rows[torch.randperm(len(rows))[:most].sort().values.to(rows.device)]
+
+
+def prefixes(batch: HistoryBatch, rows: Int[Tensor, " rows"]) -> list[np.ndarray]:
+    """The items that were read before each of these supervised boundaries, without its target: copies."""
+    here = batch.on_cpu
+    items = here.item_ids.cpu().numpy()
+    places = zip(*(places[rows.cpu()].tolist() for places in map(Tensor.cpu, here.target_places)), strict=True)
+    return [items[row, : column + 1].copy() for row, column in places]
+
+
+def sizes_before(
+    states: Float[Tensor, "targets dim"], batch: HistoryBatch, rows: Int[Tensor, " rows"]
+) -> list[np.ndarray]:
+    """For each boundary: the mean absolute value of the state at each item of its history; γ without attention.
+
+    Args:
+        states: The states at all items of the batch.
+        batch: Its histories, each item of which is supervised.
+        rows: The boundaries.
+    """
+    sizes = states.detach().abs().mean(1).cpu().numpy()
+    columns = batch.on_cpu.target_places[1].cpu().numpy()
+    return [sizes[row - columns[row] : row + 1] for row in rows.tolist()]
 
 
 def same_history(batch: HistoryBatch) -> Int[Tensor, "histories kinds"]:
@@ -57,8 +118,30 @@ def boundary_identities(batch: HistoryBatch) -> Int[Tensor, "targets kinds"]:
     return torch.stack([batch.user[batch.target_places[0]], batch.targets], dim=1)
 
 
+def same_content(arrays: Sequence[np.ndarray]) -> Int[Tensor, "arrays 1"]:
+    """A number for each array that two have in common when they hold the same integers: the same on all processes."""
+    return torch.tensor([_number(values) for values in arrays], dtype=torch.long)[:, None]
+
+
 def shared_identity(
     some: Int[Tensor, "some kinds"], others: Int[Tensor, "others kinds"]
 ) -> Bool[Tensor, "some others"]:
     """True for two histories that have an identity in common."""
     return (some[:, None] == others).any(2)
+
+
+def _own_and_excluded(
+    count: int, total: int, identities: Int[Tensor, "histories kinds"] | None, device: torch.device
+) -> tuple[Int[Tensor, " histories"], Bool[Tensor, "histories all_histories"]]:
+    """Where this process's histories are among all, and which of those are no negatives of each."""
+    own = distributed.rows_before(count, device) + torch.arange(count, device=device)
+    excluded = torch.arange(total, device=device) == own[:, None]
+    if identities is not None:
+        excluded |= shared_identity(identities, distributed.gather_rows(identities))
+    return own, excluded
+
+
+def _number(values: np.ndarray) -> int:
+    """63 bits of a hash of an array."""
+    digest = hashlib.blake2b(values.astype(np.int64).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -22,7 +22,7 @@ from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.llm.text_vectors import Pooling
 from anyo_lightning.models.base import RetrievalModule
-from anyo_lightning.models.contrast import boundary_identities, contrast_views, same_history
+from anyo_lightning.models.contrast import boundary_identities, contrast_views, same_history, sampled
 from anyo_lightning.views.neighbours import (
     Positives,
     UserSemantics,
@@ -183,10 +183,7 @@ class SRACL(RetrievalModule):
         """The boundaries whose prefixes have neighbours, or a sample of them: this process's share of `anchors`."""
         prefixes = self.prefix_of_target[batch.target_positions]
         rows = ((prefixes >= 0) & (self.prefix_neighbours[prefixes, 0] >= 0)).nonzero()[:, 0]
-        most = max(self.anchors // distributed.world_size(), 1)
-        if len(rows) <= most:
-            return rows
-        return rows[torch.randperm(len(rows))[:most].sort().values.to(rows.device)]
+        return sampled(rows, self.anchors)
 
     def intra_user(self, batch: HistoryBatch) -> Float[Tensor, ""]:
         """InfoNCE over the 2N views of N histories: each against all but itself, its positive the other of the two."""
