@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
@@ -23,11 +22,11 @@ from anyo_lightning.cli.config_writer import ConfigWriter, as_written
 from anyo_lightning.cli.main import STAGES
 from anyo_lightning.cli.option_checks import check_monitor, check_precision, check_trainer
 from anyo_lightning.cli.resuming import Change, changes, check
-from anyo_lightning.cli.teach import Teaching
+from anyo_lightning.cli.run_config import at, config_name, read_config, with_config_of_run
+from anyo_lightning.cli.teach import teach
 from anyo_lightning.cli.trainer import AnyoTrainer
 from anyo_lightning.cli.words import nulls_as_configs
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.data.lessons import write_lessons
 from anyo_lightning.errors import InputError, constructor_sentence, raised_by_us
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.hardware import fast_dtype
@@ -54,7 +53,7 @@ def run_lightning(arguments: list[str], *, cli: "Callable[..., AnyoCLI] | None" 
     for name in anyo_lightning.__all__:  # imported, a class is found by its name alone in a yaml
         getattr(anyo_lightning, name)
     return (cli or AnyoCLI)(
-        args=_with_config_of_run(arguments),
+        args=with_config_of_run(arguments),
         model_class=RetrievalModule,
         datamodule_class=RecDataModule,
         trainer_class=AnyoTrainer,
@@ -168,7 +167,7 @@ class AnyoCLI(LightningCLI):
         before = self._config_of_trained_run()
         for name, value in list(config.model.items()):  # nested ones by their path
             if name.endswith(".dtype") and value == "auto":  # for config.yaml: a run keeps it on any machine
-                config.model[name] = _at(before, f"model.{name}") or fast_dtype()
+                config.model[name] = at(before, f"model.{name}") or fast_dtype()
         config.trainer.default_root_dir = str(self.run_folder.path)  # for files of Lightning's own
         config.metrics.folder = self.run_folder.path if self._writes_results(config) else None
         self.save_config_kwargs |= {"run": self.run_folder, "fits": self.subcommand == "fit"}
@@ -183,7 +182,7 @@ class AnyoCLI(LightningCLI):
     def _checked_changes(self, before: dict[str, Any], trained: Path) -> list[Change]:
         """What differs from the configuration of something trained; refused where it may not."""
         found = changes(before, as_written(self._parser(self.subcommand), self.config[self.subcommand]))
-        decays = bool(_at(before, "model.init_args.decay"))
+        decays = bool(at(before, "model.init_args.decay"))
         check(found, stage=str(self.subcommand), run=str(trained), decays=decays)
         return found
 
@@ -209,7 +208,7 @@ class AnyoCLI(LightningCLI):
         trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file()
         if not trained and (self.subcommand == "fit" or not run.finished):
             return None
-        return _read_config(run.config_file)
+        return read_config(run.config_file)
 
     def instantiate_classes(self) -> None:
         """Make the objects; a mistake that the constructor of a nested one names is told in its own words."""
@@ -232,7 +231,7 @@ class AnyoCLI(LightningCLI):
         elif launch.started_by_launcher() or launch.several_tasks() or config.trainer.num_nodes > 1:
             raise InputError("Expected --run FOLDER, so that all processes write into one, got none")
         else:
-            self.run_folder, made = RunFolder.new(config.trainer.default_root_dir, _config_name(config)), True
+            self.run_folder, made = RunFolder.new(config.trainer.default_root_dir, config_name(config)), True
             launch.pass_folder_on(self.run_folder.path)
         if self.subcommand != "validate" and launch.rank() == 0:
             made |= self.claim.enter_context(self.run_folder.claimed())
@@ -295,7 +294,7 @@ class AnyoCLI(LightningCLI):
         """
         if start.resolve().parent == self.run_folder.checkpoints.resolve() or not start.is_file():
             return
-        before = _read_config(start.parent.parent / self.run_folder.config_file.name)
+        before = read_config(start.parent.parent / self.run_folder.config_file.name)
         self._checked_changes(before, start)
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
@@ -316,7 +315,9 @@ class AnyoCLI(LightningCLI):
         """Write the test users' query vectors, by the run's best checkpoint, to queries.parquet, or what it teaches."""
         kwargs.pop("return_predictions", None)
         if self.teaching:
-            self._teach(model, kwargs)
+            options = self._with_checkpoint(kwargs)
+            teach(self.trainer, self.model, self.datamodule, self.run_folder, k=self.teaching, options=options)
+            self._say_where()
             return
         found: list[Any] = self.trainer.predict(model, **self._with_checkpoint(kwargs)) or []
         if not found:
@@ -334,28 +335,6 @@ class AnyoCLI(LightningCLI):
             print(f"Predicted {len(first)} rows: {self.run_folder.path} keeps its {self.run_folder.queries_rows()}")
         elif self.trainer.is_global_zero:
             self.run_folder.write_queries(pl.DataFrame({"user_id": users.tolist(), "query": queries[first]}))
-        self._say_where()
-
-    def _teach(self, model: LightningModule, kwargs: dict[str, Any]) -> None:
-        """Write the lists at all training boundaries, and all item vectors, to teacher.safetensors.
-
-        Raises:
-            InputError: There is more than one process, or not all boundaries are read.
-        """
-        if self.trainer.world_size > 1:
-            raise InputError(f"Expected trainer.devices 1 with --teach, got {self.trainer.world_size} processes")
-        data: RecDataModule = self.datamodule
-        data.prepare_data()
-        metrics = next(c for c in self.trainer.callbacks if isinstance(c, RetrievalMetrics))  # type: ignore[attr-defined]
-        teaching = Teaching(data.split, k=self.teaching, history_masked=metrics.masks_history(data.split))
-        self.trainer.callbacks.append(teaching)  # type: ignore[attr-defined]
-        data.predict_dataloader = data.boundaries_dataloader  # type: ignore[method-assign]
-        self.trainer.predict(model, return_predictions=False, **self._with_checkpoint(kwargs))
-        if (read := int(teaching.read.sum())) < len(teaching.read):
-            raise InputError(
-                f"Expected --teach without trainer.limit_predict_batches, got {read} of {len(teaching.read)} boundaries"
-            )
-        write_lessons(self.run_folder.teacher_file, teaching.lessons, split=data.split)
         self._say_where()
 
     def _checkpoint_named(self, name: str | None) -> str | None:
@@ -378,42 +357,3 @@ class AnyoCLI(LightningCLI):
             model: RetrievalModule = self.model
             model.restore_from(Path(path))
         return kwargs | {"ckpt_path": path}
-
-
-def _with_config_of_run(arguments: list[str]) -> list[str]:
-    """Read the configuration from the run folder that `--run` names, unless one is given."""
-    runs = [i for i, argument in enumerate(arguments) if argument.partition("=")[0] == "--run"]
-    given = any(argument.partition("=")[0] in ("-c", "--config") for argument in arguments)
-    if not runs or given:
-        return arguments
-    value = arguments[runs[-1]].partition("=")[2] or arguments[min(runs[-1] + 1, len(arguments) - 1)]  # the last counts
-    file = RunFolder(value).config_file
-    return [arguments[0], f"--config={file}", *arguments[1:]] if file.is_file() else arguments
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    """The content of a run's config.yaml."""
-    try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(
-            f"Expected {file} to describe what is beside it, got: {' '.join(str(error).split())}"
-        ) from None
-    if not isinstance(content, dict):
-        raise InputError(f"Expected {file} to describe what is beside it, got no configuration in it")
-    return content
-
-
-def _at(settings: dict[str, Any] | None, path: str) -> Any:
-    """What nested settings have at a dotted path, None where there is nothing."""
-    found: Any = settings
-    for name in path.split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
-
-
-def _config_name(config: Namespace) -> str:
-    """The stem of the first configuration file, otherwise the model's name."""
-    if config.get("config"):
-        return Path(str(config.config[0])).stem
-    return str(config.model.class_path).rpartition(".")[2].lower()
