@@ -21,6 +21,7 @@ from anyo_lightning.cli import launch
 from anyo_lightning.cli.config_writer import ConfigWriter, as_written
 from anyo_lightning.cli.main import STAGES
 from anyo_lightning.cli.option_checks import check_monitor, check_precision, check_trainer
+from anyo_lightning.cli.output import check_no_output, output_folder
 from anyo_lightning.cli.resuming import Change, changes, check
 from anyo_lightning.cli.run_config import at, config_name, read_config, with_config_of_run
 from anyo_lightning.cli.teach import teach
@@ -109,6 +110,12 @@ class AnyoCLI(LightningCLI):
             "--run", type=Path | None, default=None, help="Run folder; by default the next free below default_root_dir."
         )
         parser.add_argument(
+            "--output",
+            type=Path | None,
+            default=None,
+            help="With test: a folder for the results of --run's weights under other metrics.* or on other data.",
+        )
+        parser.add_argument(
             "--final_test", type=bool, default=True, help="Whether fit ends with a test of the best checkpoint."
         )
         parser.add_argument(
@@ -150,9 +157,11 @@ class AnyoCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder and let everything write there."""
         config = self.config[self.subcommand]
-        for option in ("checkpoint.monitor", "early_stopping.monitor"):
-            check_monitor(option, config[option], config.metrics.cutoffs, str(config.model.class_path))
         self.probing, config.probe = config.probe, False  # of this command: no setting of the run
+        self.output, config.output = output_folder(config, stage=str(self.subcommand), probing=self.probing), None
+        if self.output is None:
+            for option in ("checkpoint.monitor", "early_stopping.monitor"):
+                check_monitor(option, config[option], config.metrics.cutoffs, str(config.model.class_path))
         if self.probing and self.subcommand != "test":
             raise InputError(f"Expected --probe with test, got it with {self.subcommand}")
         self.teaching, config.teach = config.teach, 0
@@ -163,27 +172,35 @@ class AnyoCLI(LightningCLI):
         check_trainer(config)
         if self.subcommand == "fit":
             check_precision(config)
+            check_no_output(config.run)
         self._choose_folder(config)
         before = self._config_of_trained_run()
         for name, value in list(config.model.items()):  # nested ones by their path
             if name.endswith(".dtype") and value == "auto":  # for config.yaml: a run keeps it on any machine
                 config.model[name] = at(before, f"model.{name}") or fast_dtype()
-        config.trainer.default_root_dir = str(self.run_folder.path)  # for files of Lightning's own
-        config.metrics.folder = self.run_folder.path if self._writes_results(config) else None
-        self.save_config_kwargs |= {"run": self.run_folder, "fits": self.subcommand == "fit"}
+        config.trainer.default_root_dir = str(self.results.path)  # for files of Lightning's own
+        config.metrics.folder = self.results.path if self._writes_results(config) else None
+        config.metrics.weights_of = None if self.output is None else self.run_folder.path
+        fits = self.subcommand == "fit"
+        self.save_config_kwargs |= {"run": self.results, "fits": fits, "tests": self.output is not None}
         seed = int(config.seed_everything)
         config.metrics.seed = seed
         if config.data.seed is None:
             config.data.seed = seed
         if before is not None:
             self.changed = self._checked_changes(before, self.run_folder.path)
-        self.save_config_kwargs["changed"] = self.changed
+        self.save_config_kwargs["changed"] = self.changed if self.output is None else []
+
+    @property
+    def results(self) -> RunFolder:
+        """Where a test writes: the run folder, or the one that `--output` names."""
+        return self.output or self.run_folder
 
     def _checked_changes(self, before: dict[str, Any], trained: Path) -> list[Change]:
         """What differs from the configuration of something trained; refused where it may not."""
         found = changes(before, as_written(self._parser(self.subcommand), self.config[self.subcommand]))
         decays = bool(at(before, "model.init_args.decay"))
-        check(found, stage=str(self.subcommand), run=str(trained), decays=decays)
+        check(found, stage=str(self.subcommand), run=str(trained), decays=decays, output=self.output is not None)
         return found
 
     def _writes_results(self, config: Namespace) -> bool:
@@ -191,6 +208,7 @@ class AnyoCLI(LightningCLI):
         named = self._checkpoint_named(config.get("ckpt_path"))
         if (
             self.subcommand != "test"
+            or self.output is not None
             or named is None
             or Path(named).resolve() == self.run_folder.best_checkpoint.resolve()
         ):
@@ -234,8 +252,8 @@ class AnyoCLI(LightningCLI):
             self.run_folder, made = RunFolder.new(config.trainer.default_root_dir, config_name(config)), True
             launch.pass_folder_on(self.run_folder.path)
         if self.subcommand != "validate" and launch.rank() == 0:
-            made |= self.claim.enter_context(self.run_folder.claimed())
-        self.made_folder = self.run_folder if made else None
+            made |= self.claim.enter_context(self.results.claimed("--run" if self.output is None else "--output"))
+        self.made_folder = self.results if made else None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: TensorBoard, the cost ledger, the guards, checkpoints to resume from."""
@@ -243,9 +261,7 @@ class AnyoCLI(LightningCLI):
         if self.probing:
             kwargs["logger"] = False  # figures of probes are not the run's
         elif config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(
-                str(self.run_folder.path), name="", version="", default_hp_metric=False
-            )
+            kwargs["logger"] = TensorBoardLogger(str(self.results.path), name="", version="", default_hp_metric=False)
         given = self.config_init[self.subcommand].trainer
         given.plugins = [*(given.plugins or []), checkpoint_io.AtomicCheckpoints()]
         if self.subcommand == "fit":
@@ -344,7 +360,7 @@ class AnyoCLI(LightningCLI):
 
     def _say_where(self) -> None:
         if self.trainer.is_global_zero:
-            print(f"Run folder: {self.run_folder.path}")
+            print(f"Run folder: {self.results.path}")
 
     def _with_checkpoint(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Let the Trainer load the run's best checkpoint, unless another is named or the model is not trained."""

@@ -26,6 +26,8 @@ ANYWHERE = (
     *("run", "config", "final_test", "save_every_n_steps", "probe", "probe_memory", "metrics.variant", "metrics.top_k"),
     "teach",
 )
+# What a test may change whose results go to a folder of their own: the protocol.
+TESTED = ("metrics.*",)
 # Refused where the learning rate falls along a cosine that was planned for the run's own number of steps.
 PLANNED = ("trainer.max_epochs", "trainer.max_steps", "data.batch_tokens")
 DECIDES_BEST = ("checkpoint.monitor", "checkpoint.mode")
@@ -57,7 +59,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
     return [Change(o, old.get(o), new.get(o, whole.get(o) or None)) for o in (*kept, *gone, *added)]
 
 
-def check(found: list[Change], *, stage: str, run: str, decays: bool) -> None:
+def check(found: list[Change], *, stage: str, run: str, decays: bool, output: bool = False) -> None:
     """Refuse what may not change.
 
     Args:
@@ -65,6 +67,7 @@ def check(found: list[Change], *, stage: str, run: str, decays: bool) -> None:
         stage: `fit`, `validate`, `test` or `predict`.
         run: The run folder, for the sentence.
         decays: Whether the run's learning rate falls along a cosine.
+        output: Whether results go to a folder of their own.
 
     Raises:
         InputError: Naming the first option, with both values.
@@ -76,12 +79,15 @@ def check(found: list[Change], *, stage: str, run: str, decays: bool) -> None:
             allowed |= fnmatch(change.option, "checkpoint.*") and change.option not in DECIDES_BEST
         else:
             allowed |= change.option in PLANNED[:2] or change.option.startswith(("early_stopping.", "checkpoint."))
+        tested = stage == "test" and any(fnmatch(change.option, pattern) for pattern in TESTED)
+        allowed |= tested and output
         if not allowed:
             why = ", which its cosine of learning rates was planned for" if change.option in PLANNED else ""
             option = change.option.replace(".init_args", "")
             raise InputError(
                 f"Expected {option} {_word(change.before)}, with which {run} was trained{why}, got "
                 f"{_word(change.after)}: leave it, or start another run with --run NEW"
+                f"{', or give --output FOLDER for such results' if tested else ''}"
             )
 
 
