@@ -7,9 +7,11 @@ A run's config.yaml describes the weights beside it. `fit --run` on a run that h
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from anyo_lightning.errors import InputError
+from anyo_lightning.runs import RunFolder
 
 # Where and how fast a run computes, what it shows, and where its data lie now: fingerprints tell whose they are.
 ANYWHERE = (
@@ -20,11 +22,15 @@ ANYWHERE = (
     *("trainer.limit_test_batches", "trainer.limit_predict_batches"),
     *("trainer.fast_dev_run", "trainer.model_registry"),
     *("data.source", "data.interactions", "data.items", "data.num_workers", "data.evaluation_batch_tokens"),
-    *("*.backbone.init_args.name", "*.backbone.init_args.gradient_checkpointing", "*.backbone.init_args.sharded"),
-    *("*.semantics.init_args.name", "*.item_vectors_from", "*.views_from", "data.micro_batch_tokens"),
-    "model.init_args.teacher",
+    *("*.backbone.init_args.gradient_checkpointing", "*.backbone.init_args.sharded"),
+    *("*.views_from", "data.micro_batch_tokens"),
     *("run", "config", "final_test", "save_every_n_steps", "probe", "probe_memory", "metrics.variant", "metrics.top_k"),
     "teach",
+)
+# What lies elsewhere may do so as long as it is called the same: its content need not be there to be compared.
+MOVED = (
+    *("*.backbone.init_args.name", "*.semantics.init_args.name"),
+    *("*.item_vectors_from", "model.init_args.teacher"),
 )
 # What a test may change whose results go to a folder of their own: the protocol.
 TESTED = ("metrics.*",)
@@ -74,6 +80,8 @@ def check(found: list[Change], *, stage: str, run: str, decays: bool, output: bo
     """
     for change in found:
         allowed = any(fnmatch(change.option, pattern) for pattern in ANYWHERE)
+        if any(fnmatch(change.option, pattern) for pattern in MOVED):
+            allowed = _called(change.before) == _called(change.after)
         if stage == "fit":
             allowed |= change.option in PLANNED and not decays
             allowed |= fnmatch(change.option, "checkpoint.*") and change.option not in DECIDES_BEST
@@ -89,6 +97,12 @@ def check(found: list[Change], *, stage: str, run: str, decays: bool, output: bo
                 f"{_word(change.after)}: leave it, or start another run with --run NEW"
                 f"{', or give --output FOLDER for such results' if tested else ''}"
             )
+
+
+def _called(place: Any) -> tuple[str, ...]:
+    """What a model or a run is called wherever it lies: the folder's name, of a numbered run the one above, too."""
+    path = Path(str(place))
+    return (RunFolder(path).variant, path.name)
 
 
 def _word(value: Any) -> str:

@@ -43,6 +43,10 @@ class Encoders(ABC):
         """
         return {name: self._plain(name, value) for name, value in vars(self).items() if name not in self.trains_only}
 
+    def frozen_settings(self, data: RecDataModule) -> dict[str, str]:
+        """What decided the frozen vectors in a checkpoint that nothing else in it names, by the options' full names."""
+        return {}
+
     def _plain(self, name: str, value: object) -> str:
         """A value as the same text in every process."""
         if value is None or isinstance(value, str | int | float | Path):

@@ -80,6 +80,10 @@ class TextEncoders(Encoders):
             return 0
         return prompt_length(self.backbone, PROMPT, RESPONSE, data.supervision)
 
+    def frozen_settings(self, data: RecDataModule) -> dict[str, str]:
+        """The length at which items' texts were cut."""
+        return {"data.max_item_tokens": str(data.max_item_tokens)}
+
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
     ) -> tuple[TextHistory | ItemTokenHistory, FrozenTextItems]:

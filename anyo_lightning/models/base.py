@@ -30,7 +30,7 @@ from anyo_lightning.llm.quantisation import parameter_count
 from anyo_lightning.losses import full_softmax
 from anyo_lightning.models import identity
 from anyo_lightning.models.fitting import find_held_tokens
-from anyo_lightning.models.schedule import learning_rate_schedule
+from anyo_lightning.models.schedule import learning_rate_schedule, parameter_groups
 
 T = TypeVar("T")
 CATALOGUE_BLOCK = 1024  # items that one process encodes at a time
@@ -221,7 +221,8 @@ class RetrievalModule(LightningModule):
 
     def identity(self) -> dict[str, Any]:
         """What must agree where a checkpoint of this module is loaded."""
-        return identity.identify(self, self.catalogue, self.function_settings)
+        frozen = {} if self.encoders is None else self.encoders.frozen_settings(self.data)
+        return identity.identify(self, self.catalogue, self.function_settings, frozen)
 
     @property
     def backbones(self) -> list[Backbone]:
@@ -457,25 +458,7 @@ class RetrievalModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Parameter groups by `learning_rates`, warm-up, cosine."""
-        if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise InputError(f"Nothing to train in {type(self).__name__}: set model.encoders.backbone.lora, or test it")
-        starts = sorted(self.learning_rates, key=len, reverse=True)  # the longest that fits
-        groups: dict[str, list[nn.Parameter]] = {start: [] for start in (*starts, "")}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                groups[next(start for start in groups if name.startswith(start))].append(parameter)
-        if unused := [start for start in starts if not groups[start]]:
-            raise InputError(
-                f"Expected learning_rates for starts of trained parameters' names, got {', '.join(unused)}"
-            )
-        optimizer = self.optimizer(
-            [
-                {"params": parameters, "name": start or "others"}
-                | ({"lr": self.learning_rates[start]} if start else {})
-                for start, parameters in groups.items()
-                if parameters
-            ]
-        )
+        optimizer = self.optimizer(parameter_groups(self, self.learning_rates))
         steps = int(self.trainer.estimated_stepping_batches)
         forget_counted_loader(self.trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(

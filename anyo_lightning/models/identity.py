@@ -32,16 +32,25 @@ def frozen_keys(module: nn.Module) -> set[str]:
     return {f"{name}.{key}" for name, backbone in places for key in backbone.frozen_state_keys()}
 
 
-def identify(module: nn.Module, catalogue: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
+def identify(
+    module: nn.Module, catalogue: Mapping[str, Any], settings: Mapping[str, str], frozen: Mapping[str, str]
+) -> dict[str, Any]:
     """What must agree where a checkpoint is loaded: model, language models, catalogue and split.
 
     Args:
         module: The module, built.
         catalogue: As `checkpoint_io.describe_catalogue` describes it.
         settings: What decides the module's function beside its weights.
+        frozen: What decided frozen vectors among these.
     """
     identities = [dict(backbone.identity) for backbone in language_models(module)]
-    return {"model": type(module).__name__, "backbones": identities, **catalogue, "settings": dict(settings)}
+    return {
+        "model": type(module).__name__,
+        "backbones": identities,
+        **catalogue,
+        "settings": settings,
+        "frozen": frozen,
+    }
 
 
 def check(expected: Mapping[str, Any], checkpoint: Mapping[str, Any], *, also: Collection[str] = ()) -> None:
@@ -66,10 +75,29 @@ def check(expected: Mapping[str, Any], checkpoint: Mapping[str, Any], *, also: C
             raise InputError(f"Expected a checkpoint of {part} {_words(ours)}, got {_words(its)}")
     if found["model"] != expected["model"]:
         return  # another class, whose encoders may have other options
-    for option in sorted(found["settings"].keys() | expected["settings"].keys()):
-        trained, given = found["settings"].get(option), expected["settings"].get(option)
+    its, ours = ({**side["settings"], **side.get("frozen", {})} for side in (found, expected))
+    if "frozen" not in found:  # of an earlier version
+        ours = expected["settings"]
+    for option in sorted(its.keys() | ours.keys()):
+        trained, given = its.get(option), ours.get(option)
         if trained != given:
             raise InputError(f"Expected {option} {trained}, with which the checkpoint was trained, got {given}")
+
+
+def check_same(option: str, trained: Mapping[str, str], given: Mapping[str, str]) -> None:
+    """Refuse to resume with another language model than one that has decided what is trained, and is in no checkpoint.
+
+    Args:
+        option: Its option.
+        trained: Its identity in the training.
+        given: Its identity now.
+
+    Raises:
+        InputError: They differ.
+    """
+    if trained != given:
+        before, now = _where_different([dict(trained)], [dict(given)])
+        raise InputError(f"Expected {option} {_words(before)}, with which the run was trained, got {_words(now)}")
 
 
 def check_keys(frozen: set[str], given: set[str], result: Any) -> None:
