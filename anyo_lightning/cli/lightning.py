@@ -21,7 +21,7 @@ from anyo_lightning.cli import launch
 from anyo_lightning.cli.config_writer import ConfigWriter, as_written
 from anyo_lightning.cli.main import STAGES
 from anyo_lightning.cli.option_checks import check_monitor, check_precision, check_trainer
-from anyo_lightning.cli.output import check_no_output, output_folder
+from anyo_lightning.cli.output import check_counted, check_no_output, output_folder
 from anyo_lightning.cli.resuming import Change, changes, check
 from anyo_lightning.cli.run_config import at, config_name, read_config, with_config_of_run
 from anyo_lightning.cli.teach import teach
@@ -320,6 +320,9 @@ class AnyoCLI(LightningCLI):
     def test(self, model: LightningModule, **kwargs: Any) -> None:
         """Test the run's best checkpoint and write its results, or those of its probes."""
         options = self._with_checkpoint(kwargs)
+        if self.output is not None and not self.model.trained:
+            self.datamodule.prepare_data()
+            check_counted(self.run_folder, self.datamodule.split)
         if self.probing:
             asked, checkpoint = self.config.test.probe_memory, options["ckpt_path"]
             probe(self.trainer, self.model, self.datamodule, self.run_folder, checkpoint=checkpoint, asked=asked)
@@ -371,5 +374,5 @@ class AnyoCLI(LightningCLI):
             path = str(best)
         if path is not None:
             model: RetrievalModule = self.model
-            model.restore_from(Path(path))
+            model.restore_from(Path(path), other_data=self.output is not None)
         return kwargs | {"ckpt_path": path}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from anyo_lightning.data.splits import Split
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
 
@@ -35,6 +36,24 @@ def output_folder(config: Namespace, *, stage: str, probing: bool) -> RunFolder 
     if named not in (None, "best", "last") and Path(named).resolve().parent != run.checkpoints.resolve():
         raise InputError(f"Expected --ckpt_path in {run.checkpoints} with --output, got {named}")
     return output
+
+
+def check_counted(run: RunFolder, split: Split) -> None:
+    """Refuse to count a floor on other data under the name of a run that was counted on its own.
+
+    Args:
+        run: The floor's run folder.
+        split: The split of the data at hand.
+
+    Raises:
+        InputError: It is another one.
+    """
+    counted = run.read_metrics()["split"]["fingerprint"]
+    if counted != split.fingerprint:
+        raise InputError(
+            f"Expected the data of split {counted} that {run.path} is counted on, got split {split.fingerprint}: fit "
+            "it there"
+        )
 
 
 def check_no_output(folder: Path | None) -> None:

@@ -32,8 +32,12 @@ MOVED = (
     *("*.backbone.init_args.name", "*.semantics.init_args.name"),
     *("*.item_vectors_from", "model.init_args.teacher"),
 )
-# What a test may change whose results go to a folder of their own: the protocol.
-TESTED = ("metrics.*",)
+# What a test may change whose results go to a folder of their own: the protocol, and the data.
+TESTED = (
+    *("metrics.*", "data.source", "data.interactions", "data.items", "data.columns.*", "data.template"),
+    *("data.duplicates", "data.k_core", "data.rating_threshold", "data.ties", "data.ties_seed"),
+    *("data.strategy", "data.ratios", "data.times", "data.quantiles"),
+)
 # Refused where the learning rate falls along a cosine that was planned for the run's own number of steps.
 PLANNED = ("trainer.max_epochs", "trainer.max_steps", "data.batch_tokens")
 DECIDES_BEST = ("checkpoint.monitor", "checkpoint.mode")

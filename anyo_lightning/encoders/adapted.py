@@ -116,6 +116,8 @@ class AdaptedTextEncoders(Encoders):
     """
 
     texts = frozenset({"histories", "items"})
+    item_rows = ("*.rows.weight",)
+    text_rows = ("*.vectors",)
     trains_only = (*Encoders.trains_only, "adaptor_dropout", "adaptor_noise")
 
     def __init__(

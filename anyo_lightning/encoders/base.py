@@ -33,6 +33,11 @@ class Encoders(ABC):
 
     texts: frozenset[Side]  # the sides on which items' texts are read, as tokens or as vectors: what probes shuffle
 
+    # Weights with a row per item, by the model's names (`fnmatch`), for catalogues other than the one trained on:
+    item_rows: tuple[str, ...] = ()  # an item's own, trained
+    run_rows: tuple[str, ...] = ()  # frozen, of another run
+    text_rows: tuple[str, ...] = ()  # frozen, of the items' texts
+
     trains_only: tuple[str, ...] = ("dropout", "input_dropout", "item_vectors_from")
 
     def settings(self) -> dict[str, str]:

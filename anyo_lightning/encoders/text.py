@@ -49,6 +49,9 @@ class TextEncoders(Encoders):
     """
 
     texts = frozenset({"histories", "items"})
+    item_rows = ("*.residual.weight",)
+    run_rows = ("*.known", "*.injection.1.item_vectors")
+    text_rows = ("item_encoder.vectors", "*.injection.item_vectors", "*.injection.0.item_vectors")
 
     def __init__(
         self,

@@ -263,12 +263,13 @@ class RetrievalMetrics(Callback):
         run, trained = RunFolder(self.folder), RunFolder(self.weights_of or self.folder)
         item_tokens = getattr(trainer.datamodule, "item_token_counts", None)  # type: ignore[attr-defined]
         cost: dict[str, Any] = {**getattr(module, "cost", dict)(), **training_cost(trained), **serving}
+        name, zero_shot = self.variant or trained.variant, getattr(module, "transfer", None) is not None
         written = write_results(
             run,
             evaluation,
             item_tokens,
             cost,
-            variant=self.variant or trained.variant,
+            variant=f"{name}, zero-shot" if zero_shot else name,
             seed=self.seed,
             protocol={
                 "history_masked": self.history_masked,
