@@ -94,13 +94,13 @@ def text_vectors(
 ) -> Float[Tensor, "catalogue width"]:
     """The frozen backbone's vectors of the catalogue's texts (LoRA off), whitened; embedded once and cached.
 
-    Where a trained model meets a catalogue that it was not trained on, vectors are centred by that catalogue's own mean
-    and rotated and scaled by the trained one's covariance. What all texts of a catalogue share says nothing of any item,
-    but puts every history where the model has never been; directions and their scales are what its weights have learned
-    to read. UniSRec takes all statistics from each domain, but trains there afterwards, as a run with `init_from` does
-    here. NDCG@10 of one UniSRec run (MiniLM, titles) from ML-100K, this way, by all of the trained catalogue's
-    statistics, and by all of the other's: .0084, .0055, .0034 on Amazon Beauty; .0067, .0072, .0080 on ML-1M, where
-    they are level.
+    Where a trained model meets a catalogue that it was not trained on, vectors are centred by that catalogue's own
+    mean, then rotated and scaled by the trained one's covariance. What all texts of a catalogue share says nothing of
+    an item, but puts every history where the model has never been; directions and their scales are what its weights
+    have learned to read. UniSRec takes all statistics from each domain, but trains there afterwards, as a run with
+    `init_from` does here. NDCG@10 of one UniSRec run (MiniLM, titles) from ML-100K, this way, by all of the trained
+    catalogue's statistics, and by all of the other's: .0084, .0055, .0034 on Amazon Beauty; .0067, .0072, .0080 on
+    ML-1M, where they are close.
 
     Args:
         backbone: The LLM.
@@ -119,7 +119,7 @@ def text_vectors(
     alike = F.cosine_similarity(whiten(by), trained.vectors.to(by), dim=1).mean()
     if alike < SAME:
         raise InputError(
-            "Expected the language model that made the run's text vectors, with the LoRA that it had then, got one with "
-            f"whose vectors they have a cosine of {alike:.2f}"
+            "Expected the language model that made the run's text vectors, with the LoRA that it had then, got one "
+            f"whose vectors have a mean cosine of {alike:.2f} to them"
         )
     return whiten(found, by=by)

@@ -190,6 +190,10 @@ class Transfer:
             f"Weights of {self.run.path}: {len(self.here):,} of {self.split.catalogue_size:,} items are known there by "
             f"id and text{namesakes}; {taken}"
         )
+        leaked = self.trained_targets() if self.run.predictions_file.is_file() else 0
+        if leaked:
+            targets = len(self.split.queries("test"))
+            print(f"Not free of leaks: {leaked:,} of {targets:,} test targets are in its histories of the same users")
 
     def _is(self, name: str, kind: str) -> bool:
         """Whether a weight is of a kind that the encoders name."""
