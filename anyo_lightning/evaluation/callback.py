@@ -262,7 +262,8 @@ class RetrievalMetrics(Callback):
         assert self.folder is not None
         run, trained = RunFolder(self.folder), RunFolder(self.weights_of or self.folder)
         item_tokens = getattr(trainer.datamodule, "item_token_counts", None)  # type: ignore[attr-defined]
-        cost: dict[str, Any] = {**getattr(module, "cost", dict)(), **training_cost(trained), **serving}
+        training = training_cost(trained, elsewhere=self.weights_of is not None)
+        cost: dict[str, Any] = {**getattr(module, "cost", dict)(), **training, **serving}
         name, zero_shot = self.variant or trained.variant, getattr(module, "transfer", None) is not None
         written = write_results(
             run,

@@ -74,14 +74,22 @@ def write_results(
     return metrics
 
 
-def training_cost(run: RunFolder) -> dict[str, float]:
-    """What a run's training took, as the last line of its curves.csv says, and the bytes of its best checkpoint."""
+def training_cost(run: RunFolder, *, elsewhere: bool = False) -> dict[str, float]:
+    """What a run's training took, as the last line of its curves.csv says, and the bytes of its best checkpoint.
+
+    Args:
+        run: Its folder.
+        elsewhere: Whether results go to another folder: then also the size of what was trained, as the run's own
+            results have it, since another catalogue's model has other rows.
+    """
     curves = run.read_curves()
     if curves is None or curves.is_empty():
         return {}
+    own = run.read_metrics()["cost"] if elsewhere and run.finished else {}
+    sizes = {name: own[name] for name in ("trainable_parameters", "parameters") if name in own}
     checkpoint = run.best_checkpoint
     size = {"checkpoint_bytes": checkpoint.stat().st_size} if checkpoint.is_file() else {}
     last = curves.row(-1, named=True)
     same = ("tokens", "targets", "flops", "peak_memory_gib")
     names = {"train_seconds": "seconds", **{name: name for name in same}}
-    return {name: last[column] for name, column in names.items() if last.get(column) is not None} | size
+    return {name: last[column] for name, column in names.items() if last.get(column) is not None} | size | sizes
