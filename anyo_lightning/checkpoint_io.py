@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,18 @@ def load(path: Path) -> dict[str, Any]:
 
 def describe_catalogue(split: Split) -> dict[str, Any]:
     """The catalogue's size and fingerprint (ids and texts), and the split's fingerprint."""
-    content = json.dumps([split.item_ids.tolist(), list(split.item_texts)]).encode()
     return {
         "items": split.catalogue_size,
-        "catalogue": hashlib.sha256(content).hexdigest()[:16],
+        "catalogue": describe_items(split.item_ids.tolist(), split.item_texts),
         "split": split.fingerprint,
     }
+
+
+def describe_items(ids: Sequence[str], texts: Sequence[str]) -> str:
+    """The fingerprint of a catalogue.
+
+    Args:
+        ids: Of its items, in their order.
+        texts: Their texts.
+    """
+    return hashlib.sha256(json.dumps([list(ids), list(texts)]).encode()).hexdigest()[:16]

@@ -77,8 +77,11 @@ class RunFolder:
                 parent.rmdir()
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[bool]:
+    def claimed(self, option: str = "--run") -> Iterator[bool]:
         """Hold the folder, so that no second process writes there; the system frees it in any case.
+
+        Args:
+            option: What has named it, for the sentences.
 
         Yields:
             Whether it was made now.
@@ -87,7 +90,7 @@ class RunFolder:
             InputError: When another run is writing there.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"Expected --run to name a folder, got the file {self.path}")
+            raise InputError(f"Expected {option} to name a folder, got the file {self.path}")
         self.made = self.made or _missing(self.path)
         try:
             self.path.mkdir(parents=True)
@@ -95,12 +98,12 @@ class RunFolder:
         except FileExistsError:
             made = False
         except OSError as error:
-            raise InputError(f"Expected --run to name a folder that can be made, got {self.path}: {error}") from None
+            raise InputError(f"Expected {option} to name a folder that can be made, got {self.path}: {error}") from None
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            raise InputError(f"Run folder {self.path} is in use by another run; choose another --run") from None
+            raise InputError(f"Run folder {self.path} is in use by another run; choose another {option}") from None
         try:
             yield made
         finally:

@@ -18,8 +18,9 @@ from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.language_model import LLM
+from anyo_lightning.models.contrast import Synthesizer
 from anyo_lightning.models.sasrec import SASRec
-from anyo_lightning.models.sracl import SRACL, Synthesizer
+from anyo_lightning.models.sracl import SRACL
 from anyo_lightning.runs import RunFolder
 from anyo_lightning.views.neighbours import training_prefixes
 

@@ -105,6 +105,6 @@ def test_a_checkpoint_needs_no_language_model(tiny_llm: str, make_data: MakeData
     trainer = fit(trained, make_data(), folder.path, epochs=1)
     assert not trained.backbones
     expected = validated(trainer.lightning_module, make_data(), folder.best_checkpoint)
-    model = UniSRec(AdaptedTextEncoders(LLM(str(tmp_path / "gone")), dim=8))
+    model = UniSRec(AdaptedTextEncoders(LLM(str(tmp_path / "gone" / Path(tiny_llm).name)), dim=8))
     model.restore_from(folder.best_checkpoint)
     assert validated(model, make_data(), folder.best_checkpoint) == expected

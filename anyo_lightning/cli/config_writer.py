@@ -14,7 +14,8 @@ from anyo_lightning.disk import renamed_to
 from anyo_lightning.runs import RunFolder
 
 OF_ONE_COMMAND = ("ckpt_path", "weights_only", "verbose")  # the next one on the same folder is not to be given them
-OF_THE_FOLDER = ("run", "trainer.default_root_dir", "metrics.folder", "metrics.seed")  # known wherever the run is
+# known wherever the run is
+OF_THE_FOLDER = ("run", "output", "trainer.default_root_dir", "metrics.folder", "metrics.seed", "metrics.weights_of")
 
 
 class ConfigWriter(SaveConfigCallback):
@@ -23,9 +24,11 @@ class ConfigWriter(SaveConfigCallback):
     Loggers learn the settings when training starts; TensorBoard's also with the test's figures, for its HParams tab.
     """
 
-    def __init__(self, *arguments: Any, run: RunFolder, changed: Sequence[Change], fits: bool, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, run: RunFolder, changed: Sequence[Change], fits: bool, tests: bool, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
-        self.parser_of_fit = fits
+        self.parser_of_fit, self.tests = fits, tests
         self.run, self.changed, self.written = run, changed, False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -58,9 +61,10 @@ class ConfigWriter(SaveConfigCallback):
         return {name: value for name, value in _flat(kept).items() if value is not None}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it where fit had nothing to train: the model is counted, or was finished and is tested otherwise."""
+        """Write it where fit had nothing to train (counted, or finished), or where a test has a folder of its own."""
         fits = self.parser_of_fit or not self.run.config_file.is_file()
-        if fits and not self.written and (self.changed or not getattr(pl_module, "trained", True)):
+        counted = not getattr(pl_module, "trained", True)
+        if self.tests or (fits and not self.written and (self.changed or counted)):
             self._record(trainer, pl_module)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
@@ -22,12 +21,13 @@ from anyo_lightning.cli import launch
 from anyo_lightning.cli.config_writer import ConfigWriter, as_written
 from anyo_lightning.cli.main import STAGES
 from anyo_lightning.cli.option_checks import check_monitor, check_precision, check_trainer
+from anyo_lightning.cli.output import check_counted, check_no_output, output_folder
 from anyo_lightning.cli.resuming import Change, changes, check
-from anyo_lightning.cli.teach import Teaching
+from anyo_lightning.cli.run_config import at, config_name, read_config, with_config_of_run
+from anyo_lightning.cli.teach import teach
 from anyo_lightning.cli.trainer import AnyoTrainer
 from anyo_lightning.cli.words import nulls_as_configs
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.data.lessons import write_lessons
 from anyo_lightning.errors import InputError, constructor_sentence, raised_by_us
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.hardware import fast_dtype
@@ -54,7 +54,7 @@ def run_lightning(arguments: list[str], *, cli: "Callable[..., AnyoCLI] | None" 
     for name in anyo_lightning.__all__:  # imported, a class is found by its name alone in a yaml
         getattr(anyo_lightning, name)
     return (cli or AnyoCLI)(
-        args=_with_config_of_run(arguments),
+        args=with_config_of_run(arguments),
         model_class=RetrievalModule,
         datamodule_class=RecDataModule,
         trainer_class=AnyoTrainer,
@@ -110,6 +110,12 @@ class AnyoCLI(LightningCLI):
             "--run", type=Path | None, default=None, help="Run folder; by default the next free below default_root_dir."
         )
         parser.add_argument(
+            "--output",
+            type=Path | None,
+            default=None,
+            help="With test: a folder for the results of --run's weights under other metrics.* or on other data.",
+        )
+        parser.add_argument(
             "--final_test", type=bool, default=True, help="Whether fit ends with a test of the best checkpoint."
         )
         parser.add_argument(
@@ -151,9 +157,11 @@ class AnyoCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder and let everything write there."""
         config = self.config[self.subcommand]
-        for option in ("checkpoint.monitor", "early_stopping.monitor"):
-            check_monitor(option, config[option], config.metrics.cutoffs, str(config.model.class_path))
         self.probing, config.probe = config.probe, False  # of this command: no setting of the run
+        self.output, config.output = output_folder(config, stage=str(self.subcommand), probing=self.probing), None
+        if self.output is None:
+            for option in ("checkpoint.monitor", "early_stopping.monitor"):
+                check_monitor(option, config[option], config.metrics.cutoffs, str(config.model.class_path))
         if self.probing and self.subcommand != "test":
             raise InputError(f"Expected --probe with test, got it with {self.subcommand}")
         self.teaching, config.teach = config.teach, 0
@@ -164,27 +172,35 @@ class AnyoCLI(LightningCLI):
         check_trainer(config)
         if self.subcommand == "fit":
             check_precision(config)
+            check_no_output(config.run)
         self._choose_folder(config)
         before = self._config_of_trained_run()
         for name, value in list(config.model.items()):  # nested ones by their path
             if name.endswith(".dtype") and value == "auto":  # for config.yaml: a run keeps it on any machine
-                config.model[name] = _at(before, f"model.{name}") or fast_dtype()
-        config.trainer.default_root_dir = str(self.run_folder.path)  # for files of Lightning's own
-        config.metrics.folder = self.run_folder.path if self._writes_results(config) else None
-        self.save_config_kwargs |= {"run": self.run_folder, "fits": self.subcommand == "fit"}
+                config.model[name] = at(before, f"model.{name}") or fast_dtype()
+        config.trainer.default_root_dir = str(self.results.path)  # for files of Lightning's own
+        config.metrics.folder = self.results.path if self._writes_results(config) else None
+        config.metrics.weights_of = None if self.output is None else self.run_folder.path
+        fits = self.subcommand == "fit"
+        self.save_config_kwargs |= {"run": self.results, "fits": fits, "tests": self.output is not None}
         seed = int(config.seed_everything)
         config.metrics.seed = seed
         if config.data.seed is None:
             config.data.seed = seed
         if before is not None:
             self.changed = self._checked_changes(before, self.run_folder.path)
-        self.save_config_kwargs["changed"] = self.changed
+        self.save_config_kwargs["changed"] = self.changed if self.output is None else []
+
+    @property
+    def results(self) -> RunFolder:
+        """Where a test writes: the run folder, or the one that `--output` names."""
+        return self.output or self.run_folder
 
     def _checked_changes(self, before: dict[str, Any], trained: Path) -> list[Change]:
         """What differs from the configuration of something trained; refused where it may not."""
         found = changes(before, as_written(self._parser(self.subcommand), self.config[self.subcommand]))
-        decays = bool(_at(before, "model.init_args.decay"))
-        check(found, stage=str(self.subcommand), run=str(trained), decays=decays)
+        decays = bool(at(before, "model.init_args.decay"))
+        check(found, stage=str(self.subcommand), run=str(trained), decays=decays, output=self.output is not None)
         return found
 
     def _writes_results(self, config: Namespace) -> bool:
@@ -192,6 +208,7 @@ class AnyoCLI(LightningCLI):
         named = self._checkpoint_named(config.get("ckpt_path"))
         if (
             self.subcommand != "test"
+            or self.output is not None
             or named is None
             or Path(named).resolve() == self.run_folder.best_checkpoint.resolve()
         ):
@@ -209,7 +226,7 @@ class AnyoCLI(LightningCLI):
         trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file()
         if not trained and (self.subcommand == "fit" or not run.finished):
             return None
-        return _read_config(run.config_file)
+        return read_config(run.config_file)
 
     def instantiate_classes(self) -> None:
         """Make the objects; a mistake that the constructor of a nested one names is told in its own words."""
@@ -232,11 +249,11 @@ class AnyoCLI(LightningCLI):
         elif launch.started_by_launcher() or launch.several_tasks() or config.trainer.num_nodes > 1:
             raise InputError("Expected --run FOLDER, so that all processes write into one, got none")
         else:
-            self.run_folder, made = RunFolder.new(config.trainer.default_root_dir, _config_name(config)), True
+            self.run_folder, made = RunFolder.new(config.trainer.default_root_dir, config_name(config)), True
             launch.pass_folder_on(self.run_folder.path)
         if self.subcommand != "validate" and launch.rank() == 0:
-            made |= self.claim.enter_context(self.run_folder.claimed())
-        self.made_folder = self.run_folder if made else None
+            made |= self.claim.enter_context(self.results.claimed("--run" if self.output is None else "--output"))
+        self.made_folder = self.results if made else None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: TensorBoard, the cost ledger, the guards, checkpoints to resume from."""
@@ -244,9 +261,7 @@ class AnyoCLI(LightningCLI):
         if self.probing:
             kwargs["logger"] = False  # figures of probes are not the run's
         elif config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(
-                str(self.run_folder.path), name="", version="", default_hp_metric=False
-            )
+            kwargs["logger"] = TensorBoardLogger(str(self.results.path), name="", version="", default_hp_metric=False)
         given = self.config_init[self.subcommand].trainer
         given.plugins = [*(given.plugins or []), checkpoint_io.AtomicCheckpoints()]
         if self.subcommand == "fit":
@@ -295,7 +310,7 @@ class AnyoCLI(LightningCLI):
         """
         if start.resolve().parent == self.run_folder.checkpoints.resolve() or not start.is_file():
             return
-        before = _read_config(start.parent.parent / self.run_folder.config_file.name)
+        before = read_config(start.parent.parent / self.run_folder.config_file.name)
         self._checked_changes(before, start)
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
@@ -305,6 +320,9 @@ class AnyoCLI(LightningCLI):
     def test(self, model: LightningModule, **kwargs: Any) -> None:
         """Test the run's best checkpoint and write its results, or those of its probes."""
         options = self._with_checkpoint(kwargs)
+        if self.output is not None and not self.model.trained:
+            self.datamodule.prepare_data()
+            check_counted(self.run_folder, self.datamodule.split)
         if self.probing:
             asked, checkpoint = self.config.test.probe_memory, options["ckpt_path"]
             probe(self.trainer, self.model, self.datamodule, self.run_folder, checkpoint=checkpoint, asked=asked)
@@ -316,7 +334,9 @@ class AnyoCLI(LightningCLI):
         """Write the test users' query vectors, by the run's best checkpoint, to queries.parquet, or what it teaches."""
         kwargs.pop("return_predictions", None)
         if self.teaching:
-            self._teach(model, kwargs)
+            options = self._with_checkpoint(kwargs)
+            teach(self.trainer, self.model, self.datamodule, self.run_folder, k=self.teaching, options=options)
+            self._say_where()
             return
         found: list[Any] = self.trainer.predict(model, **self._with_checkpoint(kwargs)) or []
         if not found:
@@ -336,28 +356,6 @@ class AnyoCLI(LightningCLI):
             self.run_folder.write_queries(pl.DataFrame({"user_id": users.tolist(), "query": queries[first]}))
         self._say_where()
 
-    def _teach(self, model: LightningModule, kwargs: dict[str, Any]) -> None:
-        """Write the lists at all training boundaries, and all item vectors, to teacher.safetensors.
-
-        Raises:
-            InputError: There is more than one process, or not all boundaries are read.
-        """
-        if self.trainer.world_size > 1:
-            raise InputError(f"Expected trainer.devices 1 with --teach, got {self.trainer.world_size} processes")
-        data: RecDataModule = self.datamodule
-        data.prepare_data()
-        metrics = next(c for c in self.trainer.callbacks if isinstance(c, RetrievalMetrics))  # type: ignore[attr-defined]
-        teaching = Teaching(data.split, k=self.teaching, history_masked=metrics.masks_history(data.split))
-        self.trainer.callbacks.append(teaching)  # type: ignore[attr-defined]
-        data.predict_dataloader = data.boundaries_dataloader  # type: ignore[method-assign]
-        self.trainer.predict(model, return_predictions=False, **self._with_checkpoint(kwargs))
-        if (read := int(teaching.read.sum())) < len(teaching.read):
-            raise InputError(
-                f"Expected --teach without trainer.limit_predict_batches, got {read} of {len(teaching.read)} boundaries"
-            )
-        write_lessons(self.run_folder.teacher_file, teaching.lessons, split=data.split)
-        self._say_where()
-
     def _checkpoint_named(self, name: str | None) -> str | None:
         """The run folder's own file for `best` and `last`, as Lightning's users name them."""
         own = {"best": self.run_folder.best_checkpoint, "last": self.run_folder.last_checkpoint}
@@ -365,7 +363,7 @@ class AnyoCLI(LightningCLI):
 
     def _say_where(self) -> None:
         if self.trainer.is_global_zero:
-            print(f"Run folder: {self.run_folder.path}")
+            print(f"Run folder: {self.results.path}")
 
     def _with_checkpoint(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Let the Trainer load the run's best checkpoint, unless another is named or the model is not trained."""
@@ -376,44 +374,5 @@ class AnyoCLI(LightningCLI):
             path = str(best)
         if path is not None:
             model: RetrievalModule = self.model
-            model.restore_from(Path(path))
+            model.restore_from(Path(path), other_data=self.output is not None)
         return kwargs | {"ckpt_path": path}
-
-
-def _with_config_of_run(arguments: list[str]) -> list[str]:
-    """Read the configuration from the run folder that `--run` names, unless one is given."""
-    runs = [i for i, argument in enumerate(arguments) if argument.partition("=")[0] == "--run"]
-    given = any(argument.partition("=")[0] in ("-c", "--config") for argument in arguments)
-    if not runs or given:
-        return arguments
-    value = arguments[runs[-1]].partition("=")[2] or arguments[min(runs[-1] + 1, len(arguments) - 1)]  # the last counts
-    file = RunFolder(value).config_file
-    return [arguments[0], f"--config={file}", *arguments[1:]] if file.is_file() else arguments
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    """The content of a run's config.yaml."""
-    try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(
-            f"Expected {file} to describe what is beside it, got: {' '.join(str(error).split())}"
-        ) from None
-    if not isinstance(content, dict):
-        raise InputError(f"Expected {file} to describe what is beside it, got no configuration in it")
-    return content
-
-
-def _at(settings: dict[str, Any] | None, path: str) -> Any:
-    """What nested settings have at a dotted path, None where there is nothing."""
-    found: Any = settings
-    for name in path.split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
-
-
-def _config_name(config: Namespace) -> str:
-    """The stem of the first configuration file, otherwise the model's name."""
-    if config.get("config"):
-        return Path(str(config.config[0])).stem
-    return str(config.model.class_path).rpartition(".")[2].lower()

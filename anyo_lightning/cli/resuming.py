@@ -7,9 +7,11 @@ A run's config.yaml describes the weights beside it. `fit --run` on a run that h
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from anyo_lightning.errors import InputError
+from anyo_lightning.runs import RunFolder
 
 # Where and how fast a run computes, what it shows, and where its data lie now: fingerprints tell whose they are.
 ANYWHERE = (
@@ -20,11 +22,21 @@ ANYWHERE = (
     *("trainer.limit_test_batches", "trainer.limit_predict_batches"),
     *("trainer.fast_dev_run", "trainer.model_registry"),
     *("data.source", "data.interactions", "data.items", "data.num_workers", "data.evaluation_batch_tokens"),
-    *("*.backbone.init_args.name", "*.backbone.init_args.gradient_checkpointing", "*.backbone.init_args.sharded"),
-    *("*.semantics.init_args.name", "*.item_vectors_from", "*.views_from", "data.micro_batch_tokens"),
-    *("model.init_args.teacher", "model.init_args.distil_from"),
+    *("*.backbone.init_args.gradient_checkpointing", "*.backbone.init_args.sharded"),
+    *("*.views_from", "data.micro_batch_tokens"),
     *("run", "config", "final_test", "save_every_n_steps", "probe", "probe_memory", "metrics.variant", "metrics.top_k"),
     "teach",
+)
+# What lies elsewhere may do so as long as it is called the same: its content need not be there to be compared.
+MOVED = (
+    *("*.backbone.init_args.name", "*.semantics.init_args.name"),
+    *("*.item_vectors_from", "model.init_args.teacher", "model.init_args.distil_from"),
+)
+# What a test may change whose results go to a folder of their own: the protocol, and the data.
+TESTED = (
+    *("metrics.*", "data.source", "data.interactions", "data.items", "data.columns.*", "data.template"),
+    *("data.duplicates", "data.k_core", "data.rating_threshold", "data.ties", "data.ties_seed"),
+    *("data.strategy", "data.ratios", "data.times", "data.quantiles"),
 )
 # Refused where the learning rate falls along a cosine that was planned for the run's own number of steps.
 PLANNED = ("trainer.max_epochs", "trainer.max_steps", "data.batch_tokens")
@@ -57,7 +69,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
     return [Change(o, old.get(o), new.get(o, whole.get(o) or None)) for o in (*kept, *gone, *added)]
 
 
-def check(found: list[Change], *, stage: str, run: str, decays: bool) -> None:
+def check(found: list[Change], *, stage: str, run: str, decays: bool, output: bool = False) -> None:
     """Refuse what may not change.
 
     Args:
@@ -65,24 +77,36 @@ def check(found: list[Change], *, stage: str, run: str, decays: bool) -> None:
         stage: `fit`, `validate`, `test` or `predict`.
         run: The run folder, for the sentence.
         decays: Whether the run's learning rate falls along a cosine.
+        output: Whether results go to a folder of their own.
 
     Raises:
         InputError: Naming the first option, with both values.
     """
     for change in found:
         allowed = any(fnmatch(change.option, pattern) for pattern in ANYWHERE)
+        if any(fnmatch(change.option, pattern) for pattern in MOVED):
+            allowed = _called(change.before) == _called(change.after)
         if stage == "fit":
             allowed |= change.option in PLANNED and not decays
             allowed |= fnmatch(change.option, "checkpoint.*") and change.option not in DECIDES_BEST
         else:
             allowed |= change.option in PLANNED[:2] or change.option.startswith(("early_stopping.", "checkpoint."))
+        tested = stage == "test" and any(fnmatch(change.option, pattern) for pattern in TESTED)
+        allowed |= tested and output
         if not allowed:
             why = ", which its cosine of learning rates was planned for" if change.option in PLANNED else ""
             option = change.option.replace(".init_args", "")
             raise InputError(
                 f"Expected {option} {_word(change.before)}, with which {run} was trained{why}, got "
                 f"{_word(change.after)}: leave it, or start another run with --run NEW"
+                f"{', or give --output FOLDER for such results' if tested else ''}"
             )
+
+
+def _called(place: Any) -> tuple[str, ...]:
+    """What a model or a run is called wherever it lies: the folder's name, of a numbered run the one above, too."""
+    path = Path(str(place))
+    return (RunFolder(path).variant, path.name)
 
 
 def _word(value: Any) -> str:

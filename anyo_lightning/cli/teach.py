@@ -8,12 +8,47 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from anyo_lightning.data.batches import HistoryBatch
-from anyo_lightning.data.lessons import Lessons, training_boundaries
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.data.lessons import Lessons, training_boundaries, write_lessons
 from anyo_lightning.data.splits import Split
+from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.evaluation.index import dense_for_index
 from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.runs import RunFolder
 
 BLOCK_SCORES = 2**25  # 128 MiB of scores at a time
+
+
+def teach(
+    trainer: Trainer, model: RetrievalModule, data: RecDataModule, run: RunFolder, *, k: int, options: dict[str, Any]
+) -> None:
+    """Write the lists at all training boundaries, and all item vectors, to the run's teacher.safetensors.
+
+    Args:
+        trainer: On one process.
+        model: The teacher.
+        data: Its data.
+        run: Its run folder.
+        k: Length of the lists.
+        options: What else the Trainer's `predict` takes.
+
+    Raises:
+        InputError: There is more than one process, or not all boundaries are read.
+    """
+    if trainer.world_size > 1:
+        raise InputError(f"Expected trainer.devices 1 with --teach, got {trainer.world_size} processes")
+    data.prepare_data()
+    metrics = next(c for c in trainer.callbacks if isinstance(c, RetrievalMetrics))  # type: ignore[attr-defined]
+    teaching = Teaching(data.split, k=k, history_masked=metrics.masks_history(data.split))
+    trainer.callbacks.append(teaching)  # type: ignore[attr-defined]
+    data.predict_dataloader = data.boundaries_dataloader  # type: ignore[method-assign]
+    trainer.predict(model, return_predictions=False, **options)
+    if (read := int(teaching.read.sum())) < len(teaching.read):
+        raise InputError(
+            f"Expected --teach without trainer.limit_predict_batches, got {read} of {len(teaching.read)} boundaries"
+        )
+    write_lessons(run.teacher_file, teaching.lessons, split=data.split)
 
 
 class Teaching(Callback):

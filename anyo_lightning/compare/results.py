@@ -126,7 +126,7 @@ def load_results(
         lines=lines,
         baseline=None if base is None else base.label,
         split=content["split"],
-        protocol=content["protocol"],
+        protocol={name: value for name, value in content["protocol"].items() if name != "weights"},  # of one run
         slices=slice_table(variants, shared, rank_metrics) if slices and rank_metrics else (),
         passed_over=tuple(passed_over),
         costs=tuple(costs),

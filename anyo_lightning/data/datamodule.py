@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from anyo_lightning.data.batches import HistoryBatch, HistoryDataset, collate
-from anyo_lightning.data.item_texts import item_texts
+from anyo_lightning.data.item_texts import TrainedTexts, item_texts
 from anyo_lightning.data.loader import ResumableLoader
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.sources import NAMES, Columns, Source, load_source, read_files
@@ -138,6 +138,7 @@ class RecDataModule(LightningDataModule):
         self._split: Split | None = None
         self._queries: dict[str, Queries] = {}
         self._text_of: np.ndarray | None = None
+        self.trained_texts: TrainedTexts | None = None
         self._longest: int | None = None
         self._change: Callable[[HistoryDataset], HistoryDataset] | None = None
 
@@ -222,15 +223,17 @@ class RecDataModule(LightningDataModule):
         *,
         text_of: np.ndarray | None = None,
         change: Callable[[HistoryDataset], HistoryDataset] | None = None,
+        trained_texts: TrainedTexts | None = None,
     ) -> "RecDataModule":
         """The same data, of whose histories evaluation reads something else; ids, targets and what is masked stay.
 
         Args:
             text_of: (catalogue,) for each item, the item whose text is read instead.
             change: Makes the histories to read from those that there are.
+            trained_texts: Those of the catalogue that a model was trained on, where this is another one.
         """
         view = copy.copy(self)
-        view._text_of, view._change = text_of, change
+        view._text_of, view._change, view.trained_texts = text_of, change, trained_texts
         if text_of is not None:  # other texts may be longer: no row is, than the longest that was checked to fit
             view._longest = self.longest_history()
         return view

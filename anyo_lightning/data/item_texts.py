@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
+from torch import Tensor
 
 from anyo_lightning.errors import InputError
 
@@ -18,6 +19,14 @@ TITLES = ("title", "movie_title", "item_title", "name", "item_name")
 SEPARATORS = " ,;:.|/-\u2013\u2014"
 YEARS = ("year", "release_year", "movie_year")
 GENRES = ("genres", "genre", "class", "categories", "category")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedTexts:
+    """The texts of the catalogue that a model was trained on, and the vectors that it has of them, (texts, width)."""
+
+    texts: list[str]
+    vectors: Tensor | None
 
 
 def item_texts(items: pl.DataFrame, template: str) -> list[str]:

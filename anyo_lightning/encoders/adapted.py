@@ -116,6 +116,8 @@ class AdaptedTextEncoders(Encoders):
 
     texts = frozenset({"histories", "items"})
     unit_length = True
+    item_rows = ("*.rows.weight",)
+    text_rows = ("*.vectors",)
     trains_only = (*Encoders.trains_only, "adaptor_dropout", "adaptor_noise")
 
     def __init__(
@@ -138,6 +140,11 @@ class AdaptedTextEncoders(Encoders):
         self.backbone, self.pooling, self.dim, self.layers, self.heads = backbone, pooling, dim, layers, heads
         self.dropout, self.experts, self.ids = dropout, experts, ids
         self.adaptor_dropout, self.adaptor_noise = adaptor_dropout, adaptor_noise
+
+    def frozen_settings(self, data: RecDataModule) -> dict[str, str]:
+        """The language model that is dropped, and the length at which items' texts were cut."""
+        llm = {f"model.encoders.backbone.{name}": value for name, value in self.backbone.frozen_settings.items()}
+        return llm | {"data.max_item_tokens": str(data.max_item_tokens)}
 
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None

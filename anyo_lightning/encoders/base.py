@@ -34,6 +34,11 @@ class Encoders(ABC):
     unit_length = False  # whether states and item vectors have length 1, so that a loss needs a temperature
     texts: frozenset[Side]  # the sides on which items' texts are read, as tokens or as vectors: what probes shuffle
 
+    # Weights with a row per item, by the model's names (`fnmatch`), for catalogues other than the one trained on:
+    item_rows: tuple[str, ...] = ()  # an item's own, trained
+    run_rows: tuple[str, ...] = ()  # frozen, of another run
+    text_rows: tuple[str, ...] = ()  # frozen, of the items' texts
+
     trains_only: tuple[str, ...] = ("dropout", "input_dropout", "item_vectors_from")
 
     def settings(self) -> dict[str, str]:
@@ -43,6 +48,10 @@ class Encoders(ABC):
             InputError: An attribute is neither plain nor an `LLM`: name it in `trains_only`, or override this.
         """
         return {name: self._plain(name, value) for name, value in vars(self).items() if name not in self.trains_only}
+
+    def frozen_settings(self, data: RecDataModule) -> dict[str, str]:
+        """What decided the frozen vectors in a checkpoint that nothing else in it names, by the options' full names."""
+        return {}
 
     def _plain(self, name: str, value: object) -> str:
         """A value as the same text in every process."""

@@ -30,6 +30,7 @@ class IdEncoders(Encoders):
     """
 
     texts = frozenset()
+    item_rows = ("*.embedding.weight",)
 
     def __init__(
         self,

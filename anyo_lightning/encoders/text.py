@@ -50,6 +50,9 @@ class TextEncoders(Encoders):
     """
 
     texts = frozenset({"histories", "items"})
+    item_rows = ("*.residual.weight",)
+    run_rows = ("*.known", "*.injection.1.item_vectors")
+    text_rows = ("item_encoder.vectors", "*.injection.item_vectors", "*.injection.0.item_vectors")
 
     def __init__(
         self,
@@ -82,6 +85,10 @@ class TextEncoders(Encoders):
         if self.reads != "vectors":
             return 0
         return prompt_length(self.backbone, PROMPT, RESPONSE, data.supervision)
+
+    def frozen_settings(self, data: RecDataModule) -> dict[str, str]:
+        """The length at which items' texts were cut."""
+        return {"data.max_item_tokens": str(data.max_item_tokens)}
 
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None

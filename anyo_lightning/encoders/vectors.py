@@ -38,6 +38,8 @@ class VectorEncoders(Encoders):
     """
 
     texts = frozenset()
+    item_rows = ("*.embedding.weight",)
+    run_rows = ("*.injection.item_vectors",)
 
     def __init__(
         self,

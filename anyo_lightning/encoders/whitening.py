@@ -46,10 +46,21 @@ class Whitened(nn.Module):
             distributed.take_from_first(statistic)
 
 
-def whiten(vectors: Float[Tensor, "items width"], *, shrinkage: float = 1e-3) -> Float[Tensor, "items width"]:
-    """Centre vectors and rotate and scale them so that their covariance is the identity: `whitening`, applied."""
-    mean, rotation = whitening(vectors, shrinkage=shrinkage)
-    return ((vectors.double() - mean) @ rotation).to(vectors.dtype)
+def whiten(
+    vectors: Float[Tensor, "items width"],
+    *,
+    by: Float[Tensor, "others width"] | None = None,
+    shrinkage: float = 1e-3,
+) -> Float[Tensor, "items width"]:
+    """Centre vectors and rotate and scale them so that their covariance is the identity: `whitening`, applied.
+
+    Args:
+        vectors: One per row.
+        by: Others whose rotation and scales are taken instead: their covariance is then the identity.
+        shrinkage: As in `whitening`.
+    """
+    _, rotation = whitening(vectors if by is None else by, shrinkage=shrinkage)
+    return ((vectors.double() - vectors.double().mean(0)) @ rotation).to(vectors.dtype)
 
 
 def leading_components(vectors: Float[Tensor, "items width"], count: int) -> Float[Tensor, "items components"]:

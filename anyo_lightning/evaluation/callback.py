@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-import polars as pl
 import torch
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,6 +26,7 @@ from anyo_lightning.evaluation.evaluation import Evaluation
 from anyo_lightning.evaluation.index import ItemIndex, check_factory, dense_for_index
 from anyo_lightning.evaluation.ranking import block_rows, distinct_rows, excluded_items, rank
 from anyo_lightning.evaluation.scores import dense_rows
+from anyo_lightning.evaluation.tested import training_cost, write_results
 from anyo_lightning.runs import RunFolder
 
 
@@ -71,6 +71,7 @@ class RetrievalMetrics(Callback):
         top_k: int = 20,
         variant: str | None = None,
         folder: Path | None = None,
+        weights_of: Path | None = None,
         seed: int | None = None,
     ) -> None:
         """Keep the settings.
@@ -87,6 +88,8 @@ class RetrievalMetrics(Callback):
             variant: Name of the variant in metrics.json; by default what the run folder is called.
             folder: Run folder, where the test writes metrics.json, predictions.parquet and catalogue.parquet; None
                 writes nothing. The command line gives it.
+            weights_of: Run folder whose weights are tested, where that is not `folder`: its name and its training's
+                costs are those of the results. The command line gives it.
             seed: Of the run, for metrics.json. The command line gives it.
 
         Raises:
@@ -101,7 +104,7 @@ class RetrievalMetrics(Callback):
         self.mask_history = mask_history
         self.index = index
         self.top_k = max(top_k, *self.cutoffs)
-        self.variant, self.folder, self.seed = variant, folder, seed
+        self.variant, self.folder, self.weights_of, self.seed = variant, folder, weights_of, seed
         self.collected: list[Evaluation] | None = None  # a probe's tests, instead of the run folder's results
         self._said = False
         self._rows: list[Tensor] = []
@@ -221,7 +224,7 @@ class RetrievalMetrics(Callback):
             if stage == "test":
                 cost |= {"history_encode_seconds": histories, "evaluation_seconds": seconds}
                 if self.folder is not None:
-                    self._write(trainer, module, evaluation, cost, RunFolder(self.folder))
+                    self._write(trainer, module, evaluation, cost)
                 tensorboard.log_items(trainer.loggers, vectors, data.split.item_texts, data.split.training_counts())
 
     def _rank(
@@ -254,70 +257,31 @@ class RetrievalMetrics(Callback):
         return Evaluation(split, queries, rows, ranking, self.cutoffs, exact), vectors, cost
 
     def _write(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        evaluation: Evaluation,
-        serving: dict[str, float],
-        run: RunFolder,
+        self, trainer: Trainer, module: LightningModule, evaluation: Evaluation, serving: dict[str, float]
     ) -> None:
-        """Write predictions.parquet, catalogue.parquet and, last, the metrics.json that marks a finished run.
-
-        A test of some rows never replaces one of more.
-        """
-        split = evaluation.split
-        before = run.read_metrics() if run.finished else None
-        same_split = before is not None and before["split"]["fingerprint"] == split.fingerprint
-        if before is not None and same_split and (rows := before["protocol"]["rows"]) > len(evaluation.rows):
-            print(f"Tested {len(evaluation.rows)} rows: {run.path} keeps its results of {rows}")
-            return
+        assert self.folder is not None
+        run, trained = RunFolder(self.folder), RunFolder(self.weights_of or self.folder)
         item_tokens = getattr(trainer.datamodule, "item_token_counts", None)  # type: ignore[attr-defined]
-        figures = evaluation.figures("test/")
-        cost: dict[str, Any] = {**getattr(module, "cost", dict)(), **_training_cost(run), **serving}
-        if cost.get("flops") and "test/ndcg@10" in figures:
-            cost["ndcg@10_per_pflop"] = figures["test/ndcg@10"]["value"] / (cost["flops"] / 1e15)
-        run.write_predictions(evaluation.predictions(item_tokens))
-        run.write_catalogue(pl.DataFrame({"item_id": split.item_ids.tolist(), "text": split.item_texts}))
-        slices = evaluation.slices("test/", item_tokens)
-        tensorboard.log_slices(trainer.loggers, slices, tag="test/slices", step=trainer.global_step)
-        tensorboard.log_costs(trainer.loggers, cost, step=trainer.global_step)
-        run.write_metrics(
-            {
-                "variant": self.variant or run.variant,
-                "seed": self.seed,
-                "split": {
-                    "name": split.name,
-                    "strategy": split.strategy,
-                    "ties": split.ties,
-                    "fingerprint": split.fingerprint,
-                    "counts": split.counts,
-                },
-                "protocol": {
-                    "cutoffs": list(self.cutoffs),
-                    "history_masked": self.history_masked,
-                    "index": self.index,
-                    "rows": len(evaluation.rows),
-                    "repeated_targets": split.repeated_targets("test"),
-                },
-                "metrics": figures,
-                "slices": slices,
-                "cost": cost,
-                "environment": {"training": self._trained_in or self._environment, "testing": self._environment},
-            }
+        training = training_cost(trained, elsewhere=self.weights_of is not None)
+        cost: dict[str, Any] = {**getattr(module, "cost", dict)(), **training, **serving}
+        name, zero_shot = self.variant or trained.variant, getattr(module, "transfer", None) is not None
+        written = write_results(
+            run,
+            evaluation,
+            item_tokens,
+            cost,
+            variant=f"{name}, zero-shot" if zero_shot else name,
+            seed=self.seed,
+            protocol={
+                "history_masked": self.history_masked,
+                "index": self.index,
+                **({} if self.weights_of is None else {"weights": str(self.weights_of)}),
+            },
+            environment={"training": self._trained_in or self._environment, "testing": self._environment},
         )
-
-
-def _training_cost(run: RunFolder) -> dict[str, float]:
-    """What the run's training took, as the last line of its curves.csv says, and the bytes of its best checkpoint."""
-    curves = run.read_curves()
-    if curves is None or curves.is_empty():
-        return {}
-    checkpoint = run.best_checkpoint
-    size = {"checkpoint_bytes": checkpoint.stat().st_size} if checkpoint.is_file() else {}
-    last = curves.row(-1, named=True)
-    same = ("tokens", "targets", "flops", "peak_memory_gib")
-    names = {"train_seconds": "seconds", **{name: name for name in same}}
-    return {name: last[column] for name, column in names.items() if last.get(column) is not None} | size
+        if written is not None:
+            tensorboard.log_slices(trainer.loggers, written["slices"], tag="test/slices", step=trainer.global_step)
+            tensorboard.log_costs(trainer.loggers, written["cost"], step=trainer.global_step)
 
 
 def _check_finite(what: str, vectors: Tensor, names: np.ndarray) -> None:

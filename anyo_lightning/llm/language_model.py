@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.disk import cache_folder
 from anyo_lightning.errors import InputError
+from anyo_lightning.hardware import fast_dtype
 from anyo_lightning.llm.aliases import load_tokenizer, locate
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.selfcheck import self_check
@@ -55,6 +57,18 @@ class LLM:
         usual = LoraConfig().to_dict() | {name: getattr(config, name) for name in ("lora_dropout", "init_lora_weights")}
         kept = {name: value for name, value in config.to_dict().items() if value != usual.get(name)}
         return json.dumps(kept, sort_keys=True, default=sorted)
+
+    @property
+    def frozen_settings(self) -> dict[str, str]:
+        """What decides the frozen model's states, by the options' names, without looking for it: a folder by its own.
+
+        For models whose vectors are kept and that are dropped, so that no `Backbone.identity` says what they were.
+        """
+        given = {"dtype": "auto", "attention": "auto", "layers": None, "quantization_config": None} | self.options
+        names = ("layers", "dtype", "attention", "quantization_config")
+        dtype = fast_dtype() if given["dtype"] == "auto" else given["dtype"]
+        found = {"name": Path(self.name).name, "revision": self.revision} | {name: given[name] for name in names}
+        return {name: str(value) for name, value in (found | {"dtype": dtype}).items()}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -20,7 +20,6 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.encoders.base import CountsTokens, Encoders, SharesTokens
-from anyo_lightning.encoders.recompute import recomputed
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import peak_memory_gib
 from anyo_lightning.internals import forget_counted_loader, keep_from_ddp, trainer_of
@@ -31,11 +30,12 @@ from anyo_lightning.losses import full_softmax
 from anyo_lightning.models import identity
 from anyo_lightning.models.fitting import find_held_tokens
 from anyo_lightning.models.measuring import measure_whitening
-from anyo_lightning.models.schedule import learning_rate_schedule
+from anyo_lightning.models.parts import ONE_ITEM, states_in_parts
+from anyo_lightning.models.schedule import learning_rate_schedule, parameter_groups
+from anyo_lightning.models.transfer import Transfer
 
 T = TypeVar("T")
 CATALOGUE_BLOCK = 1024  # items that one process encodes at a time
-ONE_ITEM = [np.zeros(1, dtype=np.int64)]  # a history that is read only to take part in a pass
 
 
 @dataclass
@@ -97,6 +97,8 @@ class RetrievalModule(LightningModule):
         self.init_from = init_from
         self.built = False
         self._saved_in: Path | None = None
+        self._other_data = False
+        self.transfer: Transfer | None = None  # where a run is tested on other data than its own
         self.seen = Seen()
         self.held: Tensor | None = None  # what `data.micro_batch_tokens auto` has found, to be logged
         self.shared_random = torch.Generator()
@@ -137,7 +139,16 @@ class RetrievalModule(LightningModule):
             raise InputError(f"Expected a data module for {type(self).__name__}, got loaders alone")
         if not self.built:
             path, self._saved_in = self._saved_in, None
-            self.prepare(data, saved=None if path is None else checkpoint_io.load(path)["state_dict"])
+            weights = None
+            if path is not None:
+                checkpoint = checkpoint_io.load(path)
+                weights = checkpoint["state_dict"]
+                if self._other_data:
+                    self.transfer = Transfer.of(path.parent.parent, checkpoint, data.split, self.encoders)
+                if self.transfer is not None:
+                    self.transfer.check_testable()
+                    weights = self.transfer.to_build_with(weights, self._language_model_to_start_with(data) or {})
+            self.prepare(data, saved=weights)
             return
         for what, own, given in (
             ("catalogue and split", self.catalogue, checkpoint_io.describe_catalogue(data.split)),
@@ -147,16 +158,26 @@ class RetrievalModule(LightningModule):
                 raise InputError(f"Expected data of the {what} that the model was built on, {own}, got {given}")
         self.data = data
 
-    def restore_from(self, path: Path) -> None:
+    def restore_from(self, path: Path, *, other_data: bool = False) -> None:
         """Say, before the model is built, that the weights of this checkpoint will be loaded into it.
 
         What it holds is then neither initialised nor read from elsewhere: a trained run needs no folder that it started
         from. Give the same path to the Trainer.
 
         Args:
-            path: The checkpoint.
+            path: The checkpoint, in its run folder.
+            other_data: Whether it may be tested on data of another catalogue or split (`Transfer`).
         """
-        self._saved_in = path
+        self._saved_in, self._other_data = path, other_data
+
+    def _language_model_to_start_with(self, data: RecDataModule) -> dict[str, Tensor] | None:
+        """The language model's trained weights of a run of `CSFT` that `init_from` names."""
+        if self.init_from is None:
+            return None
+        self.data = data
+        return identity.fine_tuned_language_model(
+            self.init_from, model=type(self).__name__, settings=self.function_settings
+        )
 
     def prepare(self, data: RecDataModule, *, saved: Mapping[str, Tensor] | None = None) -> None:
         """Build on data whose `setup` has run; what `configure_model` does under a Trainer.
@@ -181,12 +202,9 @@ class RetrievalModule(LightningModule):
         self.catalogue = checkpoint_io.describe_catalogue(data.split)
         self.data = data
         self.reading = data.view()  # what this module reads, whatever others that share the data module do
-        known = saved
-        if saved is None and self.init_from is not None:
-            known = identity.fine_tuned_language_model(
-                self.init_from, model=type(self).__name__, settings=self.function_settings
-            )
-        self.history_encoder, self.item_encoder = self.make_encoders(data, known)
+        known = self._language_model_to_start_with(data) if saved is None else saved
+        read = data if self.transfer is None else data.view(trained_texts=self.transfer.trained_texts)
+        self.history_encoder, self.item_encoder = self.make_encoders(read, known)
         self.build(data)
         for part in self.modules():
             if isinstance(part, CountsTokens):
@@ -205,15 +223,24 @@ class RetrievalModule(LightningModule):
         What encoders measure once is measured under these weights, unless a run that they come from has.
         """
         if self.init_from is not None:
-            weights = identity.weights_to_start_from(
-                self,
-                self.init_from,
-                expected=self.identity(),
-                other_classes=self.starts_from,
-                starts_afresh=self.starts_afresh,
-            )
-            self.load_state_dict(weights)
+            self._start_from(self.init_from)
         measure_whitening(self)
+
+    def _start_from(self, folder: Path) -> None:
+        """Take another run's weights over, and say which where it is of other items."""
+        checkpoint = checkpoint_io.read(folder)
+        transfer = Transfer.of(folder, checkpoint, self.data.split, self.encoders)
+        weights = identity.weights_to_start_from(
+            self,
+            checkpoint,
+            expected=self.identity(),
+            other_classes=self.starts_from,
+            starts_afresh=self.starts_afresh,
+            transfer=transfer,
+        )
+        self.load_state_dict(weights)
+        if transfer is not None:
+            transfer.say(weights)
 
     def _count_items(self, encoder: Any, inputs: tuple[Tensor, ...]) -> None:
         if self.training and torch.is_grad_enabled():
@@ -235,7 +262,8 @@ class RetrievalModule(LightningModule):
 
     def identity(self) -> dict[str, Any]:
         """What must agree where a checkpoint of this module is loaded."""
-        return identity.identify(self, self.catalogue, self.function_settings)
+        frozen = {} if self.encoders is None else self.encoders.frozen_settings(self.data)
+        return identity.identify(self, self.catalogue, self.function_settings, frozen)
 
     @property
     def backbones(self) -> list[Backbone]:
@@ -257,36 +285,12 @@ class RetrievalModule(LightningModule):
         return False
 
     def encode_batch(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
-        """What `forward` does, without counting.
-
-        In training, a batch of more than `data.held_tokens` is read in parts of similar length. Their activations are
-        computed again in the backward pass, except those of the last part, whose backward pass comes first. A batch
-        without histories (a process without a share of a step) has no states, but all trained weights have their place
-        in its graph, and sharded ones their pass.
-        """
+        """What `forward` does, without counting: in training, in parts of at most `data.held_tokens`."""
         held = self.data.held_tokens if self.training and torch.is_grad_enabled() else None
-        states: Tensor
-        if not len(batch.user):
-            cut, parts = [], [self.reading.collate(ONE_ITEM)]
-        elif held is None:
-            states = self.history_encoder(batch)
+        if held is None and len(batch.user):
+            states: Tensor = self.history_encoder(batch)
             return states
-        else:
-            cut = self._cut(batch)
-            if len(cut) == 1:  # as it is, in its own order
-                cut, parts = [np.arange(len(batch.user))], [batch]
-            else:
-                parts = [batch.of_rows(rows) for rows in cut]
-        if held is not None:
-            parts = self.as_many_passes(parts)
-        found = []
-        for number, part in enumerate(parts, start=1):
-            here = part.to(self.device)
-            if held is None or (number == len(parts) and not self.reads_in_loss):
-                found.append(self.history_encoder(here))
-            else:
-                found.append(recomputed(lambda _, here=here: self.history_encoder(here), here.item_ids))
-        return torch.cat(found).index_select(0, batch.places_after(cut).to(self.device, non_blocking=True))
+        return states_in_parts(self, batch, self._cut(batch) if len(batch.user) else [], whole=held is None)
 
     def _cut(self, batch: HistoryBatch) -> list[np.ndarray]:
         """The rows of each part in which a batch is read in training."""
@@ -479,25 +483,7 @@ class RetrievalModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Parameter groups by `learning_rates`, warm-up, cosine."""
-        if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise InputError(f"Nothing to train in {type(self).__name__}: set model.encoders.backbone.lora, or test it")
-        starts = sorted(self.learning_rates, key=len, reverse=True)  # the longest that fits
-        groups: dict[str, list[nn.Parameter]] = {start: [] for start in (*starts, "")}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                groups[next(start for start in groups if name.startswith(start))].append(parameter)
-        if unused := [start for start in starts if not groups[start]]:
-            raise InputError(
-                f"Expected learning_rates for starts of trained parameters' names, got {', '.join(unused)}"
-            )
-        optimizer = self.optimizer(
-            [
-                {"params": parameters, "name": start or "others"}
-                | ({"lr": self.learning_rates[start]} if start else {})
-                for start, parameters in groups.items()
-                if parameters
-            ]
-        )
+        optimizer = self.optimizer(parameter_groups(self, self.learning_rates))
         steps = int(self.trainer.estimated_stepping_batches)
         forget_counted_loader(self.trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -530,8 +516,15 @@ class RetrievalModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model, backbone, catalogue or split."""
-        identity.check(self.identity(), checkpoint)
+        """Refuse the checkpoint of another model, backbone, catalogue or split, unless it may be tested on others."""
+        identity.check(self.identity(), checkpoint, other_data=self.transfer is not None)
+        if self.transfer is not None:
+            own = {name: value for name, value in self.state_dict().items() if name not in identity.frozen_keys(self)}
+            weights = self.transfer.weights(
+                checkpoint["state_dict"], own, starts_afresh=self.starts_afresh, tested=True
+            )
+            checkpoint["state_dict"] = weights
+            self.transfer.say(weights)
         seen = checkpoint[checkpoint_io.METADATA]["seen"]
         self.seen = Seen(**seen) if self.global_rank == 0 else Seen()
 

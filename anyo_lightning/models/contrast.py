@@ -1,4 +1,4 @@
-"""The contrast of two views of the histories before a step's boundaries, over all processes."""
+"""The contrast of two views of the histories before boundaries, over all processes; SRA-CL's mixture of states."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
@@ -145,3 +146,32 @@ def _number(values: np.ndarray) -> int:
     """63 bits of a hash of an array."""
     digest = hashlib.blake2b(values.astype(np.int64).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+class Synthesizer(nn.Module):
+    """`p_uj = softmax_j LeakyReLU(aᵀ [W x_u ‖ W x_j])`: the weight of each neighbour's state in a user's positive.
+
+    The slope of the LeakyReLU is 0.2, that of the graph attention network whose form this is; the paper names none.
+
+    Args:
+        width: Width of the semantic vectors x.
+        dim: Rows of W.
+    """
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, dim, bias=False)
+        self.attention = nn.Parameter(torch.empty(2, dim))  # the two halves of a
+        for weight in (self.map.weight, self.attention):
+            nn.init.xavier_uniform_(weight)
+
+    def forward(
+        self,
+        users: Float[Tensor, "users width"],
+        neighbours: Float[Tensor, "users k width"],
+        there: Bool[Tensor, "users k"],
+    ) -> Float[Tensor, "users k"]:
+        """The weights of each user's neighbours: they sum to one over those that are there."""
+        own, others = self.map(users) @ self.attention[0], self.map(neighbours) @ self.attention[1]
+        scores = F.leaky_relu(own[:, None] + others, 0.2)
+        return scores.masked_fill(~there, -torch.inf).softmax(1)

@@ -14,7 +14,8 @@ from anyo_lightning.encoders.recompute import recomputed
 from anyo_lightning.errors import InputError
 from anyo_lightning.internals import trainer_of
 from anyo_lightning.losses import full_softmax
-from anyo_lightning.models.base import ONE_ITEM, RetrievalModule
+from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.parts import ONE_ITEM
 
 
 class CSFT(RetrievalModule):

@@ -15,8 +15,10 @@ from anyo_lightning.encoders.base import LANGUAGE_MODEL, language_model_in
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.lora import start_lora
+from anyo_lightning.models.transfer import Transfer
 
-PARTS = ("model", "backbones", "items", "catalogue", "split")
+DATA_PARTS = ("items", "catalogue", "split")
+PARTS = ("model", "backbones", *DATA_PARTS)
 LLM_OPTION = "model.encoders.backbone"
 FINE_TUNED = ("CSFT",)  # classes whose runs give their language model, and no more, to a model of any other class
 
@@ -32,25 +34,37 @@ def frozen_keys(module: nn.Module) -> set[str]:
     return {f"{name}.{key}" for name, backbone in places for key in backbone.frozen_state_keys()}
 
 
-def identify(module: nn.Module, catalogue: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
+def identify(
+    module: nn.Module, catalogue: Mapping[str, Any], settings: Mapping[str, str], frozen: Mapping[str, str]
+) -> dict[str, Any]:
     """What must agree where a checkpoint is loaded: model, language models, catalogue and split.
 
     Args:
         module: The module, built.
         catalogue: As `checkpoint_io.describe_catalogue` describes it.
         settings: What decides the module's function beside its weights.
+        frozen: What decided frozen vectors among these.
     """
     identities = [dict(backbone.identity) for backbone in language_models(module)]
-    return {"model": type(module).__name__, "backbones": identities, **catalogue, "settings": dict(settings)}
+    return {
+        "model": type(module).__name__,
+        "backbones": identities,
+        **catalogue,
+        "settings": settings,
+        "frozen": frozen,
+    }
 
 
-def check(expected: Mapping[str, Any], checkpoint: Mapping[str, Any], *, also: Collection[str] = ()) -> None:
+def check(
+    expected: Mapping[str, Any], checkpoint: Mapping[str, Any], *, also: Collection[str] = (), other_data: bool = False
+) -> None:
     """Refuse a checkpoint that does not belong to a module.
 
     Args:
         expected: What `identify` says of the module.
         checkpoint: What was read.
         also: Names of other classes whose checkpoint is taken as well.
+        other_data: Whether catalogue and split may differ, and with them the template of its texts.
 
     Raises:
         InputError: When the checkpoint is not one of ours, or names another model, backbone, catalogue or split.
@@ -60,16 +74,35 @@ def check(expected: Mapping[str, Any], checkpoint: Mapping[str, Any], *, also: C
         raise InputError(
             "Expected a checkpoint written by this version of anyo-lightning, got one without its metadata"
         )
-    for part in PARTS:
+    for part in PARTS[: -len(DATA_PARTS)] if other_data else PARTS:
         if found[part] != expected[part] and not (part == "model" and found[part] in also):
             ours, its = _where_different(expected[part], found[part])
             raise InputError(f"Expected a checkpoint of {part} {_words(ours)}, got {_words(its)}")
     if found["model"] != expected["model"]:
         return  # another class, whose encoders may have other options
-    for option in sorted(found["settings"].keys() | expected["settings"].keys()):
-        trained, given = found["settings"].get(option), expected["settings"].get(option)
+    its, ours = ({**side["settings"], **side.get("frozen", {})} for side in (found, expected))
+    if "frozen" not in found:  # of an earlier version
+        ours = expected["settings"]
+    for option in sorted((its.keys() | ours.keys()) - ({"data.template"} if other_data else set())):
+        trained, given = its.get(option), ours.get(option)
         if trained != given:
             raise InputError(f"Expected {option} {trained}, with which the checkpoint was trained, got {given}")
+
+
+def check_same(option: str, trained: Mapping[str, str], given: Mapping[str, str]) -> None:
+    """Refuse to resume with another language model than one that has decided what is trained, and is in no checkpoint.
+
+    Args:
+        option: Its option.
+        trained: Its identity in the training.
+        given: Its identity now.
+
+    Raises:
+        InputError: They differ.
+    """
+    if trained != given:
+        before, now = _where_different([dict(trained)], [dict(given)])
+        raise InputError(f"Expected {option} {_words(before)}, with which the run was trained, got {_words(now)}")
 
 
 def check_keys(frozen: set[str], given: set[str], result: Any) -> None:
@@ -96,11 +129,12 @@ def check_keys(frozen: set[str], given: set[str], result: Any) -> None:
 
 def weights_to_start_from(
     module: nn.Module,
-    folder: Path,
+    checkpoint: Mapping[str, Any],
     *,
     expected: Mapping[str, Any],
     other_classes: Collection[str],
     starts_afresh: Collection[str],
+    transfer: Transfer | None,
 ) -> dict[str, Tensor]:
     """The best weights of another run, completed by a module's own where the run may lack them.
 
@@ -109,19 +143,21 @@ def weights_to_start_from(
 
     Args:
         module: The module, built.
-        folder: Run folder.
+        checkpoint: The run's.
         expected: What `identify` says of the module.
         other_classes: Names of classes whose runs are taken beside the module's own.
         starts_afresh: Names of state that is not taken over.
+        transfer: From its items to the module's, where it is of another catalogue or split.
 
     Raises:
         InputError: When the run does not fit.
     """
-    checkpoint = read(folder)
-    check(expected, checkpoint, also=(*other_classes, *FINE_TUNED))
+    check(expected, checkpoint, also=(*other_classes, *FINE_TUNED), other_data=transfer is not None)
     weights = {key: value for key, value in checkpoint["state_dict"].items() if key not in starts_afresh}
     own = module.state_dict()  # views of its weights: copying these to where they are changes none of those given
     frozen = frozen_keys(module)
+    if transfer is not None:
+        weights = transfer.weights(weights, own, starts_afresh=(), tested=False)
     if is_fine_tuned(checkpoint, expected["model"]):
         start_lora(_read_by_histories(module), language_model_in(weights))
         return {key: value for key, value in own.items() if key not in frozen}

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.nn import functional as F
 
 from anyo_lightning import distributed
+from anyo_lightning.checkpoint_io import METADATA
 from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.loader import ResumableLoader
@@ -17,12 +18,14 @@ from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.errors import InputError
+from anyo_lightning.internals import trainer_of
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.llm.text_vectors import Pooling
+from anyo_lightning.models import identity
 from anyo_lightning.models.base import RetrievalModule
-from anyo_lightning.models.contrast import boundary_identities, contrast_views, same_history, sampled
+from anyo_lightning.models.contrast import Synthesizer, boundary_identities, contrast_views, same_history, sampled
 from anyo_lightning.views.neighbours import (
     Positives,
     UserSemantics,
@@ -118,6 +121,7 @@ class SRACL(RetrievalModule):
         self.positives, self.prefixes, self.anchors = positives, prefixes, anchors
         self.temperature, self.unit_length, self.user_semantics = temperature, unit_length, user_semantics
         self.bank, self.mask_false_negatives = bank, mask_false_negatives
+        self.semantic_model: dict[str, str] = {}
 
     def build(self, data: RecDataModule) -> None:
         """What the terms need: neighbours, the synthesizer, the bank."""
@@ -132,6 +136,7 @@ class SRACL(RetrievalModule):
         if not self.alpha and not self.beta:
             return
         encoder = self._semantic_encoder()
+        self.semantic_model = dict(encoder.identity)
         items = semantic_item_vectors(encoder, data, pooling=self.pooling)
         if self.beta:
             trained = self.training_items.numpy()
@@ -247,6 +252,19 @@ class SRACL(RetrievalModule):
                     states.append(read[prefixes >= 0])
         self.states_of_prefixes[distributed.gather_rows(torch.cat(found))] = distributed.gather_rows(torch.cat(states))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note whose vectors the neighbours are found by."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[METADATA]["semantics"] = self.semantic_model
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume training with other neighbours."""
+        super().on_load_checkpoint(checkpoint)
+        trainer = trainer_of(self)
+        if trainer is not None and trainer.state.fn == "fit":
+            found = checkpoint[METADATA].get("semantics", self.semantic_model)  # missing in those of earlier versions
+            identity.check_same("model.semantics", found, self.semantic_model)
+
     def _semantic_encoder(self) -> Backbone:
         if self.semantics is not None:
             return self.semantics.load(self.build_device)
@@ -272,32 +290,3 @@ class SRACL(RetrievalModule):
         self.synthesizer = Synthesizer(vectors.shape[1], self.encoders.dim)
         if self.bank:
             self.register_buffer("states_of_prefixes", torch.zeros(len(prefixes), self.encoders.dim))
-
-
-class Synthesizer(nn.Module):
-    """`p_uj = softmax_j LeakyReLU(aᵀ [W x_u ‖ W x_j])`: the weight of each neighbour's state in a user's positive.
-
-    The slope of the LeakyReLU is 0.2, that of the graph attention network whose form this is; the paper names none.
-
-    Args:
-        width: Width of the semantic vectors x.
-        dim: Rows of W.
-    """
-
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.map = nn.Linear(width, dim, bias=False)
-        self.attention = nn.Parameter(torch.empty(2, dim))  # the two halves of a
-        for weight in (self.map.weight, self.attention):
-            nn.init.xavier_uniform_(weight)
-
-    def forward(
-        self,
-        users: Float[Tensor, "users width"],
-        neighbours: Float[Tensor, "users k width"],
-        there: Bool[Tensor, "users k"],
-    ) -> Float[Tensor, "users k"]:
-        """The weights of each user's neighbours: they sum to one over those that are there."""
-        own, others = self.map(users) @ self.attention[0], self.map(neighbours) @ self.attention[1]
-        scores = F.leaky_relu(own[:, None] + others, 0.2)
-        return scores.masked_fill(~there, -torch.inf).softmax(1)

@@ -1,0 +1,49 @@
+"""A run's config.yaml, as commands that name the run read it."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+from anyo_lightning.errors import InputError
+from anyo_lightning.runs import RunFolder
+
+
+def with_config_of_run(arguments: list[str]) -> list[str]:
+    """Read the configuration from the run folder that `--run` names, unless one is given."""
+    runs = [i for i, argument in enumerate(arguments) if argument.partition("=")[0] == "--run"]
+    given = any(argument.partition("=")[0] in ("-c", "--config") for argument in arguments)
+    if not runs or given:
+        return arguments
+    value = arguments[runs[-1]].partition("=")[2] or arguments[min(runs[-1] + 1, len(arguments) - 1)]  # the last counts
+    file = RunFolder(value).config_file
+    return [arguments[0], f"--config={file}", *arguments[1:]] if file.is_file() else arguments
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The content of a run's config.yaml."""
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(
+            f"Expected {file} to describe what is beside it, got: {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(content, dict):
+        raise InputError(f"Expected {file} to describe what is beside it, got no configuration in it")
+    return content
+
+
+def at(settings: dict[str, Any] | None, path: str) -> Any:
+    """What nested settings have at a dotted path, None where there is nothing."""
+    found: Any = settings
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
+def config_name(config: Namespace) -> str:
+    """The stem of the first configuration file, otherwise the model's name."""
+    if config.get("config"):
+        return Path(str(config.config[0])).stem
+    return str(config.model.class_path).rpartition(".")[2].lower()

@@ -1,0 +1,215 @@
+"""A run's weights over another catalogue or split: what carries over, and what starts afresh.
+
+Weights that are no single item's carry over. An item's own rows do where the run knows the item: where its id and its
+text are those of an item there. An id alone says little, since most data sets count their items from 1. `Encoders` name
+their rows; vectors of texts are made again from the texts at hand.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from anyo_lightning import distributed
+from anyo_lightning.checkpoint_io import METADATA, describe_catalogue, describe_items
+from anyo_lightning.data.item_texts import TrainedTexts
+from anyo_lightning.data.splits import Split
+from anyo_lightning.encoders.base import LANGUAGE_MODEL, Encoders
+from anyo_lightning.errors import InputError
+from anyo_lightning.runs import RunFolder
+
+TRAINED = "*.trained"  # which items have a trained row, in any encoder
+KINDS = ("item_rows", "run_rows", "text_rows")
+LEAK = 0.01  # share of the test targets: where two data sets count users and items from 1, chance alone is below
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """From a checkpoint's items to those of a split.
+
+    Attributes:
+        run: The checkpoint's run folder.
+        split: The split.
+        here: Numbers of the split's items that the run knows.
+        there: Their numbers in the run.
+        trained_texts: The texts of the run's items.
+        namesakes: How many of the split's items share an id with one of the run, but not the text.
+        encoders: The model's, which name their rows; None where the model makes its own, and has none.
+    """
+
+    run: RunFolder
+    split: Split
+    here: Int[Tensor, " known"]
+    there: Int[Tensor, " known"]
+    trained_texts: TrainedTexts
+    namesakes: int
+    encoders: Encoders | None
+
+    @classmethod
+    def of(
+        cls, folder: Path, checkpoint: Mapping[str, Any], split: Split, encoders: Encoders | None
+    ) -> "Transfer | None":
+        """What a checkpoint gives to another split; None where the split is its own.
+
+        Args:
+            folder: The checkpoint's run folder.
+            checkpoint: Its content.
+            split: The split.
+            encoders: The model's.
+
+        Raises:
+            InputError: The catalogue is another one, and the folder's catalogue.parquet is not that of the checkpoint.
+        """
+        found, own = checkpoint[METADATA], describe_catalogue(split)
+        if all(found[part] == own[part] for part in own):
+            return None
+        run = RunFolder(folder)
+        named = () if encoders is None else encoders.text_rows
+        weights: Mapping[str, Tensor] = checkpoint["state_dict"]
+        vectors = next((weights[name] for name in weights if any(fnmatch(name, one) for one in named)), None)
+        if found["catalogue"] == own["catalogue"]:
+            everything = torch.arange(split.catalogue_size)
+            return cls(run, split, everything, everything, TrainedTexts(split.item_texts, vectors), 0, encoders)
+        there = run.read_catalogue()
+        if describe_items(there["item_id"].to_list(), there["text"].to_list()) != found["catalogue"]:
+            raise InputError(f"Expected {run.catalogue_file} to be that of the checkpoint beside it, got another")
+        here = pl.DataFrame({"item_id": split.item_ids.tolist(), "text": split.item_texts})
+        by_id = here.with_row_index("here").join(there.with_row_index("there"), on="item_id", suffix="_there")
+        known = by_id.filter(pl.col("text") == pl.col("text_there")).sort("here")
+        ours, theirs = (torch.from_numpy(known[name].to_numpy().astype(np.int64)) for name in ("here", "there"))
+        texts = TrainedTexts(there["text"].to_list(), vectors)
+        return cls(run, split, ours, theirs, texts, len(by_id) - len(known), encoders)
+
+    def check_testable(self) -> None:
+        """Refuse to test a model of ids on items of which it knows none, or on interactions that it was trained on.
+
+        Raises:
+            InputError: It knows no item and reads no text; more than `LEAK` of the test targets were trained on; or the
+                run has no predictions.parquet, which says what was.
+        """
+        if not len(self.here) and not (self.encoders and self.encoders.texts):
+            raise InputError(
+                f"Expected items that {self.run.path} knows by id and text, since it reads ids alone, got none among "
+                f"{self.split.catalogue_size:,}"
+            )
+        trained, rows = self.trained_targets(), len(self.split.queries("test"))
+        if trained > LEAK * rows:
+            raise InputError(
+                f"Expected test targets that {self.run.path} has not been trained on, got {trained:,} of {rows:,} in "
+                "its histories of the same users"
+            )
+
+    def trained_targets(self) -> int:
+        """Of the split's test targets, those in the run's histories of the same user, and not in the split's own.
+
+        Raises:
+            InputError: The run has no predictions.parquet.
+        """
+        names = ("user_id", "item_id")
+        before = self.run.read_predictions(["user_id", "history_item_ids"])
+        before = before.explode("history_item_ids").rename({"history_item_ids": "item_id"}).unique()
+        queries, known = self.split.queries("test"), set(self.here.tolist())
+        rows = [
+            row
+            for row, target in enumerate(queries.target.tolist())
+            if target in known and target not in queries.history(row)
+        ]
+        ids = self.split.user_ids[queries.user[rows]].tolist(), self.split.item_ids[queries.target[rows]].tolist()
+        targets = pl.DataFrame(dict(zip(names, ids, strict=True)), schema=dict.fromkeys(names, pl.String))
+        return targets.join(before, on=names, how="semi").height
+
+    def to_build_with(self, weights: Mapping[str, Tensor], language_model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `Encoders.build` is given where the run is tested: all but vectors of texts, and what would read them.
+
+        Args:
+            weights: The checkpoint's.
+            language_model: Trained weights with which vectors of texts were made before training; empty if without.
+        """
+        found = {
+            name: value
+            for name, value in weights.items()
+            if not name.startswith(LANGUAGE_MODEL) and not self._is(name, "text_rows")
+        }
+        for name, value in found.items():
+            if self._is(name, "run_rows"):
+                found[name] = self._placed(value.new_zeros(self.split.catalogue_size, *value.shape[1:]), value)
+        return {**found, **language_model}
+
+    def weights(
+        self, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, starts_afresh: Collection[str], tested: bool
+    ) -> dict[str, Tensor]:
+        """A module's state with what it takes over from the checkpoint.
+
+        Args:
+            weights: The checkpoint's.
+            own: The module's state, as it was built.
+            starts_afresh: Names of state that is not taken over.
+            tested: Whether it is tested as it is. Otherwise it is trained first: it keeps the vectors of other runs
+                that it has read itself, and items have a trained row if they have one here or there.
+
+        Raises:
+            InputError: Something has a row per item of the run, and the encoders do not name it.
+        """
+        found = {name: value for name, value in own.items() if name in starts_afresh}
+        for name, value in weights.items():
+            if name in starts_afresh:
+                continue
+            self._check_named(name, value)
+            if name not in own or own[name].shape[1:] != value.shape[1:]:
+                found[name] = value  # refused where it is loaded
+            elif self._is(name, "text_rows") or (self._is(name, "run_rows") and not tested):
+                found[name] = own[name]
+            elif fnmatch(name, TRAINED):
+                there = self._placed(torch.zeros_like(own[name]), value)
+                found[name] = there if tested else there | own[name]
+            elif self._is(name, "item_rows") or self._is(name, "run_rows"):
+                found[name] = self._placed(own[name].clone(), value)
+            else:
+                found[name] = value
+        return found
+
+    def say(self, weights: Mapping[str, Tensor]) -> None:
+        """Print what carries over, once for all processes.
+
+        Args:
+            weights: Those that were taken over.
+        """
+        if distributed.rank():
+            return
+        namesakes = f" ({self.namesakes:,} share an id with another text there)" if self.namesakes else ""
+        rows = any(self._is(name, "item_rows") for name in weights)
+        taken = "they take over their rows, the others start afresh" if rows else "no weight is an item's own"
+        print(
+            f"Weights of {self.run.path}: {len(self.here):,} of {self.split.catalogue_size:,} items are known there by "
+            f"id and text{namesakes}; {taken}"
+        )
+        leaked = self.trained_targets() if self.run.predictions_file.is_file() else 0
+        if leaked:
+            targets = len(self.split.queries("test"))
+            print(f"Not free of leaks: {leaked:,} of {targets:,} test targets are in its histories of the same users")
+
+    def _is(self, name: str, kind: str) -> bool:
+        """Whether a weight is of a kind that the encoders name."""
+        patterns = () if self.encoders is None else getattr(self.encoders, kind)
+        return any(fnmatch(name, pattern) for pattern in patterns)
+
+    def _check_named(self, name: str, value: Tensor) -> None:
+        """Refuse what looks like rows of items and is not named so: it would end up with other items."""
+        named = fnmatch(name, TRAINED) or any(self._is(name, kind) for kind in KINDS)
+        if not named and ".backbone." not in name and value.ndim and len(value) == len(self.trained_texts.texts):
+            raise InputError(
+                f"Expected encoders that name {name}, which has a row per item, in {', '.join(KINDS)}, got "
+                f"{type(self.encoders).__name__}"
+            )
+
+    def _placed(self, table: Tensor, rows: Tensor) -> Tensor:
+        """A table with the rows of the items that the run knows."""
+        table[self.here] = rows[self.there].to(table)
+        return table
