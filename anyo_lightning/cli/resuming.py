@@ -24,7 +24,7 @@ ANYWHERE = (
     *("*.semantics.init_args.name", "*.item_vectors_from", "*.views_from", "data.micro_batch_tokens"),
     "model.init_args.teacher",
     *("run", "config", "final_test", "save_every_n_steps", "probe", "probe_memory", "metrics.variant", "metrics.top_k"),
-    "teach",
+    *("metrics.extra", "teach"),
 )
 # Refused where the learning rate falls along a cosine that was planned for the run's own number of steps.
 PLANNED = ("trainer.max_epochs", "trainer.max_steps", "data.batch_tokens")

@@ -126,7 +126,7 @@ def as_change(value: float, low: float, high: float, decimals: int, *, clear: bo
 def title(metric: str) -> str:
     """`HR@10` for `test/hr@10`."""
     name, at, cutoff = metric.removeprefix("test/").removeprefix("val/").partition("@")
-    return (name.upper() if name in ("hr", "ndcg", "mrr") else name.capitalize()) + at + cutoff
+    return (name.upper() if name in ("hr", "ndcg", "mrr", "map", "ild") else name.capitalize()) + at + cutoff
 
 
 def as_p(p: float) -> str:

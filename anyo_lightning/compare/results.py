@@ -16,7 +16,7 @@ from anyo_lightning.compare.variants import TestedRun, Variant, find_variant, re
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.intervals import bootstrap_means
 
-HIGHER_IS_BETTER = ("hr", "recall", "ndcg", "mrr", "coverage", "index_recall")
+HIGHER_IS_BETTER = ("hr", "recall", "ndcg", "mrr", "precision", "map", "serendipity", "coverage", "index_recall")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float, Int
 
 from anyo_lightning.compare.variants import TestedRun, Variant
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation.metrics import RANK_METRICS
+from anyo_lightning.evaluation.metrics import EXTRA_RANK_METRICS, RANK_METRICS
 
 KEYS = ["user_id", "target_item_id"]
+FUNCTIONS = RANK_METRICS | EXTRA_RANK_METRICS
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +62,13 @@ class SharedRows:
             ranks, user = ranks[mask], user[mask]
         if self.users == len(self.user):  # one row per user: no need to gather, and the order is nobody's business
             user = np.arange(len(user))
-        return RANK_METRICS[name](ranks, user, int(cutoff))
+        return FUNCTIONS[name](ranks, user, int(cutoff))
 
 
 def is_rank_metric(metric: str) -> bool:
-    """Whether ranks alone give the metric, at any cutoff: `test/hr@3`, `test/recall@50`, `test/ndcg@10`."""
+    """Whether ranks alone give the metric, at any cutoff: `test/hr@3`, `test/recall@50`, `test/map@10`."""
     name, _, cutoff = metric.removeprefix("test/").partition("@")
-    return metric.startswith("test/") and name in RANK_METRICS and cutoff.isdigit() and int(cutoff) > 0
+    return metric.startswith("test/") and name in FUNCTIONS and cutoff.isdigit() and int(cutoff) > 0
 
 
 def in_order(rows: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:

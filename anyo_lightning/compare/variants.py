@@ -35,7 +35,13 @@ FREE_SETTINGS = {
     ),
     "checkpoint": ("dirpath", "verbose", "save_last", "save_top_k"),
     "early_stopping": ("verbose",),
-    "metrics": ("cutoffs", "top_k", "variant", "mask_history"),  # whether masked: metrics.json's protocol says it
+    "metrics": (
+        "cutoffs",
+        "top_k",
+        "extra",
+        "variant",
+        "mask_history",
+    ),  # whether masked: metrics.json's protocol says it
 }
 FOLDER_SETTINGS = ("init_from", "item_vectors_from")  # folders of runs, of which only the variant matters
 
