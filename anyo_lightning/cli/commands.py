@@ -60,7 +60,9 @@ def data_parser() -> ArgumentParser:
     parser = _parser("data", "Print what was read and how it is split.")
     parser.add_class_arguments(RecDataModule)
     parser.add_argument("--tokenizer", default="smollm2-135m-instruct", help="The LLM whose tokens are counted.")
-    parser.add_argument("--output", type=Path | None, default=None, help="Folder for the normalised Parquet files.")
+    parser.add_argument(
+        "--output", type=Path | None, default=None, help="Folder for the split: CSV, Parquet, TREC qrels."
+    )
     return parser
 
 
