@@ -32,14 +32,15 @@ class SharedRows:
         """
         first = variants[0].runs[0]
         keys = first.folder.read_predictions(KEYS)
-        user = keys["user_id"].rank("dense").cast(pl.Int64).to_numpy()
+        user_ids = pl.Enum(keys["user_id"].unique(maintain_order=True))  # in the run's order, as its own intervals are
+        user = keys["user_id"].cast(user_ids).to_physical().cast(pl.Int64).to_numpy()
         ranks = tuple(tuple(_ranks(run, keys, first) for run in variant.runs) for variant in variants)
         return cls(keys, user, ranks)
 
     @property
     def users(self) -> int:
         """Number of users; fewer than rows where users have several targets."""
-        return int(self.user.max())
+        return 1 + int(self.user.max())
 
     def values(self, metric: str, mask: Bool[np.ndarray, "rows"] | None = None) -> Float[np.ndarray, "users variants"]:
         """A rank metric of each user and variant, the mean over its seeds.
