@@ -8,7 +8,7 @@ import ir_measures
 import numpy as np
 import pytest
 import torch
-from helpers import QUIET, MakeData
+from helpers import CONFIGS, QUIET, Anyo, MakeData, refused
 from ir_measures import AP, RR, P, R, Success, nDCG
 from lightning.pytorch import Trainer
 from test_callback import Rows, Table, leave_one_out, logged, many_rows
@@ -184,3 +184,22 @@ def test_an_unknown_figure_is_refused() -> None:
     """A typo lists what there is."""
     with pytest.raises(InputError, match="Expected extra to be among precision, map, novelty, ild, serendipity, got"):
         RetrievalMetrics(extra=["mapp"])  # type: ignore[list-item]
+
+
+def test_the_command_line_adds_them_and_watches_them(
+    anyo: Anyo, capsys: pytest.CaptureFixture[str], small: list[str], tmp_path: Path
+) -> None:
+    """`fit` monitors MAP, a finished run is tested again with more; a typo and what is not asked for are refused."""
+    config, run = str(CONFIGS / "sasrec.yaml"), RunFolder(tmp_path / "run")
+    fit = ["fit", "-c", config, *small, f"--run={run.path}", "--model.encoders.dim=16"]
+    said = refused(capsys, anyo, *fit, "--checkpoint.monitor=val/map@10")
+    assert "Expected checkpoint.monitor among val/hr" in said
+    assert "novelty" in refused(capsys, anyo, *fit, "--metrics.extra=[noveltie]")
+    assert not run.path.exists()
+    anyo(*fit, "--metrics.extra=[map]", "--checkpoint.monitor=val/map@10")
+    first = run.read_metrics()["metrics"]
+    assert first["test/map@10"]["value"] == first["test/mrr@10"]["value"]
+    anyo("test", f"--run={run.path}", "--metrics.extra=[novelty, ild]", "--trainer.enable_progress_bar=false")
+    again = run.read_metrics()["metrics"]
+    assert again.keys() - first.keys() == {f"test/{n}@{k}" for n in ("novelty", "ild") for k in (5, 10, 20)}
+    assert again["test/hr@10"] == first["test/hr@10"]
