@@ -235,6 +235,43 @@ def test_every_plot_is_drawn_and_follows_its_controls(page: Any) -> None:
 
 
 @pytest.mark.browser
+def test_lists_of_another_system_are_drawn_as_far_as_they_go(page: Any, tmp_path: Path) -> None:
+    """A dash for the metric beyond them; every control works, also where a plot has nothing to show of that row."""
+    ranks = np.exp(np.random.default_rng(0).uniform(0, np.log(60), USERS)).round()
+    for name, own in (("markov", ranks), ("e4srec", np.maximum(ranks / 3, 1).round())):
+        write_run(tmp_path, name, own, lists=True, history_masked=False)
+    lists = RunFolder(tmp_path / "markov" / "version_0").read_predictions()
+    lists = lists.select("user_id", item_id=pl.col("top_item_ids").list.head(5)).explode("item_id")
+    lists.with_columns(rank=pl.int_range(pl.len()).over("user_id")).write_csv(tmp_path / "lists.csv")
+    foreign, metrics = [f"peer={tmp_path / 'lists.csv'}"], ["test/hr@10", "test/hr@3"]
+    compare([tmp_path], foreign=foreign, format="html", metrics=metrics, output=tmp_path / "page.html")
+    other = page.context.new_page()
+    complaints: list[str] = []
+    other.on("pageerror", lambda error: complaints.append(str(error)))
+    other.goto((tmp_path / "page.html").as_uri())
+    other.wait_for_selector("#pair-plot .main-svg")
+    row = other.locator("#results tbody tr", has_text="peer (top 5)")
+    assert row.locator("td").nth(1).text_content() == "-"
+    assert "±" in row.locator("td").nth(2).text_content()
+    for select in [found for found in other.locator(".controls select").all() if found.is_visible()]:  # no curves here
+        for option in range(select.locator("option").count()):
+            select.select_option(index=option)
+    other.select_option("#pair-metric", label="HR@10")
+    other.select_option("#pair-variant", label="peer (top 5)")
+    assert not other.locator("#pair-plot").is_visible()
+    other.select_option("#pair-metric", label="HR@3")
+    assert other.locator("#pair-plot .bars .point").count() == 6  # two others, three parts
+    other.select_option("#case-first", label="markov")
+    other.select_option("#case-second", label="peer (top 5)")
+    other.select_option("#case-filter", "first")
+    peer = other.locator("#case .lists > div", has_text="peer (top 5)")
+    assert "without the target" in peer.locator("h3").text_content()
+    other.select_option("#case-filter", "second")
+    assert other.locator("#case").text_content() == "No case matches."  # nothing is better than what it copies
+    assert complaints == []
+
+
+@pytest.mark.browser
 def test_the_table_sorts_by_mouse_and_keyboard(page: Any) -> None:
     """Best first at the start; a click on the name sorts by it, Enter turns the order round."""
 

@@ -20,7 +20,13 @@ def compare_parser() -> ArgumentParser:
 
     parser = _parser("compare", "Compare runs in a table.")
     parser.add_argument("runs", nargs="+", type=Path, help="Run folders, or folders of run folders.")
-    parser.add_function_arguments(compare_runs, skip={"runs"})
+    parser.add_argument(
+        "--foreign",
+        action="append",
+        metavar="NAME=FILE",
+        help="Another system's top-k lists for the same split: CSV, Parquet, JSON lines or a TREC run; repeatable.",
+    )
+    parser.add_function_arguments(compare_runs, skip={"runs", "foreign"})
     return parser
 
 
@@ -60,7 +66,9 @@ def data_parser() -> ArgumentParser:
     parser = _parser("data", "Print what was read and how it is split.")
     parser.add_class_arguments(RecDataModule)
     parser.add_argument("--tokenizer", default="smollm2-135m-instruct", help="The LLM whose tokens are counted.")
-    parser.add_argument("--output", type=Path | None, default=None, help="Folder for the normalised Parquet files.")
+    parser.add_argument(
+        "--output", type=Path | None, default=None, help="Folder for the split: CSV, Parquet, TREC qrels."
+    )
     return parser
 
 

@@ -157,11 +157,11 @@ class AnyoCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder and let everything write there."""
         config = self.config[self.subcommand]
+        if self.subcommand == "fit":  # a test watches nothing, and may be asked for other figures
+            for option in ("checkpoint.monitor", "early_stopping.monitor"):
+                check_monitor(option, config[option], config.metrics, str(config.model.class_path))
         self.probing, config.probe = config.probe, False  # of this command: no setting of the run
         self.output, config.output = output_folder(config, stage=str(self.subcommand), probing=self.probing), None
-        if self.output is None:
-            for option in ("checkpoint.monitor", "early_stopping.monitor"):
-                check_monitor(option, config[option], config.metrics.cutoffs, str(config.model.class_path))
         if self.probing and self.subcommand != "test":
             raise InputError(f"Expected --probe with test, got it with {self.subcommand}")
         self.teaching, config.teach = config.teach, 0

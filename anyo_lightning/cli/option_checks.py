@@ -52,11 +52,11 @@ def check_precision(config: Namespace) -> None:
             )
 
 
-def check_monitor(option: str, monitor: str | None, cutoffs: list[int], model: str) -> None:
+def check_monitor(option: str, monitor: str | None, metrics: Namespace, model: str) -> None:
     """Refuse, before training, to watch a metric that nobody will log; a model of the user's own may log others."""
     name, _, k = (monitor or "").partition("@")
-    if k.isdigit() and int(k) not in cutoffs:
-        raise InputError(f"Expected {option} at one of metrics.cutoffs {cutoffs}, got {monitor}")
-    logged = LOGGED + LOGGED_BY.get(model.rpartition(".")[2], ())
+    if k.isdigit() and int(k) not in metrics.cutoffs:
+        raise InputError(f"Expected {option} at one of metrics.cutoffs {metrics.cutoffs}, got {monitor}")
+    logged = LOGGED + tuple(f"val/{name}" for name in metrics.extra) + LOGGED_BY.get(model.rpartition(".")[2], ())
     if name not in logged and not name.startswith("train/") and model.startswith("anyo_lightning."):
         raise InputError(f"Expected {option} among {', '.join(logged)} (and @k), got {monitor}")

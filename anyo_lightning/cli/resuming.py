@@ -25,7 +25,7 @@ ANYWHERE = (
     *("*.backbone.init_args.gradient_checkpointing", "*.backbone.init_args.sharded"),
     *("*.views_from", "data.micro_batch_tokens"),
     *("run", "config", "final_test", "save_every_n_steps", "probe", "probe_memory", "metrics.variant", "metrics.top_k"),
-    "teach",
+    *("metrics.extra", "teach"),
 )
 # What lies elsewhere may do so as long as it is called the same: its content need not be there to be compared.
 MOVED = (

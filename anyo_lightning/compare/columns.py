@@ -33,11 +33,11 @@ def table_columns(results: Results) -> list[Column]:
         Column("seeds", [NONE if line.seeds == (None,) else str(len(line.seeds)) for line in lines], plain),
     ]
     for name in results.metrics:
-        cells = [line.cells[name] for line in lines]
+        cells = [line.cells.get(name) for line in lines]
         columns.append(_values(title(name), cells, is_higher_better(name)))
-        if any(cell.deviation is not None for cell in cells):
+        if any(cell and cell.deviation is not None for cell in cells):
             columns.append(_deviations(cells))
-        if any(cell.difference is not None for cell in cells):
+        if any(cell and cell.difference is not None for cell in cells):
             columns += _differences(cells, [line.is_baseline for line in lines])
     return columns + [Column(name, [COSTS[name].shown(line.cost) for line in lines], plain) for name in results.costs]
 
@@ -53,9 +53,11 @@ def slice_columns(results: Results) -> list[Column]:
     ]
     for metric in results.slices[0].metrics if results.slices else ():
         figures = [part.metrics[metric][row] for part, _, row in entries]
-        texts = [number(f.value, 3) + half_of_interval(f.low, f.high, 3) for f in figures]
-        best = [max(figure.value for figure in part.metrics[metric]) for part, _, _ in entries]
-        styles: list[Style] = ["best" if f.value == b > 0 else "plain" for f, b in zip(figures, best, strict=True)]
+        texts = [number(f.value, 3) + half_of_interval(f.low, f.high, 3) if f else NONE for f in figures]
+        best = [max(figure.value for figure in part.metrics[metric] if figure) for part, _, _ in entries]
+        styles: list[Style] = [
+            "best" if f and f.value == b > 0 else "plain" for f, b in zip(figures, best, strict=True)
+        ]
         columns.append(Column(title(metric), texts, styles))
     return columns
 
@@ -90,6 +92,9 @@ def notes(results: Results) -> list[str]:
         found.append("Tests: sign-flip permutation, Holm-corrected over the rows, 5%.")
     if not all(map(is_rank_metric, results.metrics)):
         found += approximate_lists(results)
+    if any(metric.startswith("test/ild@") for metric in results.metrics):
+        found.append("ILD is in each row's own item vectors: do not compare it between rows.")
+    found += foreign_lists(results)
     return [*found, cost_notes(results.costs)] if results.costs else found
 
 
@@ -103,6 +108,18 @@ def approximate_lists(results: Results) -> list[str]:
         for index, names in variants.items()
         if index != EXACT_INDEX
     ]
+
+
+def foreign_lists(results: Results) -> list[str]:
+    """What to know of each row of another system, and what it cannot show."""
+    found = []
+    for line in results.lines:
+        found += [line.note] if line.note else []
+        reasons: dict[str, list[str]] = {}
+        for metric, reason in line.left_out.items():
+            reasons.setdefault(reason, []).append(title(metric))
+        found += [f"{line.variant} without {', '.join(names)}: {reason}." for reason, names in reasons.items()]
+    return found
 
 
 def number(value: float, decimals: int) -> str:
@@ -126,7 +143,7 @@ def as_change(value: float, low: float, high: float, decimals: int, *, clear: bo
 def title(metric: str) -> str:
     """`HR@10` for `test/hr@10`."""
     name, at, cutoff = metric.removeprefix("test/").removeprefix("val/").partition("@")
-    return (name.upper() if name in ("hr", "ndcg", "mrr") else name.capitalize()) + at + cutoff
+    return (name.upper() if name in ("hr", "ndcg", "mrr", "map", "ild") else name.capitalize()) + at + cutoff
 
 
 def as_p(p: float) -> str:
@@ -134,36 +151,41 @@ def as_p(p: float) -> str:
     return "<.001" if p < 0.001 else number(p, 3)
 
 
-def decimals_of(cells: list[Cell]) -> int:
+def decimals_of(column: list[Cell | None]) -> int:
     """Three decimals, four where intervals are so narrow that the fourth means something, one for counts."""
+    cells = [cell for cell in column if cell]
     if max(abs(cell.value) for cell in cells) >= 10:
         return 1
     halves = [(cell.high - cell.low) / 2 for cell in cells if cell.high is not None and cell.low is not None]
     return 4 if halves and min(halves) < FINE_INTERVAL else 3
 
 
-def _values(header: str, cells: list[Cell], has_best: bool) -> Column:
+def _values(header: str, cells: list[Cell | None], has_best: bool) -> Column:
     decimals = decimals_of(cells)
-    marked = has_best and any(cell.near_best for cell in cells)
+    marked = has_best and any(cell and cell.near_best for cell in cells)
     texts = []
     for cell in cells:
+        if cell is None:
+            texts.append(NONE)
+            continue
         mark = ("†" if cell.near_best else " ") if marked else ""
         texts.append(number(cell.value, decimals) + mark + half_of_interval(cell.low, cell.high, decimals))
-    return Column(header, texts, ["best" if cell.best else "plain" for cell in cells])
+    return Column(header, texts, ["best" if cell and cell.best else "plain" for cell in cells])
 
 
-def _deviations(cells: list[Cell]) -> Column:
+def _deviations(cells: list[Cell | None]) -> Column:
     decimals = decimals_of(cells)
-    texts = [NONE if cell.deviation is None else number(cell.deviation, decimals) for cell in cells]
+    deviations = [cell.deviation if cell else None for cell in cells]
+    texts = [NONE if deviation is None else number(deviation, decimals) for deviation in deviations]
     return Column("sd", texts, ["plain"] * len(cells))
 
 
-def _differences(cells: list[Cell], is_baseline: list[bool]) -> list[Column]:
+def _differences(cells: list[Cell | None], is_baseline: list[bool]) -> list[Column]:
     """Paired differences with a star where they are significant, so that no colour is needed; p and effect size."""
     decimals = decimals_of(cells)
     texts, tests, styles = [], [], list[Style]()
     for cell, baseline in zip(cells, is_baseline, strict=True):
-        difference = cell.difference
+        difference = cell.difference if cell else None
         if difference is None:
             texts.append("base " if baseline else NONE)
             tests.append("")

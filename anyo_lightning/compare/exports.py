@@ -42,7 +42,7 @@ def _slice(results: Results, number: int) -> dict[str, Any]:
     part = results.slices[number]
     names = [line.variant for line in results.lines]
     figures = {
-        metric: {name: dataclasses.asdict(figure) for name, figure in zip(names, of_metric, strict=True)}
+        metric: {name: dataclasses.asdict(figure) for name, figure in zip(names, of_metric, strict=True) if figure}
         for metric, of_metric in part.metrics.items()
     }
     return {"group": part.group, "name": part.name, "rows": part.rows, "users": part.users, "metrics": figures}
@@ -68,12 +68,15 @@ def _lines(results: Results) -> Iterator[dict[str, Any]]:
                 "near_best": cell.near_best,
                 "is_baseline": line.is_baseline,
                 "index": line.index,
+                "list_length": line.list_length,
                 **{"difference" if name == "value" else f"difference_{name}": v for name, v in difference.items()},
                 **{key: line.cost.get(key) for key in KEYS},
             }
     for part in results.slices:
         for metric, figures in part.metrics.items():
             for line, figure in zip(results.lines, figures, strict=True):
+                if figure is None:
+                    continue
                 yield {
                     "variant": line.variant,
                     "seeds": " ".join(str(seed) for seed in line.seeds if seed is not None),

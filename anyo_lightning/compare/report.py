@@ -43,7 +43,10 @@ def _content(comparison: Comparison) -> dict[str, Any]:
             "group": part.group,
             "name": part.name,
             "users": part.users,
-            "metrics": {m: [[f.value, f.low, f.high] for f in figures] for m, figures in part.metrics.items()},
+            "metrics": {
+                metric: [[figure.value, figure.low, figure.high] if figure else None for figure in figures]
+                for metric, figures in part.metrics.items()
+            },
         }
         for part in results.slices
     ]
@@ -79,7 +82,7 @@ def _variant(comparison: Comparison, row: int) -> dict[str, Any]:
 
 def _cell(cell: Cell, metric: str, comparison: Comparison) -> dict[str, Any]:
     """Figures in full for sorting and plots, and as the table shows them."""
-    decimals = decimals_of([line.cells[metric] for line in comparison.results.lines])
+    decimals = decimals_of([line.cells.get(metric) for line in comparison.results.lines])
     difference = cell.difference
     return {
         "value": cell.value,
@@ -172,7 +175,7 @@ def _cases(comparison: Comparison) -> dict[str, Any]:
                 "targetCount": fact["target_count"],
                 "tied": fact["target_tied"],
                 "lists": [of[number_] for of in lists],
-                "ranks": [float(of_seeds[0][row]) for of_seeds in shared.ranks],
+                "ranks": [float(of[0][row]) if np.isfinite(of[0][row]) else None for of in shared.ranks],
             }
         )
     whole = shared.keys.height

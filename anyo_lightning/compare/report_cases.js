@@ -1,6 +1,7 @@
 // The case browser: one test row at a time, with what each variant recommended.
 
 const cases = data.cases;
+const rankOf = (rank) => (rank === null ? Infinity : rank); // of a target that is not in another system's list
 const place = (rank) => (Number.isInteger(rank) ? rank : rank.toFixed(1)).toLocaleString("en");
 
 function matching() {
@@ -8,7 +9,7 @@ function matching() {
   const [first, second] = ["case-first", "case-second"].map((id) => Number(byId(id).value));
   const wanted = byId("case-search").value.trim().toLowerCase();
   return cases.rows.map((row, index) => ({ row, index })).filter(({ row }) => {
-    const [one, other] = [row.ranks[first], row.ranks[second]];
+    const [one, other] = [rankOf(row.ranks[first]), rankOf(row.ranks[second])];
     if (filter === "first" && !(one < other)) return false;
     if (filter === "second" && !(other < one)) return false;
     return !wanted || row.user.toLowerCase().includes(wanted) || cases.items[row.target].toLowerCase().includes(wanted);
@@ -19,7 +20,7 @@ function drawCaseList() {
   const list = byId("case-list");
   const found = matching();
   list.replaceChildren();
-  const telling = found.findIndex(({ row }) => row.ranks[0] <= 10); // one where the best variant's list has the target
+  const telling = found.findIndex(({ row }) => rankOf(row.ranks[0]) <= 10); // one where the best variant's list has the target
   fill(list, found.map(({ row, index }) => [String(index), `${row.user}: ${cases.items[row.target]}`]), Math.max(telling, 0));
   byId("case-count").textContent = `${found.length.toLocaleString("en")} ${found.length === 1 ? "case" : "cases"} (user: target)`;
   drawCase();
@@ -60,7 +61,8 @@ function drawCase() {
   history.querySelector("ol").tabIndex = 0;
   lists.append(history);
   data.variants.forEach((variant, number_) => {
-    lists.append(block(variant.label, `target at ${place(row.ranks[number_])}`, row.lists[number_].map((index) => item(index, row.target))));
+    const rank = row.ranks[number_];
+    lists.append(block(variant.label, rank === null ? "without the target" : `target at ${place(rank)}`, row.lists[number_].map((index) => item(index, row.target))));
   });
   shown.replaceChildren(facts, lists);
 }

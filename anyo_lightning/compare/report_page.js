@@ -16,12 +16,13 @@ function tableColumns() {
   ];
   data.metrics.forEach((metric) => {
     const cell = (v) => v.cells[metric.name];
-    columns.push({ header: metric.title, value: (v) => cell(v).value, show: (v) => valueCell(cell(v)), down: true });
-    if (data.variants.some((v) => cell(v).deviation)) {
-      columns.push({ header: "sd", value: (v) => number(cell(v).deviation), show: (v) => element("td", cell(v).deviation || "-"), down: true });
+    // Lists of another system lack the metrics beyond their length.
+    columns.push({ header: metric.title, value: (v) => cell(v)?.value, show: (v) => (cell(v) ? valueCell(cell(v)) : element("td", "-")), down: true });
+    if (data.variants.some((v) => cell(v)?.deviation)) {
+      columns.push({ header: "sd", value: (v) => number(cell(v)?.deviation), show: (v) => element("td", cell(v)?.deviation || "-"), down: true });
     }
-    if (data.variants.some((v) => cell(v).difference)) {
-      const difference = (v) => cell(v).difference;
+    if (data.variants.some((v) => cell(v)?.difference)) {
+      const difference = (v) => cell(v)?.difference;
       const base = (v) => element("td", v.baseline ? "base" : "-", "tag");
       columns.push({ header: "vs base", value: (v) => (difference(v) ? difference(v).value : null), show: (v) => (difference(v) ? differenceCell(difference(v)) : base(v)), down: true });
       columns.push({ header: "p", value: (v) => (difference(v) ? difference(v).p : null), show: (v) => element("td", difference(v) ? difference(v).pText : ""), down: false });

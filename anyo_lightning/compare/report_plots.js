@@ -2,6 +2,8 @@
 
 const titleOf = (name) => data.metrics.find((metric) => metric.name === name).title;
 
+const shows = (row, metric) => metric in data.variants[row].cells; // lists of another system lack some
+
 // Variants that no other beats at the same or a lower cost.
 function paretoFront(points) {
   const front = [];
@@ -14,7 +16,8 @@ function paretoFront(points) {
 function drawCost() {
   const metric = byId("cost-metric").value;
   const axis = byId("cost-axis").value;
-  const known = data.variants.map((variant, row) => ({ variant, row, x: variant.cost[axis], y: variant.cells[metric].value }));
+  const rows = data.variants.map((_, row) => row).filter((row) => shows(row, metric));
+  const known = rows.map((row) => ({ variant: data.variants[row], row, x: data.variants[row].cost[axis], y: data.variants[row].cells[metric].value }));
   const points = known.filter((point) => point.x > 0);
   const left = known.filter((point) => !(point.x > 0));
   const front = paretoFront(points);
@@ -74,26 +77,27 @@ function drawCurves() {
 function drawSlices() {
   const metric = byId("slice-metric").value;
   const parts = data.slices.filter((part) => part.group === byId("slice-group").value);
-  const largest = Math.max(...parts.flatMap((part) => part.metrics[metric].map((figure) => figure[2])), 0.01);
-  const labels = data.variants.map((variant) => short(variant.label));
-  const rows = data.variants.map((_, row) => row);
+  const largest = Math.max(...parts.flatMap((part) => part.metrics[metric].map((figure) => (figure ? figure[2] : 0))), 0.01);
+  const shown = data.variants.map((_, row) => row).filter((row) => shows(row, metric));
+  const labels = shown.map((row) => short(data.variants[row].label));
+  const rows = shown.map((_, index) => index);
   byId("slice-plots").replaceChildren(...parts.map((part) => {
     const figure = element("div");
     const heading = element("h3", part.name);
     heading.append(element("span", `  ${part.users.toLocaleString("en")} users`));
     const plot = element("div", undefined, "plot");
     plot.setAttribute("role", "img");
-    plot.setAttribute("aria-label", `${titleOf(metric)} of ${part.users} users: ` + data.variants.map((v, row) => `${v.label} ${decimal(part.metrics[metric][row][0])}`).join(", "));
+    plot.setAttribute("aria-label", `${titleOf(metric)} of ${part.users} users: ` + shown.map((row) => `${data.variants[row].label} ${decimal(part.metrics[metric][row][0])}`).join(", "));
     figure.append(heading, plot);
     return figure;
   }));
   parts.forEach((part, index) => {
-    const figures = part.metrics[metric];
+    const figures = shown.map((row) => part.metrics[metric][row]);
     const x = figures.map((figure) => figure[0]);
     Plotly.newPlot(byId("slice-plots").children[index].lastChild, [{
-      x, y: rows, mode: "markers", marker: { color: rows.map(colour), size: 9 },
+      x, y: rows, mode: "markers", marker: { color: shown.map(colour), size: 9 },
       error_x: { array: figures.map((f) => f[2] - f[0]), arrayminus: figures.map((f) => f[0] - f[1]), color: INK, thickness: 1.4, width: 0 },
-      text: figures.map((f, row) => `${plain(data.variants[row].label)}<br>${decimal(f[0])} [${decimal(f[1])}, ${decimal(f[2])}]`),
+      text: figures.map((f, row) => `${plain(data.variants[shown[row]].label)}<br>${decimal(f[0])} [${decimal(f[1])}, ${decimal(f[2])}]`),
       hovertemplate: "%{text}<extra></extra>",
     }], layout({
       height: 56 + 21 * rows.length,
@@ -108,7 +112,7 @@ function drawPairs() {
   const metric = byId("pair-metric").value;
   const chosen = Number(byId("pair-variant").value);
   const { users, wins, difference, half } = data.pairs[metric];
-  const others = data.variants.map((_, row) => row).filter((row) => row !== chosen);
+  const others = data.variants.map((_, row) => row).filter((row) => row !== chosen && shows(row, metric) && shows(chosen, metric));
   const better = others.map((row) => wins[chosen][row] / users);
   const worse = others.map((row) => wins[row][chosen] / users);
   const equal = others.map((_, index) => 1 - better[index] - worse[index]);

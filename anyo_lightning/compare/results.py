@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from anyo_lightning.compare.costs import DEFAULT_COSTS
+from anyo_lightning.compare.foreign import read_foreign
 from anyo_lightning.compare.rows import SharedRows, is_rank_metric
 from anyo_lightning.compare.slice_table import Slice, slice_table
 from anyo_lightning.compare.stats import Difference, paired_differences
@@ -16,7 +17,7 @@ from anyo_lightning.compare.variants import TestedRun, Variant, find_variant, re
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.intervals import bootstrap_means
 
-HIGHER_IS_BETTER = ("hr", "recall", "ndcg", "mrr", "coverage", "index_recall")
+HIGHER_IS_BETTER = ("hr", "recall", "ndcg", "mrr", "precision", "map", "serendipity", "coverage", "index_recall")
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,11 @@ class Line:
     folders: tuple[Path, ...]
     is_baseline: bool
     index: str  # that gives the lists; ranks are exact whatever it is
-    cells: dict[str, Cell]
+    cells: dict[str, Cell]  # without those of `left_out`
     cost: dict[str, Any]  # means over seeds
+    left_out: dict[str, str]  # metrics that another system's lists cannot show, and why
+    list_length: int | None  # of such lists
+    note: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def load_results(
     *,
     metrics: Sequence[str],
     baseline: str | None = None,
+    foreign: Sequence[str] = (),
     slices: bool = True,
     costs: Sequence[str] = DEFAULT_COSTS,
 ) -> Comparison:
@@ -88,6 +93,7 @@ def load_results(
         paths: Run folders, or folders that hold them: then the newest tested version of each variant and seed counts.
         metrics: Names as in metrics.json. Rank metrics at any k are worked out from the predictions if need be.
         baseline: Variant or folder that the others are compared with.
+        foreign: Lists of other systems, `NAME=FILE` each, as `read_foreign` takes them.
         slices: Whether to work out slices, too.
         costs: Columns of the ledger.
 
@@ -96,15 +102,17 @@ def load_results(
 
     Raises:
         InputError: A folder does not exist or holds no tested run, runs differ in split, protocol, users or targets, a
-            metric is unknown, or the baseline is not exactly one of the rows.
+            metric is unknown, the baseline is not exactly one of the rows, or lists are not of the runs' split.
     """
     variants, passed_over = read_variants(paths)
     _check_metrics(variants, metrics)
+    if foreign:
+        variants += read_foreign(foreign, variants, metrics)
     base = None if baseline is None else find_variant(variants, baseline)
     shared = SharedRows.read(variants)
     position = None if base is None else variants.index(base)
-    columns = {metric: _cells(variants, shared, metric, position) for metric in metrics}
-    order = sorted(range(len(variants)), key=lambda row: -columns[metrics[0]][row].value)
+    columns = {metric: _column(variants, shared, metric, position) for metric in metrics}
+    order = sorted(range(len(variants)), key=lambda row: _place(columns[metrics[0]][row]))
     variants = [variants[row] for row in order]
     shared = dataclasses.replace(shared, ranks=tuple(shared.ranks[row] for row in order))
     lines = tuple(
@@ -114,8 +122,11 @@ def load_results(
             folders=tuple(run.folder.path for run in variant.runs),
             is_baseline=variant is base,
             index=variant.runs[0].content["protocol"]["index"],
-            cells={metric: columns[metric][row] for metric in metrics},
+            cells={metric: cell for metric in metrics if (cell := columns[metric][row]) is not None},
             cost=_mean_cost(variant.runs),
+            left_out=dict(variant.left_out),
+            list_length=variant.list_length,
+            note=variant.note,
         )
         for variant, row in zip(variants, order, strict=True)
     )
@@ -145,6 +156,20 @@ def _check_metrics(variants: Sequence[Variant], metrics: Sequence[str]) -> None:
             if metric not in run.content["metrics"] and not is_rank_metric(metric):
                 there = ", ".join(run.content["metrics"])
                 raise InputError(f"Expected metrics to be among {there}; got {metric!r}, which {run.folder.path} lacks")
+
+
+def _place(cell: Cell | None) -> float:
+    """Where a line stands: the highest first, those without a figure last."""
+    return np.inf if cell is None else -cell.value
+
+
+def _column(variants: Sequence[Variant], shared: SharedRows, metric: str, base: int | None) -> list[Cell | None]:
+    """One column of the table, over the variants that can show the metric."""
+    shown = [row for row, variant in enumerate(variants) if metric not in variant.left_out]
+    own = dataclasses.replace(shared, ranks=tuple(shared.ranks[row] for row in shown))
+    cells = _cells([variants[row] for row in shown], own, metric, shown.index(base) if base in shown else None)
+    found = dict(zip(shown, cells, strict=True))
+    return [found.get(row) for row in range(len(variants))]
 
 
 def _cells(variants: Sequence[Variant], shared: SharedRows, metric: str, base: int | None) -> list[Cell]:

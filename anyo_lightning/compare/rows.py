@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float, Int
 
 from anyo_lightning.compare.variants import TestedRun, Variant
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation.metrics import RANK_METRICS
+from anyo_lightning.evaluation.metrics import EXTRA_RANK_METRICS, RANK_METRICS
 
 KEYS = ["user_id", "target_item_id"]
+FUNCTIONS = RANK_METRICS | EXTRA_RANK_METRICS
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +32,15 @@ class SharedRows:
         """
         first = variants[0].runs[0]
         keys = first.folder.read_predictions(KEYS)
-        user = keys["user_id"].rank("dense").cast(pl.Int64).to_numpy()
+        user_ids = pl.Enum(keys["user_id"].unique(maintain_order=True))  # in the run's order, as its own intervals are
+        user = keys["user_id"].cast(user_ids).to_physical().cast(pl.Int64).to_numpy()
         ranks = tuple(tuple(_ranks(run, keys, first) for run in variant.runs) for variant in variants)
         return cls(keys, user, ranks)
 
     @property
     def users(self) -> int:
         """Number of users; fewer than rows where users have several targets."""
-        return int(self.user.max())
+        return 1 + int(self.user.max())
 
     def values(self, metric: str, mask: Bool[np.ndarray, "rows"] | None = None) -> Float[np.ndarray, "users variants"]:
         """A rank metric of each user and variant, the mean over its seeds.
@@ -61,13 +63,13 @@ class SharedRows:
             ranks, user = ranks[mask], user[mask]
         if self.users == len(self.user):  # one row per user: no need to gather, and the order is nobody's business
             user = np.arange(len(user))
-        return RANK_METRICS[name](ranks, user, int(cutoff))
+        return FUNCTIONS[name](ranks, user, int(cutoff))
 
 
 def is_rank_metric(metric: str) -> bool:
-    """Whether ranks alone give the metric, at any cutoff: `test/hr@3`, `test/recall@50`, `test/ndcg@10`."""
+    """Whether ranks alone give the metric, at any cutoff: `test/hr@3`, `test/recall@50`, `test/map@10`."""
     name, _, cutoff = metric.removeprefix("test/").partition("@")
-    return metric.startswith("test/") and name in RANK_METRICS and cutoff.isdigit() and int(cutoff) > 0
+    return metric.startswith("test/") and name in FUNCTIONS and cutoff.isdigit() and int(cutoff) > 0
 
 
 def in_order(rows: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:

@@ -37,7 +37,7 @@ class Slice:
     name: str
     rows: int
     users: int
-    metrics: dict[str, tuple[SliceFigure, ...]]
+    metrics: dict[str, tuple[SliceFigure | None, ...]]  # None for a row that cannot show the metric
 
 
 def slice_table(variants: Sequence[Variant], shared: SharedRows, metrics: Sequence[str]) -> tuple[Slice, ...]:
@@ -57,7 +57,11 @@ def slice_table(variants: Sequence[Variant], shared: SharedRows, metrics: Sequen
             figures = [SliceFigure(*map(float, end)) for end in ends]
             size = len(variants)
             by_metric = {
-                metric: tuple(figures[size * column : size * (column + 1)]) for column, metric in enumerate(metrics)
+                metric: tuple(
+                    None if metric in variant.left_out else figures[size * column + row]
+                    for row, variant in enumerate(variants)
+                )
+                for column, metric in enumerate(metrics)
             }
             slices.append(Slice(group, name, int(mask.sum()), len(values[0]), by_metric))
     return tuple(slices)

@@ -21,6 +21,7 @@ def compare(
     runs: list[Path],
     *,
     baseline: str | None = None,
+    foreign: list[str] | None = None,
     format: Literal[Format, "html"] = "rich",  # noqa: A002
     metrics: list[str] | None = None,
     columns: list[str] | str | None = None,
@@ -33,6 +34,9 @@ def compare(
     Args:
         runs: Run folders, or folders of runs (`runs`): then the newest tested version of each variant and seed below.
         baseline: The variant or run folder that the others are compared with, user by user.
+        foreign: Top-k lists of other systems for the same split, `NAME=FILE` each: CSV, Parquet or JSON lines with
+            user, item, and score or rank, or a TREC run. Each name is a row, ranked and tested like the runs; a target
+            that is not in a list counts as not found, and metrics beyond the lists are left out.
         format: `rich` for the terminal, `markdown` for a README, `latex` (booktabs) for a paper, `csv` and `json` with
             everything in full precision, `html` for one page with plots and cases that needs no network.
         metrics: Figures to show, by default `test/hr@10` and `test/ndcg@10`; the first decides the order.
@@ -47,7 +51,8 @@ def compare(
 
     Raises:
         InputError: A folder does not exist or holds no tested run, the runs differ in split, protocol or users, a
-            metric or column is unknown, the baseline is not exactly one of the rows, or a page would go to a terminal.
+            metric or column is unknown, the baseline is not exactly one of the rows, foreign lists are not of the runs'
+            split, or a page would go to a terminal.
     """
     if output is not None and output.is_dir():
         raise InputError(f"Expected output to be a file, got the folder {output}")
@@ -55,10 +60,10 @@ def compare(
         raise InputError("Expected output to name a file for the HTML page, got none: a terminal cannot show it")
     metrics = metrics or ["test/hr@10", "test/ndcg@10"]
     if across_splits:
-        if baseline is not None or slices or format not in ("rich", "markdown"):
+        if baseline is not None or slices or foreign or format not in ("rich", "markdown"):
             raise InputError(
-                "Expected across_splits without baseline and slices, with format rich or markdown, "
-                f"got baseline {baseline}, slices {slices}, format {format}"
+                "Expected across_splits without baseline, slices and foreign, with format rich or markdown, "
+                f"got baseline {baseline}, slices {slices}, foreign {foreign}, format {format}"
             )
         rows = spreads(runs, metrics)
         write_out(spread_as_markdown(rows) if format == "markdown" else as_plain(spread_as_rich(rows)), output)
@@ -67,6 +72,7 @@ def compare(
         runs,
         metrics=metrics,
         baseline=baseline,
+        foreign=foreign or (),
         slices=slices or format in ALWAYS_SLICED,
         costs=choose_costs(columns),
     )

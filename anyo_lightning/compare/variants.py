@@ -7,7 +7,7 @@ apart. Runs of different splits or protocols are refused: their figures do not m
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,13 @@ FREE_SETTINGS = {
     ),
     "checkpoint": ("dirpath", "verbose", "save_last", "save_top_k"),
     "early_stopping": ("verbose",),
-    "metrics": ("cutoffs", "top_k", "variant", "mask_history"),  # whether masked: metrics.json's protocol says it
+    "metrics": (
+        "cutoffs",
+        "top_k",
+        "extra",
+        "variant",
+        "mask_history",
+    ),  # whether masked: metrics.json's protocol says it
 }
 FOLDER_SETTINGS = (
     "init_from",
@@ -61,10 +67,13 @@ class TestedRun:
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """One row: the runs of a variant that differ in their seed only."""
+    """One row: the runs of a variant that differ in their seed only, or another system's lists."""
 
     label: str
     runs: tuple[TestedRun, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)  # metrics that lists cannot show, and why
+    list_length: int | None = None  # of lists: how many places are known
+    note: str = ""
 
     def holds(self, name: str) -> bool:
         """Whether the row is called so, or one of its runs lies in that folder."""

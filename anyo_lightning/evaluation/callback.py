@@ -24,6 +24,7 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation import tensorboard
 from anyo_lightning.evaluation.evaluation import Evaluation
 from anyo_lightning.evaluation.index import ItemIndex, check_factory, dense_for_index
+from anyo_lightning.evaluation.metrics import EXTRA, Extra
 from anyo_lightning.evaluation.ranking import block_rows, distinct_rows, excluded_items, rank
 from anyo_lightning.evaluation.scores import dense_rows
 from anyo_lightning.evaluation.tested import training_cost, write_results
@@ -69,6 +70,7 @@ class RetrievalMetrics(Callback):
         mask_history: bool | None = None,
         index: str = "Flat",
         top_k: int = 20,
+        extra: Sequence[Extra] = (),
         variant: str | None = None,
         folder: Path | None = None,
         weights_of: Path | None = None,
@@ -85,6 +87,10 @@ class RetrievalMetrics(Callback):
                 `Flat` also logs its recall against exact search and what it costs in NDCG; ranks are exact in either
                 case.
             top_k: Length of the lists in predictions.parquet, at least the largest cutoff.
+            extra: Figures to add: `precision`, `map` (mean average precision), `novelty` (mean self-information of what
+                is recommended, in bits), `ild` (intra-list diversity: mean cosine distance of a list's items by the
+                model's vectors) and `serendipity` (targets found that the most popular items lack), each at every
+                cutoff; `precision` and `map` in slices, too.
             variant: Name of the variant in metrics.json; by default what the run folder is called.
             folder: Run folder, where the test writes metrics.json, predictions.parquet and catalogue.parquet; None
                 writes nothing. The command line gives it.
@@ -93,16 +99,20 @@ class RetrievalMetrics(Callback):
             seed: Of the run, for metrics.json. The command line gives it.
 
         Raises:
-            InputError: A cutoff or `top_k` is not positive, there is no cutoff, or FAISS cannot read `index`.
+            InputError: A cutoff or `top_k` is not positive, there is no cutoff, a name in `extra` is unknown, or FAISS
+                cannot read `index`.
         """
         if not cutoffs or min(cutoffs) < 1:
             raise InputError(f"Expected cutoffs to be one or more positive integers, got {list(cutoffs)}")
         if top_k < 1:
             raise InputError(f"Expected top_k to be positive, got {top_k}")
+        if unknown := [name for name in extra if name not in EXTRA]:
+            raise InputError(f"Expected extra to be among {', '.join(EXTRA)}, got {unknown[0]!r}")
         check_factory(index)
         self.cutoffs = tuple(sorted(set(cutoffs)))
         self.mask_history = mask_history
         self.index = index
+        self.extra = tuple(extra)
         self.top_k = max(top_k, *self.cutoffs)
         self.variant, self.folder, self.weights_of, self.seed = variant, folder, weights_of, seed
         self.collected: list[Evaluation] | None = None  # a probe's tests, instead of the run folder's results
@@ -254,7 +264,10 @@ class RetrievalMetrics(Callback):
                 index.search(dense_rows(query_vectors, few), min(self.top_k, len(vectors)), excluded)
             cost |= {"index_build_seconds": index.build_seconds, "queries_per_second": index.queries_per_second}
         exact = index is None or index.exact
-        return Evaluation(split, queries, rows, ranking, self.cutoffs, exact), vectors, cost
+        evaluation = Evaluation(
+            split, queries, rows, ranking, self.cutoffs, exact, self.extra, vectors, self.history_masked
+        )
+        return evaluation, vectors, cost
 
     def _write(
         self, trainer: Trainer, module: LightningModule, evaluation: Evaluation, serving: dict[str, float]

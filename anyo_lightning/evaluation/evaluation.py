@@ -1,18 +1,29 @@
 """From ranks and lists to what a run reports: logged means, figures with intervals, slices, predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from anyo_lightning.data.splits import Queries, Split
+from anyo_lightning.evaluation.diversity import intra_list_diversity
 from anyo_lightning.evaluation.index import index_recall
 from anyo_lightning.evaluation.intervals import bootstrap_means
-from anyo_lightning.evaluation.metrics import average_popularity, coverage, gini, ndcg, user_metrics
-from anyo_lightning.evaluation.ranking import Ranking, list_ranks
+from anyo_lightning.evaluation.metrics import (
+    average_popularity,
+    coverage,
+    gini,
+    ndcg,
+    novelty,
+    popularity_ranks,
+    serendipity,
+    user_metrics,
+)
+from anyo_lightning.evaluation.ranking import Ranking, excluded_items, list_ranks
 from anyo_lightning.evaluation.slices import (
     HISTORY_BANDS,
     TOKEN_BANDS,
@@ -36,20 +47,39 @@ class Evaluation:
     ranking: Ranking
     cutoffs: Sequence[int]
     exact_index: bool
+    extra: Collection[str] = ()  # of `metrics.EXTRA`
+    vectors: Float[Tensor, "catalogue dim"] | None = None  # of all items, where extra has ild
+    history_masked: bool = True
 
     def by_user(self) -> dict[str, np.ndarray]:
         """Every figure that is a mean over users, as one value per user in ascending order of users."""
         ranking, user = self.ranking, self.queries.user[self.rows]
-        values = user_metrics(ranking.ranks, user, self.cutoffs)
+        values = user_metrics(ranking.ranks, user, self.cutoffs, self.extra)
         counts, lists = self.split.training_counts(), self._one_list_per_user(ranking.top_items)
         for k in self.cutoffs:
             values[f"popularity@{k}"] = average_popularity(lists[:, :k], counts)
+        values |= self._extra_by_user(lists, counts)
         if not self.exact_index:
             target, exact_lists = self.queries.target[self.rows], self._one_list_per_user(ranking.exact_top_items)
             exact, found = (list_ranks(top, target) for top in (ranking.exact_top_items, ranking.top_items))
             for k in self.cutoffs:
                 values[f"index_recall@{k}"] = index_recall(lists[:, :k], exact_lists[:, :k])
                 values[f"index_ndcg_cost@{k}"] = ndcg(exact, user, k) - ndcg(found, user, k)
+        return values
+
+    def _extra_by_user(self, lists: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """What is asked for of the figures beside accuracy."""
+        target, values = self.queries.target[self.rows], dict[str, np.ndarray]()
+        if "novelty" in self.extra:
+            values |= {f"novelty@{k}": novelty(lists[:, :k], counts) for k in self.cutoffs}
+        if "ild" in self.extra:
+            assert self.vectors is not None
+            pairs = [k for k in self.cutoffs if k > 1]
+            values |= {f"ild@{k}": intra_list_diversity(lists[:, :k], self.vectors) for k in pairs}
+        if "serendipity" in self.extra:
+            excluded = excluded_items(self.rows, target, self.queries.history) if self.history_masked else None
+            popular, user = popularity_ranks(target, counts, excluded), self.queries.user[self.rows]
+            values |= {f"serendipity@{k}": serendipity(self.ranking.ranks, popular, user, k) for k in self.cutoffs}
         return values
 
     def of_lists(self) -> dict[str, float]:
@@ -78,7 +108,7 @@ class Evaluation:
     def slices(self, prefix: str, item_tokens: np.ndarray | None) -> dict[str, Any]:
         """Figures of each slice of the rows; `item_tokens` are the tokens of each item's text, where known."""
         masks, user = slice_masks(self._parts(item_tokens)), self.queries.user[self.rows]
-        return slice_figures(masks, self.ranking.ranks, user, self.cutoffs, prefix=prefix)
+        return slice_figures(masks, self.ranking.ranks, user, self.cutoffs, prefix=prefix, extra=self.extra)
 
     def predictions(self, item_tokens: np.ndarray | None) -> pl.DataFrame:
         """One line per row: whose, what, at which rank, what was recommended, after which history, in which slices."""

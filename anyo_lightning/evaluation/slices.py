@@ -5,7 +5,7 @@ history is a guess because their timestamp is shared. Which part a row is in is 
 a comparison of runs cuts rows as each run's test did.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -89,6 +89,7 @@ def slice_figures(
     cutoffs: Sequence[int],
     *,
     prefix: str,
+    extra: Collection[str] = (),
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Rank metrics of each slice, means over its users with the 95% intervals of those means.
 
@@ -98,12 +99,14 @@ def slice_figures(
         user: The user of each row.
         cutoffs: The k of the metrics.
         prefix: Put before each metric's name.
+        extra: What is added of `EXTRA_RANK_METRICS`. Figures of lists are not: a slice is of targets, which lists do
+            not have.
 
     Returns:
         For each group and slice: `rows`, `users` and `metrics`, `{"test/ndcg@10": {"value", "low", "high"}, …}`.
     """
     return {
-        group: {name: _slice(ranks[mask], user[mask], cutoffs, prefix) for name, mask in of_group.items()}
+        group: {name: _slice(ranks[mask], user[mask], cutoffs, prefix, extra) for name, mask in of_group.items()}
         for group, of_group in masks.items()
     }
 
@@ -113,9 +116,11 @@ def _enum(numbers: np.ndarray, names: Sequence[str]) -> pl.Series:
     return pl.Series(np.asarray(names, dtype=object)[numbers], dtype=pl.Enum(names))
 
 
-def _slice(ranks: np.ndarray, user: np.ndarray, cutoffs: Sequence[int], prefix: str) -> dict[str, Any]:
+def _slice(
+    ranks: np.ndarray, user: np.ndarray, cutoffs: Sequence[int], prefix: str, extra: Collection[str]
+) -> dict[str, Any]:
     """One slice's figures."""
-    by_user = user_metrics(ranks, user, cutoffs)
+    by_user = user_metrics(ranks, user, cutoffs, extra)
     values = np.stack(list(by_user.values()), axis=1)
     metrics = {
         prefix + name: {"value": float(mean), "low": float(low), "high": float(high)}

@@ -48,7 +48,9 @@ def write_results(
     if cost.get("flops") and "test/ndcg@10" in figures:
         cost["ndcg@10_per_pflop"] = figures["test/ndcg@10"]["value"] / (cost["flops"] / 1e15)
     run.write_predictions(evaluation.predictions(item_tokens))
-    run.write_catalogue(pl.DataFrame({"item_id": split.item_ids.tolist(), "text": split.item_texts}))
+    counts = split.training_counts()
+    catalogue = {"item_id": split.item_ids.tolist(), "text": split.item_texts, "training_count": counts}
+    run.write_catalogue(pl.DataFrame(catalogue))
     metrics = {
         "variant": variant,
         "seed": seed,
