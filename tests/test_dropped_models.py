@@ -103,6 +103,30 @@ def test_semantics_are_those_of_the_training(
     assert all((started[name] == weight).all() for name, weight in weights(best).items())
 
 
+def test_an_added_option_at_its_default_is_no_change(
+    anyo: Anyo, small: list[str], small_llm: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose configuration and checkpoint lack options of today is tested; at other values it is refused."""
+    run = RunFolder(tmp_path / "run")
+    anyo("fit", f"--config={CONFIGS / 'e4srec_vectors.yaml'}", *small, *small_llm, f"--run={run.path}")
+    config = yaml.safe_load(run.config_file.read_text())
+    model = config["model"]["init_args"]
+    for options, name in (
+        (model, "alignment"),
+        (model, "temperature"),
+        (model["encoders"]["init_args"], "unit_length"),
+    ):
+        del options[name]
+    run.config_file.write_text(yaml.safe_dump(config))
+    for path in (run.best_checkpoint, run.last_checkpoint):
+        content = torch.load(path, weights_only=False)
+        del content["anyo_lightning"]["settings"]["model.encoders.unit_length"]
+        torch.save(content, path)
+    anyo("test", f"--run={run.path}")
+    sentence = refused(capsys, anyo, "test", f"--run={run.path}", "--model.alignment=0.5")
+    assert "Expected model.alignment null, with which" in sentence
+
+
 def test_checkpoints_of_earlier_versions_are_loaded(tiny_llm: str, make_data: MakeData, tmp_path: Path) -> None:
     """Which name nothing that made their vectors."""
     fit(UniSRec(AdaptedTextEncoders(LLM(tiny_llm), dim=8)), make_data(), tmp_path, epochs=1)

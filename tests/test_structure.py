@@ -10,7 +10,7 @@ PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "anyo_lightning"
 # From low to high: a file may import from its own layer and from lower ones.
 LAYERS = [
-    "errors disk distributed hardware environment fetch internals losses",
+    "defaults errors disk distributed hardware environment fetch internals losses",
     "runs",
     "data",
     "checkpoint_io llm",

@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from anyo_lightning.defaults import at_default
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
 
@@ -53,14 +54,18 @@ class Change:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """The options that two configurations both have, with different values.
+    """The options whose values differ; one that the run's version did not have is none at its default.
 
     Args:
         before: The run's config.yaml.
         after: The configuration of the command at hand, written and read the same way.
     """
     old, new = _flat(before), _flat(after)
-    added = [option for option in new if option not in old and option.startswith(("model.", "data."))]
+    added = [
+        option
+        for option in new
+        if option not in old and option.startswith(("model.", "data.")) and not at_default(option, new)
+    ]
     gone = [option for option in old if option not in new and option.startswith(("model.", "data."))]
     kept = [option for option in old if option in new and repr(old[option]) != repr(new[option])]  # 1 is not 1.0
     whole = {

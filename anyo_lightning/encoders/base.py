@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
+from anyo_lightning.defaults import constructor_defaults
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.language_model import LLM
 
@@ -48,6 +49,12 @@ class Encoders(ABC):
             InputError: An attribute is neither plain nor an `LLM`: name it in `trains_only`, or override this.
         """
         return {name: self._plain(name, value) for name, value in vars(self).items() if name not in self.trains_only}
+
+    def default_settings(self) -> dict[str, str]:
+        """What those of `settings` that have a default are by default, by the options' full names."""
+        plain = str | int | float | Path | None
+        given = {name: value for name, value in constructor_defaults(type(self)).items() if isinstance(value, plain)}
+        return {f"model.encoders.{name}": self._plain(name, value) for name, value in given.items()}
 
     def frozen_settings(self, data: RecDataModule) -> dict[str, str]:
         """What decided the frozen vectors in a checkpoint that nothing else in it names, by the options' full names."""

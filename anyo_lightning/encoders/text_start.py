@@ -85,6 +85,7 @@ class TextStartEncoders(Encoders):
     """
 
     trains_only = (*Encoders.trains_only, "texts")
+    item_rows = ("*.embedding.weight", "*.rows.weight")  # frozen dimensions are of one catalogue's components
 
     def __init__(
         self,
@@ -115,6 +116,11 @@ class TextStartEncoders(Encoders):
         self.body, self.positions = body, positions
         # A table that is all trained has a start from texts, but holds none.
         self.texts = frozenset({"histories", "items"}) if frozen else frozenset()
+
+    def frozen_settings(self, data: RecDataModule) -> dict[str, str]:
+        """The language model that is dropped, and the length at which items' texts were cut."""
+        llm = {f"model.encoders.backbone.{name}": value for name, value in self.backbone.frozen_settings.items()}
+        return llm | {"data.max_item_tokens": str(data.max_item_tokens)}
 
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None

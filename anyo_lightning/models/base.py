@@ -234,6 +234,7 @@ class RetrievalModule(LightningModule):
             self,
             checkpoint,
             expected=self.identity(),
+            defaults={} if self.encoders is None else self.encoders.default_settings(),
             other_classes=self.starts_from,
             starts_afresh=self.starts_afresh,
             transfer=transfer,
@@ -517,7 +518,8 @@ class RetrievalModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, backbone, catalogue or split, unless it may be tested on others."""
-        identity.check(self.identity(), checkpoint, other_data=self.transfer is not None)
+        defaults = {} if self.encoders is None else self.encoders.default_settings()
+        identity.check(self.identity(), checkpoint, defaults=defaults, other_data=self.transfer is not None)
         if self.transfer is not None:
             own = {name: value for name, value in self.state_dict().items() if name not in identity.frozen_keys(self)}
             weights = self.transfer.weights(

@@ -56,13 +56,19 @@ def identify(
 
 
 def check(
-    expected: Mapping[str, Any], checkpoint: Mapping[str, Any], *, also: Collection[str] = (), other_data: bool = False
+    expected: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+    *,
+    defaults: Mapping[str, str],
+    also: Collection[str] = (),
+    other_data: bool = False,
 ) -> None:
     """Refuse a checkpoint that does not belong to a module.
 
     Args:
         expected: What `identify` says of the module.
         checkpoint: What was read.
+        defaults: Of settings; a checkpoint without one of these settings, of an earlier version, was trained with it.
         also: Names of other classes whose checkpoint is taken as well.
         other_data: Whether catalogue and split may differ, and with them the template of its texts.
 
@@ -84,7 +90,7 @@ def check(
     if "frozen" not in found:  # of an earlier version
         ours = expected["settings"]
     for option in sorted((its.keys() | ours.keys()) - ({"data.template"} if other_data else set())):
-        trained, given = its.get(option), ours.get(option)
+        trained, given = its.get(option, defaults.get(option)), ours.get(option)
         if trained != given:
             raise InputError(f"Expected {option} {trained}, with which the checkpoint was trained, got {given}")
 
@@ -132,6 +138,7 @@ def weights_to_start_from(
     checkpoint: Mapping[str, Any],
     *,
     expected: Mapping[str, Any],
+    defaults: Mapping[str, str],
     other_classes: Collection[str],
     starts_afresh: Collection[str],
     transfer: Transfer | None,
@@ -145,6 +152,7 @@ def weights_to_start_from(
         module: The module, built.
         checkpoint: The run's.
         expected: What `identify` says of the module.
+        defaults: As `check` takes them.
         other_classes: Names of classes whose runs are taken beside the module's own.
         starts_afresh: Names of state that is not taken over.
         transfer: From its items to the module's, where it is of another catalogue or split.
@@ -152,7 +160,13 @@ def weights_to_start_from(
     Raises:
         InputError: When the run does not fit.
     """
-    check(expected, checkpoint, also=(*other_classes, *FINE_TUNED), other_data=transfer is not None)
+    check(
+        expected,
+        checkpoint,
+        defaults=defaults,
+        also=(*other_classes, *FINE_TUNED),
+        other_data=transfer is not None,
+    )
     weights = {key: value for key, value in checkpoint["state_dict"].items() if key not in starts_afresh}
     own = module.state_dict()  # views of its weights: copying these to where they are changes none of those given
     frozen = frozen_keys(module)
