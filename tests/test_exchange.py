@@ -79,5 +79,5 @@ def test_the_command_writes_them(anyo: Anyo, tiny_data: tuple[Path, Path], tiny_
     anyo("data", *files, f"--output={tmp_path / 'split'}")
     assert sorted(path.name for path in (tmp_path / "split").iterdir()) == FILES
     text = (tmp_path / "split" / "README.txt").read_text()
-    assert "rank all 16 items for each user of test.qrels, and\nwrite" in text
-    assert "\n\nTo compare another system" in text
+    assert "do not mask histories: leave their items in, since some targets are among them.\n\n    anyo compare" in text
+    assert max(map(len, text.splitlines())) <= 120

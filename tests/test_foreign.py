@@ -346,8 +346,11 @@ def test_names_and_files_that_are_refused(
     assert said.startswith(f"anyo: error: {sentence.replace('LISTS', file)}")
 
 
-def test_a_trec_run_with_too_many_fields_is_refused_by_its_line(tmp_path: Path) -> None:
-    """An id with a blank."""
+def test_what_is_no_trec_run_is_refused(tmp_path: Path) -> None:
+    """An id with a blank, by its line; a file of another kind, by its ending."""
+    (tmp_path / "b.run").write_text("u1 i1 1\n")
+    with pytest.raises(InputError, match=r"to be a TREC run \(user Q0 item rank score tag\) or to end in csv, .*'run'"):
+        read_lists(tmp_path / "b.run")
     (tmp_path / "a.run").write_text("u1 Q0 i1 1 0.5 me\nu1 Q0 i 2 2 0.4 me\n")
     with pytest.raises(InputError, match=r"Expected 6 fields in line 2 of .*a.run, got 7"):
         read_lists(tmp_path / "a.run")

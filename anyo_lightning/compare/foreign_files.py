@@ -10,11 +10,12 @@ import polars as pl
 from anyo_lightning.data.delimited import read_delimited
 from anyo_lightning.data.files import content, explaining, first_line
 from anyo_lightning.data.schema import first_few
-from anyo_lightning.data.tables import read_table
+from anyo_lightning.data.tables import FORMATS, SEPARATORS, read_table
 from anyo_lightning.data.values import identifiers, numbers
 from anyo_lightning.errors import InputError
 
 TREC_FIELDS = ("user", "Q0", "item", "rank", "score", "tag")
+ENDINGS = (*SEPARATORS, "parquet", "jsonl", "ndjson", "json")
 NAMES = {"user": ("user", "user_id"), "item": ("item", "item_id")}
 
 
@@ -51,7 +52,7 @@ def _is_trec(path: Path) -> bool:
         return False
     with explaining(path):
         fields = first_line(content(path)[1]).split()
-    return len(fields) == len(TREC_FIELDS) and fields[1] == TREC_FIELDS[1]
+    return len(fields) == len(TREC_FIELDS) and fields[1].upper() == "Q0"
 
 
 def _read_trec(path: Path) -> pl.DataFrame:
@@ -61,6 +62,12 @@ def _read_trec(path: Path) -> pl.DataFrame:
 
 
 def _read_columns(path: Path) -> pl.DataFrame:
+    with explaining(path):
+        ending = "parquet" if path.is_dir() else content(path)[0].rpartition(".")[2].lower()
+    if ending not in ENDINGS:
+        raise InputError(
+            f"Expected {path} to be a TREC run ({' '.join(TREC_FIELDS)}) or to end in {FORMATS}, got {ending!r}"
+        )
     table = read_table(path, required=())
     for name, spellings in NAMES.items():
         found = [column for column in spellings if column in table.columns]

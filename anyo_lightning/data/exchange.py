@@ -28,8 +28,9 @@ split.json
 interactions.parquet, items.parquet
     The same interactions with their stage as `split`, and all items with their texts.
 
-To compare another system with runs on this split, rank all {items:,} items for each user of test.qrels, {masked}and
-write its first ten or more as CSV, Parquet or JSON lines (user_id, item_id, and score or rank) or as a TREC run:
+To compare another system with runs on this split, rank all {items:,} items for each user of test.qrels and write its
+first ten or more as CSV, Parquet or JSON lines (user_id, item_id, and score or rank) or as a TREC run.
+{masked}
 
     anyo compare runs --foreign NAME=FILE
 """
@@ -77,11 +78,12 @@ def write_split(split: Split, folder: Path) -> None:
         "counts": split.counts,
     }
     repeated = any(split.repeated_targets(stage) for stage in QREL_STAGES)
+    masked = "in, since some targets are among them" if repeated else "out"
     readme = README.format(
         **about,
         items=split.catalogue_size,
         qrels="Not written here, since an id has a blank." if blanks else "",
-        masked="" if repeated else "except for those of the user's history, ",
+        masked=f"By default the runs {'do not mask' if repeated else 'mask'} histories: leave their items {masked}.",
     )
     for name, text in (("split.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n"), ("README.txt", readme)):
         with renamed_to(folder / name) as unfinished:
