@@ -325,7 +325,9 @@ class RetrievalModule(LightningModule):
         if not passes:
             return self.encode_items(self.training_items[:0])
         places = np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *batches]))
-        return torch.cat([self.encode_histories(items) for items in passes])[torch.from_numpy(places).to(self.device)]
+        return torch.cat([self.encode_histories(items) for items in passes]).index_select(
+            0, torch.from_numpy(places).to(self.device)
+        )
 
     def as_many_passes(self, parts: Sequence[T], *, spare: T | None = None) -> list[T]:
         """What is to be read, pass by pass; where an LLM is sharded with repeats, for as many passes on all processes.
