@@ -70,7 +70,9 @@ class TitleMatcher:
             title: As typed.
             count: How many at most.
         """
-        found = process.extract(utils.default_process(title), self.forms, scorer=fuzz.WRatio, limit=4 * count)
+        if not (wanted := utils.default_process(title)):
+            return []
+        found = process.extract(wanted, self.forms, scorer=fuzz.WRatio, limit=4 * count)
         return list(dict.fromkeys(int(self.owners[form]) for _, _, form in found))[:count]
 
 
