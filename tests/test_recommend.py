@@ -290,12 +290,14 @@ def test_files_hold_the_lists_of_all_runs(anyo: Anyo, run_of: Runs, tmp_path: Pa
 
 def test_the_terminal_shows_titles_side_by_side(anyo: Anyo, run_of: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     """What was understood goes to stderr, lists with their runs' names to stdout."""
-    main(["recommend", "--run", str(run_of("sasrec")), str(run_of("markov")), "--titles=toy story; Bab", "--k=16"])
+    runs = [str(run_of("sasrec")), str(run_of("markov"))]
+    capsys.readouterr()
+    main(["recommend", "--run", *runs, "--titles=toy story; Bab", "--k=16"])
     shown = capsys.readouterr()
     assert "'toy story' is understood as m0: Toy Story (1995)" in shown.err
     assert shown.err.count("'Bab' is understood as m7") == 1
     lines = shown.out.splitlines()
-    assert lines[1].split()[0::2] == [str(run_of("sasrec")), str(run_of("markov"))]
+    assert lines[1].split()[0::2] == runs
     assert len([line for line in lines if "GoldenEye (1995)" in line]) in (1, 2)
     assert sum(line.count("GoldenEye (1995)") for line in lines) == 2
     assert "u3 has had" in _err(capsys, "--run", run_of("sasrec"), "--user", "u3", "u4")
@@ -333,7 +335,7 @@ def test_items_that_a_catalogue_lacks_are_left_out_of_a_files_histories(
     path, out = tmp_path / "histories.csv", tmp_path / "lists.csv"
     path.write_text("user_id,item_id\na,m1\na,x9\na,m2\n")
     said = _err(capsys, "--run", run_of("markov"), "--histories", path, "--output", out)
-    assert "1 items of the histories are not in the run's catalogue and not read (x9)" in said
+    assert "since the run's catalogue lacks them: x9 (1 in all)" in said
     own = Recommender.load(run_of("markov")).recommend([["m1", "m2"]])
     assert pl.read_csv(out)["item_id"].to_list() == own["item_id"].to_list()
 
@@ -363,11 +365,13 @@ def test_mistakes_are_named_and_nothing_is_written(
         ((of_run, f"--histories={empty}"), "at least one item in each history"),
         ((of_run, f"--histories={lists}"), "1 of 2 without (b)"),
         ((of_run, f"--histories={tmp_path / 'none.csv'}"), "none.csv"),
-        ((of_run, "--user=u1", "--k=0"), "--k to be positive"),
+        ((of_run, "--user=u1", "--k=0"), "k to be positive"),
         ((of_run, "--user=u1", f"--allow={_ids(run, ['m1', 'y7', 'y8'])}"), "2 of 3 that are not in it (y7, y8; near"),
         ((of_run, "--user=u1", f"--block={_ids(run, ['z1'])}"), "list of blocked items, got 1 of 1"),
         ((of_run, "--user=u1", f"--items={new}"), "whose items are read as texts to add items by their texts"),
         ((f"--run={run_of('popularity')}", "--like=m1"), "whose item vectors can be compared, got Popularity"),
+        ((of_run, "--user=u1", "--device=gpu7"), "a device of this machine such as cpu or cuda:0, got gpu7"),
+        ((of_run, "--user=u1", "--device=cuda:99"), "a device of this machine such as cpu or cuda:0, got cuda:99"),
         ((f"--run={tmp_path / 'nowhere'}", "--user=u1"), "which has no config.yaml"),
         ((f"--run={bare}", "--user=u1"), "Expected a checkpoint, got no file"),
     ]:
@@ -388,3 +392,19 @@ def test_the_python_api_refuses_what_it_cannot_read(run_of: Runs) -> None:
         with pytest.raises(InputError, match=sentence):
             recommender.recommend(histories)
     assert recommender.recommend([]).is_empty()
+
+
+def test_the_readmes_script_recommends(
+    run_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With ids of the tiny data in the place of MovieLens's."""
+    section = (CONFIGS.parent / "README.md").read_text().split("\n## Recommend\n")[1].split("\n## ")[0]
+    script = section.split("```python\n")[1].split("```")[0]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(run_of("sasrec"))
+    monkeypatch.chdir(tmp_path)
+    for shown, tiny in {'"6"': '"m6"', '"1214"': '"m12"', '"10"': '"u10"'}.items():
+        assert script.count(shown) == 1
+        script = script.replace(shown, tiny)
+    exec(compile(script, "README.md", "exec"), {})
+    assert "item_id" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from rich.progress import track
 
 from anyo_lightning.errors import InputError
 from anyo_lightning.serving.given_files import known_only, read_histories, read_ids, read_items
-from anyo_lightning.serving.recommender import Recommender
+from anyo_lightning.serving.recommender import Recommender, check_length
 from anyo_lightning.serving.shown_lists import check_output, list_table, write_lists
 
 HISTORIES = 1024  # that are read before the bar moves
@@ -65,8 +65,7 @@ def recommend_lists(
     given = [name for name, value in asked.items() if value is not None]
     if len(given) != 1:
         raise InputError(f"Expected one of {', '.join(asked)}, got {' and '.join(given) or 'none'}")
-    if k < 1:
-        raise InputError(f"Expected --k to be positive, got {k}")
+    check_length(k)
     if output is not None:
         check_output(output)
     of_file = None if histories is None else read_histories(histories, user_column=user_column, item_column=item_column)
@@ -114,8 +113,8 @@ def recommend_lists(
 def _of_user(user: str, recommender: Recommender, say: Say) -> list[str]:
     """The history of a user of the run's data."""
     history = recommender.history(user)
-    title_of = dict(zip(recommender.item_ids, recommender.titles, strict=True))
-    say(f"{user} has had {len(history)} items, at last {', '.join(title_of[item] for item in history[-LATEST:])}")
+    latest = [recommender.titles[number] for number in recommender.numbers(history[-LATEST:], "the history")]
+    say(f"{user} has had {len(history)} items, at last {', '.join(latest)}")
     return history
 
 
@@ -155,7 +154,7 @@ def _known(users: list[str], histories: list[list[str]], recommender: Recommende
             f"without ({_few(empty)})"
         )
     if missing:
-        say(f"{len(missing)} items of the histories are not in the run's catalogue and not read ({_few(missing)})")
+        say(f"Left out, since the run's catalogue lacks them: {_few(missing)} ({len(missing)} in all)")
     return read
 
 

@@ -22,7 +22,7 @@ from anyo_lightning.data.windows import latest_start
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import ItemIndex, dense_for_index
 from anyo_lightning.evaluation.ranking import block_rows
-from anyo_lightning.evaluation.scores import Scorer, best_items, dense_rows
+from anyo_lightning.evaluation.scores import Scorer, at_unit_length, best_items, dense_rows
 from anyo_lightning.serving import new_items
 from anyo_lightning.serving.restored_run import RestoredRun, restore_run
 from anyo_lightning.serving.titles import TitleMatcher, nearest_ids
@@ -61,9 +61,17 @@ class Recommender:
                 large catalogues.
 
         Raises:
-            InputError: There is no run, no checkpoint that fits it, or no data; or FAISS cannot make the index.
+            InputError: There is no run, no checkpoint that fits it, no data, or no such device; or FAISS cannot make
+                the index.
         """
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:  # torch's, without CUDA
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"Expected a device of this machine such as cpu or cuda:0, got {device}: {reason}"
+            ) from None
         return cls(restore_run(Path(run), device=chosen), index=index)
 
     def recommend(
@@ -93,11 +101,13 @@ class Recommender:
         Raises:
             InputError: k is not positive, a history is empty, or an id is not in the catalogue.
         """
+        check_length(k)
+        listable = self._listable(allow, block)
         chosen = [self.numbers(items, f"history {number}") for number, items in enumerate(histories)]
         queries = self.encode(chosen)
         hides = self.restored.history_masked if hide_seen is None else hide_seen
         excluded = [np.unique(items) if hides else items[:0] for items in chosen]
-        return self._lists(queries, self.vectors, k, excluded, self._listable(allow, block), index=self._index)
+        return self._lists(queries, self.vectors, k, excluded, listable, index=self._index)
 
     def similar(
         self,
@@ -122,6 +132,7 @@ class Recommender:
             InputError: k is not positive, an id is not in the catalogue, or item vectors have no directions: those of
                 Popularity are numbers.
         """
+        check_length(k)
         if self.vectors.shape[1] < 2:
             raise InputError(
                 f"Expected a run whose item vectors can be compared, got {type(self.model).__name__}, whose are numbers"
@@ -246,15 +257,7 @@ class Recommender:
 
     @cached_property
     def _directions(self) -> Float[Tensor, "items dim"]:
-        """The item vectors at unit length; zero where they are zero."""
-        if not self.vectors.is_sparse:
-            return torch.nn.functional.normalize(self.vectors, dim=1)
-        vectors = self.vectors.coalesce()
-        rows, values = vectors.indices()[0], vectors.values()
-        sizes = torch.zeros(len(vectors)).index_add(0, rows, values.square()).sqrt().clamp(min=1e-30)
-        return torch.sparse_coo_tensor(
-            vectors.indices(), values / sizes[rows], vectors.shape, is_coalesced=True, check_invariants=True
-        )
+        return at_unit_length(self.vectors)
 
     def _listable(self, allow: Iterable[str] | None, block: Iterable[str]) -> Bool[np.ndarray, " items"]:
         """(items,) True where an item may be listed."""
@@ -276,8 +279,6 @@ class Recommender:
         index: ItemIndex | None,
     ) -> pl.DataFrame:
         """The best items of each query that may be listed and are not excluded."""
-        if k < 1:
-            raise InputError(f"Expected k to be positive, got {k}")
         size, length, never = len(vectors), min(k, len(vectors)), np.flatnonzero(~listable)
         found = [np.zeros((0, length), dtype=np.int64)]
         found_scores = [np.zeros((0, length), dtype=np.float32)]
@@ -313,3 +314,16 @@ class Recommender:
                 pl.Series("score", scores[row, place], pl.Float32),
             ]
         )
+
+
+def check_length(k: int) -> None:
+    """Refuse lists of no items.
+
+    Args:
+        k: Length of the lists.
+
+    Raises:
+        InputError: It is not positive.
+    """
+    if k < 1:
+        raise InputError(f"Expected k to be positive, got {k}")
