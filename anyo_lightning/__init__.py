@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from anyo_lightning.models.sracl import SRACL as SRACL
     from anyo_lightning.models.student import Student as Student
     from anyo_lightning.models.unisrec import UniSRec as UniSRec
+    from anyo_lightning.serving.recommender import Recommender as Recommender
 
 MODULES = {
     "data.datamodule": ["RecDataModule"],
@@ -57,6 +58,7 @@ MODULES = {
     "models.sracl": ["SRACL"],
     "models.student": ["Student"],
     "models.unisrec": ["UniSRec"],
+    "serving.recommender": ["Recommender"],
 }
 PLACES = {name: f"anyo_lightning.{module}" for module, names in MODULES.items() for name in names}
 __all__ = [*PLACES]

@@ -16,7 +16,7 @@ LAYERS = [
     "checkpoint_io llm",
     "encoders views evaluation",
     "models",
-    "training compare fidelity probes",
+    "training compare fidelity probes serving",
     "cli",
     "__init__ __main__",
 ]

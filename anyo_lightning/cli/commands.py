@@ -7,6 +7,26 @@ from jsonargparse import ArgumentParser
 FACTORIES = ["Flat", "SQ8", "HNSW32", "IVF64,Flat:nprobe=1", "IVF64,Flat:nprobe=4", "IVF64,Flat:nprobe=16"]
 
 
+def recommend(arguments: list[str]) -> None:
+    """`anyo recommend`."""
+    from anyo_lightning.cli.recommend_lists import recommend_lists
+
+    recommend_lists(**recommend_parser().parse_args(arguments).as_dict())
+
+
+def recommend_parser() -> ArgumentParser:
+    """The options of `anyo recommend`."""
+    from anyo_lightning.cli.recommend_lists import recommend_lists
+
+    parser = _parser("recommend", "Top lists of finished runs, for users, typed titles, histories in a file, or items.")
+    parser.add_argument(
+        "--run", nargs="+", action="extend", type=Path, required=True, help="Run folders, finished; lists side by side."
+    )
+    parser.add_argument("--user", nargs="+", type=str, help="Users of the run's data: their whole histories are read.")
+    parser.add_function_arguments(recommend_lists, skip={"run", "user"})
+    return parser
+
+
 def compare(arguments: list[str]) -> None:
     """`anyo compare`."""
     from anyo_lightning.compare.table import compare as compare_runs

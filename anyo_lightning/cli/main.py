@@ -17,6 +17,7 @@ STAGES = {  # LightningCLI's
     "predict": "write the query vectors of a run's test users",
 }
 COMMANDS = {
+    "recommend": "print or write a run's top lists",
     "compare": "compare runs in a table",
     "index": "compare approximate indexes with exact search",
     "data": "print what was read and how it is split",

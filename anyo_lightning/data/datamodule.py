@@ -4,6 +4,7 @@ import copy
 import inspect
 import string
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -237,6 +238,28 @@ class RecDataModule(LightningDataModule):
         if text_of is not None:  # other texts may be longer: no row is, than the longest that was checked to fit
             view._longest = self.longest_history()
         return view
+
+    def with_items(
+        self, item_ids: Sequence[str], texts: Sequence[str], titles: Sequence[str], *, tokens: ItemTokenStore | None
+    ) -> "RecDataModule":
+        """The same data with further items behind the catalogue, which nobody has had, for histories that name them.
+
+        Args:
+            item_ids: Their ids, none of them in the catalogue.
+            texts: Their texts.
+            titles: The same by the first field of the template alone.
+            tokens: Those that histories read of them, where histories are read as text.
+        """
+        more = copy.copy(self)
+        split = self.split
+        more._split = replace(
+            split, item_ids=np.array([*split.item_ids, *item_ids], dtype=object), item_texts=[*split.item_texts, *texts]
+        )
+        more._queries, more.titles = {}, [*self.titles, *titles]
+        if self.tokens is not None:
+            assert tokens is not None, "Expected tokens of the further items, since histories are read as text"
+            more.tokens = self.tokens.joined(tokens)
+        return more
 
     @property
     def item_token_counts(self) -> np.ndarray | None:

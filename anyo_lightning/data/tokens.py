@@ -53,6 +53,11 @@ class ItemTokenStore:
         offsets = np.cumsum([0, *map(len, spans)], dtype=np.int64)
         return replace(self, token_ids=np.concatenate(spans), offsets=offsets)
 
+    def joined(self, other: "ItemTokenStore") -> "ItemTokenStore":
+        """A store, in memory, of these items and then those of another store of the same tokenizer."""
+        offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        return replace(self, token_ids=np.concatenate([self.token_ids, other.token_ids]), offsets=offsets)
+
     @classmethod
     def build(
         cls, texts: Sequence[str], tokenize: Tokenize, *, separator: int, max_tokens: int, folder: Path, identity: str

@@ -1,6 +1,6 @@
 """`AdaptedTextEncoders`: frozen text vectors, a mixture-of-experts adaptor, then SASRec's transformer (UniSRec)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.base import Encoders, check_dropout, check_frozen, check_sizes
+from anyo_lightning.encoders.base import Encoders, ItemsByText, check_dropout, check_frozen, check_sizes
 from anyo_lightning.encoders.history import IdHistory
-from anyo_lightning.encoders.items import text_vectors
+from anyo_lightning.encoders.items import further_text_vectors, text_vectors, with_rows, with_zeros
 from anyo_lightning.encoders.projector import UnitLength
 from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.llm.text_vectors import Pooling
@@ -86,6 +86,13 @@ class AdaptedItems(nn.Module):
         if self.rows is not None:
             vectors = vectors + self.rows(item_ids) * self.trained[item_ids].unsqueeze(-1)
         return vectors
+
+    def add_items(self, items: ItemsByText) -> None:
+        """Take further items, known by their texts alone."""
+        self.vectors = with_rows(self.vectors, items.vectors)
+        self.trained = with_rows(self.trained, self.trained.new_zeros(items.count))
+        if self.rows is not None:
+            self.rows = with_zeros(self.rows, items.count)
 
 
 class AdaptedTextEncoders(Encoders):
@@ -173,3 +180,19 @@ class AdaptedTextEncoders(Encoders):
             body="recbole",
         )
         return nn.Sequential(history, UnitLength()), nn.Sequential(items, UnitLength())
+
+    def read_items(
+        self,
+        texts: Sequence[str],
+        read: Sequence[str],
+        *,
+        data: RecDataModule,
+        history_encoder: nn.Module,
+        item_encoder: nn.Module,
+        device: torch.device,
+    ) -> ItemsByText:
+        """The vectors of their texts, of the LLM that is loaded for this alone."""
+        held = next(part.vectors for part in item_encoder.modules() if isinstance(part, AdaptedItems))
+        backbone = self.backbone.load(device)
+        vectors = further_text_vectors(backbone, texts, data, pooling=self.pooling, held=held)
+        return ItemsByText(len(texts), vectors=vectors)

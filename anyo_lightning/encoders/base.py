@@ -1,12 +1,13 @@
 """`Encoders`: how a model encodes histories and items, chosen in one place."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anyo_lightning.data.batches import HistoryBatch
@@ -95,6 +96,34 @@ class Encoders(ABC):
                 language model, its trained weights alone (`language_model_in`).
         """
 
+    def read_items(
+        self,
+        texts: Sequence[str],
+        read: Sequence[str],
+        *,
+        data: RecDataModule,
+        history_encoder: nn.Module,
+        item_encoder: nn.Module,
+        device: torch.device,
+    ) -> "ItemsByText":
+        """What the parts of built encoders need to know of items outside of the catalogue, given by their texts.
+
+        Args:
+            texts: The items' texts.
+            read: The same items' texts as histories read them (`data.texts_read`).
+            data: The data module that the encoders were built on.
+            history_encoder: As `build` made it, with trained weights.
+            item_encoder: As `build` made it, with trained weights.
+            device: Where language models go.
+
+        Raises:
+            InputError: When items are not known by their texts.
+        """
+        raise InputError(
+            f"Expected a run whose items are read as texts to add items by their texts, got {type(self).__name__}, "
+            "which know an item only by its interactions"
+        )
+
 
 def language_model_in(saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The trained weights of the history encoder's language model, by the language model's names.
@@ -152,6 +181,32 @@ class HoldsTexts(Protocol):
     """A part of an encoder that holds items' texts (an `ItemTokenStore`) or vectors of them (a tensor)."""
 
     texts_in: str | None  # the attribute that holds them, one entry per item; None: no texts
+
+
+@dataclass(frozen=True, eq=False)
+class ItemsByText:
+    """Items outside of the catalogue, as encoders read them.
+
+    Attributes:
+        count: How many.
+        history_tokens: Their tokens for histories, where those are read as text.
+        item_tokens: Their tokens for an item encoder that reads texts in each call.
+        vectors: Frozen vectors of their texts, made as the catalogue's were.
+    """
+
+    count: int
+    history_tokens: ItemTokenStore | None = None
+    item_tokens: ItemTokenStore | None = None
+    vectors: Float[Tensor, "items width"] | None = None
+
+
+@runtime_checkable
+class TakesItems(Protocol):
+    """A part of an encoder that holds something of each item, and can hold it of items outside of the catalogue."""
+
+    def add_items(self, items: ItemsByText) -> None:
+        """Take further items, behind those that there are: to encode them, not to train on."""
+        ...
 
 
 @runtime_checkable

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.base import ItemsByText
+from anyo_lightning.encoders.items import with_rows
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.language_model import LLM
@@ -62,6 +64,13 @@ class Injection(nn.Module):
             vectors = vectors.masked_fill(hidden[..., None], 0)
         embeddings: Tensor = self.linear(vectors)
         return embeddings
+
+    def add_items(self, items: ItemsByText) -> None:
+        """Take further items: their texts' vectors, or zeros where this holds what is known beside texts."""
+        held = self.item_vectors
+        self.item_vectors = with_rows(
+            held, items.vectors if self.texts_in else held.new_zeros(items.count, held.shape[1])
+        )
 
 
 class Injections(nn.ModuleList):

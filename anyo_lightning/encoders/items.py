@@ -1,19 +1,23 @@
 """Item encoders: item ids in, one vector per item out."""
 
+from collections.abc import Sequence
 from functools import partial
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.encoders.base import ItemsByText
 from anyo_lightning.encoders.projector import Projector, UnitLength
-from anyo_lightning.encoders.whitening import whiten
+from anyo_lightning.encoders.whitening import whiten, whitening
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.text_vectors import Pooling, frozen_vectors
 
 SAME = 0.9  # mean cosine of vectors that differ in rounding alone; those of two models have one near 0
+ROUNDING = 0.05  # share of their size by which vectors may differ that a backbone in bfloat16 has made twice
 
 
 class IdItems(nn.Module):
@@ -92,6 +96,30 @@ class FrozenTextItems(nn.Module):
         scaled: Tensor = self.length(vectors)
         return scaled
 
+    def add_items(self, items: ItemsByText) -> None:
+        """Take further items: of each its text's vector, and nothing else that is known of it."""
+        self.vectors = with_rows(self.vectors, items.vectors)
+        self.trained = with_rows(self.trained, self.trained.new_zeros(items.count))
+        if self.known_projector is not None:
+            known = self.get_buffer("known")
+            self.register_buffer("known", with_rows(known, known.new_zeros(items.count, known.shape[1])))
+        if self.residual is not None:
+            self.residual = with_zeros(self.residual, items.count)
+
+
+def with_rows(held: Float[Tensor, "items ..."], more: Float[Tensor, "more ..."] | None) -> Float[Tensor, "both ..."]:
+    """What is held of items, and what is held of further ones behind it, on its device and in its dtype."""
+    assert more is not None, "what this part holds of items was not read of the further ones"
+    return torch.cat([held, more.to(held)])
+
+
+def with_zeros(table: nn.Embedding, count: int) -> nn.Embedding:
+    """A table of the same rows and further ones of zeros, not to be trained."""
+    rows = table.weight.detach()
+    longer = nn.Embedding(len(rows) + count, rows.shape[1])
+    longer.weight = nn.Parameter(with_rows(rows, rows.new_zeros(count, rows.shape[1])), requires_grad=False)
+    return longer
+
 
 def text_vectors(
     backbone: Backbone, data: RecDataModule, *, pooling: Pooling, adapted: bool = False
@@ -127,3 +155,44 @@ def text_vectors(
             f"whose vectors have a mean cosine of {alike:.2f} to them"
         )
     return whiten(found, by=by)
+
+
+def further_text_vectors(
+    backbone: Backbone,
+    texts: Sequence[str],
+    data: RecDataModule,
+    *,
+    pooling: Pooling,
+    held: Float[Tensor, "items width"],
+) -> Float[Tensor, "texts width"]:
+    """What `text_vectors` would have given for texts outside of the catalogue: whitened by the catalogue's statistics.
+
+    A checkpoint holds the catalogue's vectors whitened, and not by what: the statistics are taken again from its texts,
+    whose vectors the cache usually has.
+
+    Args:
+        backbone: The LLM.
+        texts: Any texts.
+        data: The data module, set up, with the catalogue that was trained on.
+        pooling: How a text's states become one vector.
+        held: The vectors that the model holds, those of the catalogue first.
+
+    Raises:
+        InputError: When the catalogue's vectors come out otherwise than the model holds them: they were made by a
+            fine-tuned language model, or by another version of a library.
+    """
+
+    def raw(of: Sequence[str]) -> Tensor:
+        return frozen_vectors(backbone, of, pooling=pooling, max_tokens=data.max_item_tokens).double()
+
+    catalogue = raw(data.split.item_texts)
+    mean, rotation = whitening(catalogue)
+    own = held[: len(catalogue)].to(catalogue)
+    distance = float(((catalogue - mean) @ rotation - own).norm() / own.norm())
+    if not distance < ROUNDING:
+        raise InputError(
+            "Expected to make the same vectors of the catalogue's texts as the checkpoint holds, to add items, got "
+            f"others (they differ by {distance:.0%}): the run started from a fine-tuned language model, or its data or "
+            "model has changed"
+        )
+    return ((raw(texts) - mean) @ rotation).float()

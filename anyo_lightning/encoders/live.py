@@ -19,7 +19,7 @@ from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore, padded
-from anyo_lightning.encoders.base import Encoders, check_dropout
+from anyo_lightning.encoders.base import Encoders, ItemsByText, check_dropout
 from anyo_lightning.encoders.history import TextHistory, check_histories
 from anyo_lightning.encoders.pooling import PooledReader
 from anyo_lightning.encoders.projector import Projector, UnitLength
@@ -78,6 +78,11 @@ class LiveTextItems(nn.Module):
                 everything = torch.arange(len(self.tokens.lengths), device=item_ids.device)
                 self._kept = self.tokens, self._encode(everything)
         return self.head(self._kept[1].to(item_ids.device)[item_ids])
+
+    def add_items(self, items: ItemsByText) -> None:
+        """Take further items' texts."""
+        assert items.item_tokens is not None, "the further items' texts were not read"
+        self.tokens = self.tokens.joined(items.item_tokens)
 
     def token_count(self, item_ids: Int[Tensor, " items"]) -> int:
         """Tokens that are read to encode these items in a step."""
@@ -231,3 +236,17 @@ class LiveTextEncoders(Encoders):
             prompt = self.backbone.tokens(self.next_prompt)
             return PromptedHistory(reader, prompt=prompt, head=head(projector)), items
         return TextHistory(backbone, projector=head(projector), supervision="all"), items
+
+    def read_items(
+        self,
+        texts: Sequence[str],
+        read: Sequence[str],
+        *,
+        data: RecDataModule,
+        history_encoder: nn.Module,
+        item_encoder: nn.Module,
+        device: torch.device,
+    ) -> ItemsByText:
+        """Their tokens, for both sides."""
+        tokens, of_histories = (self.backbone.item_tokens(of, max_tokens=data.max_item_tokens) for of in (texts, read))
+        return ItemsByText(len(texts), history_tokens=of_histories, item_tokens=tokens)

@@ -1,6 +1,6 @@
 """`TextEncoders`: the LLM reads histories, and items are frozen vectors of their texts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
-from anyo_lightning.encoders.base import Encoders, check_dropout, language_model_in
+from anyo_lightning.encoders.base import Encoders, ItemsByText, check_dropout, language_model_in
 from anyo_lightning.encoders.history import (
     PROMPT,
     RESPONSE,
@@ -20,7 +20,7 @@ from anyo_lightning.encoders.history import (
     check_histories,
     prompt_length,
 )
-from anyo_lightning.encoders.items import FrozenTextItems, text_vectors
+from anyo_lightning.encoders.items import FrozenTextItems, further_text_vectors, text_vectors
 from anyo_lightning.encoders.projector import Projector, UnitLength
 from anyo_lightning.encoders.vectors import item_vectors, standardised
 from anyo_lightning.llm.language_model import LLM
@@ -137,3 +137,24 @@ class TextEncoders(Encoders):
             response=self.backbone.tokens(RESPONSE),
             supervision=data.supervision,
         ), items
+
+    def read_items(
+        self,
+        texts: Sequence[str],
+        read: Sequence[str],
+        *,
+        data: RecDataModule,
+        history_encoder: nn.Module,
+        item_encoder: nn.Module,
+        device: torch.device,
+    ) -> ItemsByText:
+        """The vectors of their texts, and where histories are read as text, their tokens."""
+        assert isinstance(history_encoder, TextHistory | ItemTokenHistory)
+        assert isinstance(item_encoder, FrozenTextItems)
+        tokens = None
+        if self.reads != "vectors":
+            tokens = self.backbone.item_tokens(read, max_tokens=data.max_item_tokens)
+        vectors = further_text_vectors(
+            history_encoder.backbone, texts, data, pooling=self.pooling, held=item_encoder.vectors
+        )
+        return ItemsByText(len(texts), history_tokens=tokens, vectors=vectors)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy import sparse
 from torch import Tensor
+from torch.nn import functional as F
 
 from anyo_lightning.data.splits import MISSING
 
@@ -88,6 +89,18 @@ def dense_rows(queries: Float[Tensor, "rows dim"], span: slice) -> Float[np.ndar
     if queries.is_sparse:
         return queries.index_select(0, torch.arange(span.start, span.stop)).to_dense().float().numpy()
     return queries[span].float().cpu().numpy()
+
+
+def at_unit_length(vectors: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+    """Each row divided by its length, so that inner products are cosines; rows of zeros stay. Dense or sparse."""
+    if not vectors.is_sparse:
+        return F.normalize(vectors, dim=1)
+    vectors = vectors.coalesce()
+    rows, values = vectors.indices()[0], vectors.values()
+    lengths = values.new_zeros(len(vectors)).index_add(0, rows, values.square()).sqrt().clamp(min=1e-30)
+    return torch.sparse_coo_tensor(
+        vectors.indices(), values / lengths[rows], vectors.shape, is_coalesced=True, check_invariants=True
+    )
 
 
 def mask(

@@ -352,7 +352,7 @@ class RetrievalModule(LightningModule):
             return self.encode_items(self.training_items[:0])
         places = np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *batches]))
         encoded = torch.cat([self.encode_histories(items, hidden=hides) for items, hides in passes])
-        return encoded[torch.from_numpy(places).to(self.device)]
+        return encoded.index_select(0, torch.from_numpy(places).to(self.device))
 
     def as_many_passes(self, parts: Sequence[T], *, spare: T | None = None) -> list[T]:
         """What is to be read, pass by pass; where an LLM is sharded with repeats, for as many passes on all processes.

@@ -1,0 +1,112 @@
+"""A finished run's model and data, as `anyo test --run` has them, without a Trainer; nothing is written.
+
+The data are read through the run's own configuration: floors count them, trained models take the catalogue, what occurs
+in training and the longest history from them, and compare their fingerprint with the checkpoint's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from anyo_lightning import checkpoint_io
+from anyo_lightning.data.datamodule import RecDataModule
+from anyo_lightning.errors import InputError, argument_sentence, constructor_sentence
+from anyo_lightning.evaluation.callback import RetrievalMetrics
+from anyo_lightning.llm.evaluation_mode import evaluating
+from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.runs import RunFolder
+
+MIXED = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
+
+
+@dataclass(frozen=True, eq=False)
+class RestoredRun:
+    """A run, ready to encode.
+
+    Attributes:
+        model: With the best checkpoint's weights, on its device, in evaluation mode.
+        data: Set up; carries what the model reads.
+        history_masked: Whether the run's evaluation leaves the items of a history out.
+        mixed: The dtype in which the run's evaluation computes states under autocast; None: without.
+    """
+
+    model: RetrievalModule
+    data: RecDataModule
+    history_masked: bool
+    mixed: torch.dtype | None
+
+    @contextmanager
+    def as_evaluated(self) -> Iterator[None]:
+        """Inside, histories are encoded as in the run's evaluation: no dropout, no gradients, its precision."""
+        kind = self.model.device.type
+        dtype = torch.bfloat16 if kind == "cpu" else self.mixed  # of Lightning on a CPU, too
+        with evaluating(self.model), torch.autocast(kind, dtype, enabled=self.mixed is not None):
+            yield
+
+
+def restore_run(folder: Path, *, device: torch.device) -> RestoredRun:
+    """Build a run's model and load its best checkpoint.
+
+    Args:
+        folder: Run folder.
+        device: Where the model goes; a floor that counts stays on the CPU.
+
+    Raises:
+        InputError: The folder has no configuration or, for a trained model, no checkpoint that fits it; or its data
+            cannot be read.
+    """
+    config = _read_config(RunFolder(folder))
+    model, data = _instantiate(config, folder)
+    weights = None
+    checkpoint: dict[str, Any] = {}
+    if model.trained:
+        checkpoint = checkpoint_io.read(folder)
+        weights = checkpoint["state_dict"]
+    data.setup("predict")
+    data.read_for(model)
+    model.prepare(data, saved=weights)
+    if weights is not None:
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(weights)
+    model.to(device).eval().requires_grad_(False)
+    metrics = RetrievalMetrics(mask_history=(config.get("metrics") or {}).get("mask_history"))
+    precision = (config.get("trainer") or {}).get("precision")
+    return RestoredRun(model, data, metrics.masks_history(data.split), MIXED.get(str(precision)))
+
+
+def _read_config(run: RunFolder) -> dict[str, Any]:
+    """The content of config.yaml."""
+    try:
+        config = yaml.safe_load(run.config_file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"Expected a run folder, got {run.path}, which has no config.yaml") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"Expected {run.config_file} to be YAML, got: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
+        raise InputError(f"Expected {run.config_file} to describe a run, got no model and data in it")
+    return config
+
+
+def _instantiate(config: dict[str, Any], folder: Path) -> tuple[RetrievalModule, RecDataModule]:
+    """The objects that a configuration describes, by the same types as on the command line."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(RetrievalModule, "model")
+    parser.add_class_arguments(RecDataModule, "data")
+    try:
+        parts = {name: config[name] for name in ("model", "data")}
+        found = parser.instantiate_classes(parser.parse_object(parts))
+    except ArgumentError as error:
+        raise InputError(f"Expected {folder} to be a run of this version, got: {argument_sentence(error)}") from error
+    except InputError:
+        raise
+    except ValueError as error:  # jsonargparse's, which names all types that it tried
+        if (sentence := constructor_sentence(error)) is None:
+            raise
+        raise InputError(sentence) from error
+    return found["model"], found["data"]
