@@ -165,14 +165,15 @@ def test_a_checkpoint_needs_no_language_model(
     folder = RunFolder(tmp_path)
     trainer = fit(make(frozen=frozen), make_data(), folder.path, epochs=1)
     expected = validated(trainer.lightning_module, make_data(), folder.best_checkpoint)
-    model = SASRec(TextStartEncoders(LLM(str(tmp_path / "gone")), dim=8, frozen=frozen))
+    gone = tiny(str(tmp_path / "gone" / Path(tiny_llm).name), lora=None)
+    model = SASRec(TextStartEncoders(gone, dim=8, frozen=frozen))
     model.restore_from(folder.best_checkpoint)
     assert validated(model, make_data(), folder.best_checkpoint) == expected
     llm = tiny(tiny_llm, lora=None)
     for encoders, words in (
         (TextStartEncoders(llm, dim=8, frozen=3), rf"frozen {frozen}, with which .* got "),
         (TextStartEncoders(llm, dim=8, frozen=frozen, pooling="last"), "pooling mean, with which .* got last"),
-        (IdEncoders(dim=8), "backbone lora null, with which .* got None"),
+        (IdEncoders(dim=8), "max_item_tokens 48, with which .* got None"),
     ):
         other = SASRec(encoders)
         other.restore_from(folder.best_checkpoint)
