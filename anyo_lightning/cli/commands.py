@@ -112,6 +112,23 @@ def augment_parser() -> ArgumentParser:
     return parser
 
 
+def serve(arguments: list[str]) -> None:
+    """`anyo serve`."""
+    from anyo_lightning.cli.serve_runs import serve_runs
+
+    serve_runs(**serve_parser().parse_args(arguments).as_dict())
+
+
+def serve_parser() -> ArgumentParser:
+    """The options of `anyo serve`."""
+    from anyo_lightning.cli.serve_runs import serve_runs
+
+    parser = _parser("serve", "Answer requests for recommendations, and show a page for them.")
+    parser.add_argument("--run", nargs="+", action="extend", type=Path, required=True, help="Run folders, finished.")
+    parser.add_function_arguments(serve_runs, skip={"run"})
+    return parser
+
+
 def completion(arguments: list[str]) -> None:
     """`anyo completion`."""
     from anyo_lightning.cli.completion import print_completion

@@ -22,6 +22,7 @@ COMMANDS = {
     "index": "compare approximate indexes with exact search",
     "data": "print what was read and how it is split",
     "augment": "let an LLM write views of the histories",
+    "serve": "answer requests for recommendations, and show a page for them",
     "completion": "print a shell's completion of commands and options",
 }
 

@@ -183,7 +183,7 @@ class Recommender:
             InputError: The run does not know items by their texts, an id is in the catalogue already or twice, or an
                 item has no text; nothing is added then.
         """
-        more = new_items.read(items, template=self.data.template, taken=self._number_of_item)
+        more = new_items.read(items, template=self.data.template, taken=self.place_of_item)
         before = len(self.item_ids)
         new_items.add(self.model, more, catalogue=self.data)
         numbers = torch.arange(before, before + len(more.item_ids), device=self.model.device)
@@ -205,7 +205,7 @@ class Recommender:
         """
         if isinstance(items, str):
             raise InputError(f"Expected a list of item ids as {what}, got {items!r}")
-        unknown = [str(item) for item in items if str(item) not in self._number_of_item]
+        unknown = [str(item) for item in items if str(item) not in self.place_of_item]
         if unknown:
             shown = ", ".join(dict.fromkeys(unknown[:SHOWN])) + (", …" if len(unknown) > SHOWN else "")
             near = ", ".join(nearest_ids(unknown[0], self.item_ids))
@@ -215,7 +215,7 @@ class Recommender:
             )
         if not len(items):
             raise InputError(f"Expected at least one item in {what}, got none")
-        return np.array([self._number_of_item[str(item)] for item in items], dtype=np.int64)
+        return np.array([self.place_of_item[str(item)] for item in items], dtype=np.int64)
 
     def encode(self, histories: Sequence[Int[np.ndarray, " items"]]) -> Float[Tensor, "histories dim"]:
         """The query vector of each history, float32; sparse for a floor that counts.
@@ -239,7 +239,7 @@ class Recommender:
         self.item_ids: list[str] = split.item_ids.tolist()
         self.titles: list[str] = self.model.reading.titles
         self.texts: list[str] = split.item_texts
-        self._number_of_item = {item: number for number, item in enumerate(self.item_ids)}
+        self.place_of_item = {item: number for number, item in enumerate(self.item_ids)}
         self._index = None if self.factory == "Flat" else ItemIndex(dense_for_index(self.vectors), factory=self.factory)
         for name in ("_matcher", "_directions"):
             self.__dict__.pop(name, None)

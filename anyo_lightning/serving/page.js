@@ -1,0 +1,78 @@
+"use strict";
+// What is typed goes to /recommend as it is; what came back is shown by textContent, never as HTML.
+const at = (id) => document.getElementById(id);
+let titles = [];
+let asked = 0; // only the latest answer is shown
+
+function element(name, text, parent) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  parent.append(made);
+  return made;
+}
+
+function showHistory(shown) {
+  at("history").replaceChildren();
+  shown.forEach((title, place) => {
+    const entry = element("li", title, at("history"));
+    const remove = element("button", "×", entry);
+    remove.setAttribute("aria-label", `Remove ${title}`);
+    remove.onclick = () => change(titles.filter((_, other) => other !== place));
+  });
+}
+
+function showLists(runs) {
+  at("lists").replaceChildren();
+  for (const { run, lists } of runs) {
+    const section = element("section", "", at("lists"));
+    element("h2", run, section);
+    const list = element("ol", "", section);
+    for (const { title, score } of lists[0]) {
+      const row = element("div", "", element("li", "", list));
+      const add = element("button", title, row);
+      add.title = "Add to what you have had";
+      add.onclick = () => change([...titles, title]);
+      element("span", score.toFixed(2), row).className = "score";
+    }
+    if (!lists[0].length) element("p", "Nothing is left to list.", section).className = "soft";
+  }
+}
+
+async function change(wanted) {
+  const number = ++asked;
+  if (!wanted.length) {
+    titles = [];
+    at("error").textContent = "";
+    showHistory([]);
+    at("lists").replaceChildren();
+    return;
+  }
+  let answer;
+  try {
+    const response = await fetch("recommend", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ titles: wanted, k: 10 }),
+    });
+    answer = await response.json();
+  } catch {
+    answer = { error: "The server does not answer." };
+  }
+  if (number !== asked) return;
+  at("error").textContent = answer.error ?? "";
+  if (answer.error) return;
+  titles = answer.runs[0].histories[0].map((item) => item.title); // as understood
+  showHistory(titles);
+  showLists(answer.runs);
+  at("title").value = "";
+}
+
+at("add").onsubmit = (event) => {
+  event.preventDefault();
+  const typed = at("title").value.split(";").map((title) => title.trim()).filter(Boolean);
+  if (typed.length) change([...titles, ...typed]);
+};
+at("clear").onclick = () => change([]);
+fetch("titles")
+  .then((response) => response.json())
+  .then((found) => found.forEach((title) => (element("option", "", at("titles")).value = title)));
