@@ -22,6 +22,7 @@ COMMANDS = {
     "index": "compare approximate indexes with exact search",
     "data": "print what was read and how it is split",
     "augment": "let an LLM write views of the histories",
+    "sweep": "search a variant's settings by Optuna",
     "completion": "print a shell's completion of commands and options",
 }
 
