@@ -1,32 +1,121 @@
-"""benchmarks/sweep.py on tiny data: trials are kept, the command goes on, the best one alone is tested."""
+"""`anyo sweep` on tiny data: trials are kept, the command resumes, bad ones are stopped, the best alone is tested."""
 
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import optuna
+import pytest
+from helpers import CONFIGS
 
+from anyo_lightning.cli import sweep as sweeping
+from anyo_lightning.cli.main import main
+from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
 
-PROJECT = Path(__file__).parents[1]
+SPACE = CONFIGS / "spaces" / "sasrec.yaml"
+LR = "model.optimizer.init_args.lr"
 
 
-def test_a_sweep_goes_on_and_tests_the_best(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.fixture
+def options(tiny_data: tuple[Path, Path]) -> list[str]:
+    return [
+        *(f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--data.template=null"),
+        *("--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
+    ]
+
+
+def study_of(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'study.db'}")
+
+
+def space_of(folder: Path, text: str) -> Path:
+    file = folder / "space.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_a_sweep_goes_on_and_tests_the_best(options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """One trial, then the second; what the study calls a trial's value is what its run has logged."""
     folder = tmp_path / "sweep"
     for trials in (1, 2):
-        words = [
-            *("benchmarks/sweep.py", "configs/sasrec.yaml", str(folder), f"--trials={trials}"),
-            *(f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--data.template=null"),
-            *("--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
-        ]
-        subprocess.run([sys.executable, *words], cwd=PROJECT, check=True)
-    study = optuna.load_study(study_name="sasrec", storage=f"sqlite:///{folder / 'study.db'}")
-    assert len(study.trials) == 2
+        words = ["sweep", str(CONFIGS / "sasrec.yaml"), f"--space={SPACE}", f"--run={folder}", f"--trials={trials}"]
+        main([*words, "--", *options])
+    study = study_of(folder)
+    assert [trial.number for trial in study.trials] == [0, 1]
     assert study.trials[0].params != study.trials[1].params  # the second command proposes something else
     for trial in study.trials:
-        run = RunFolder(folder / f"trial_{trial.number}")
-        curves = run.read_curves()
+        curves = RunFolder(folder / f"trial_{trial.number}").read_curves()
         assert curves is not None
         assert curves["val/ndcg@10"].max() == trial.value
-    assert RunFolder(folder / f"trial_{study.best_trial.number}").finished
+    best = RunFolder(folder / f"trial_{study.best_trial.number}")
+    assert best.read_metrics()["variant"] == "sasrec, tuned"
+    said = capfd.readouterr().out
+    assert re.search(r"trial 1: lr [\d.e-]+, dropout 0\.\d, max_items \d+: val/ndcg@10 0\.\d{4}, \d+ s\n", said)
+    assert f"best of 2: trial {study.best_trial.number}" in said
+    with pytest.raises(InputError, match="choose another --run"):
+        sweeping.sweep(CONFIGS / "sasrec.yaml", SPACE, folder, trials=3)
+
+
+def test_a_trial_below_the_others_is_stopped(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate of 1e-12 learns nothing: such a trial ends long before its epochs are over, and is not the best."""
+    monkeypatch.setattr(sweeping, "STARTUP_TRIALS", 1)
+    space = space_of(tmp_path, f"{LR}: [1.0e-2, 1.0e-12]")
+    options = [word.replace("epochs=1", "epochs=40") for word in options] + ["--early_stopping.patience=200"]
+    folder, states = tmp_path / "sweep", {}
+    for trials in range(1, 5):
+        sweeping.sweep(CONFIGS / "sasrec.yaml", space, folder, trials=trials, options=options)
+        states = {trial.params[LR]: trial.state.name for trial in study_of(folder).trials}
+        if len(states) == 2:
+            break
+    assert states == {1e-2: "COMPLETE", 1e-12: "PRUNED"}
+    study = study_of(folder)
+    (pruned,) = study.get_trials(states=[optuna.trial.TrialState.PRUNED])
+    stopped = RunFolder(folder / f"trial_{pruned.number}")
+    assert not stopped.finished
+    curves = stopped.read_curves()
+    assert curves is not None
+    assert curves["epoch"].max() < 39
+
+
+def test_a_sweep_that_was_cut_off_resumes_its_trial(options: list[str], tmp_path: Path) -> None:
+    """Killed in the middle of a trial, the next command goes on in that trial's folder, with its settings."""
+    folder = tmp_path / "sweep"
+    options = [word.replace("epochs=1", "epochs=40") for word in options] + ["--early_stopping.patience=200"]
+    words = ["sweep", str(CONFIGS / "sasrec.yaml"), f"--space={SPACE}", f"--run={folder}", "--trials=1"]
+    process = subprocess.Popen([sys.executable, "-m", "anyo_lightning", *words, "--", *options])
+    trial = RunFolder(folder / "trial_0")
+    while process.poll() is None and not trial.last_checkpoint.is_file():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    before = study_of(folder).trials[0].params
+    main([*words, "--", *options])
+    study = study_of(folder)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
+    assert study.trials[1].params == before
+    assert not (folder / "trial_1").exists()
+    assert trial.finished
+    curves = trial.read_curves()
+    assert curves is not None
+    assert curves["epoch"].max() == 39
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "sentence"),
+    [
+        (f"{LR}: 0.1", [], "as a list of choices or {low, high}"),
+        (f"{LR}: {{low: 2, high: 1}}", [], "as a list of choices or {low, high}"),
+        ("[]", [], "a line per option"),
+        ("model.nonsense: [1, 2]", [], "nonsense"),
+    ],
+)
+def test_mistakes(text: str, options: list[str], sentence: str, tmp_path: Path) -> None:
+    """One sentence; a refused option ends the sweep at its first trial."""
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        sweeping.sweep(CONFIGS / "sasrec.yaml", space_of(tmp_path, text), tmp_path / "sweep", options=options)

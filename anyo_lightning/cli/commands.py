@@ -129,6 +129,26 @@ def serve_parser() -> ArgumentParser:
     return parser
 
 
+def sweep(arguments: list[str]) -> None:
+    """`anyo sweep`, whose words after `--` are those of `anyo fit`."""
+    from anyo_lightning.cli.sweep import sweep as search
+
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    search(**sweep_parser().parse_args(arguments[:cut]).as_dict(), options=arguments[cut + 1 :])
+
+
+def sweep_parser() -> ArgumentParser:
+    """The options of `anyo sweep` before its `--`."""
+    from anyo_lightning.cli.sweep import sweep as search
+
+    parser = _parser("sweep", "Search a variant's settings; further options of anyo fit follow after --.")
+    parser.add_argument("config", type=Path, help="The variant's configuration.")
+    parser.add_argument("--space", type=Path, required=True, help="Yaml file: choices or limits for each option.")
+    parser.add_argument("--run", type=Path, required=True, help="Folder of the sweep.")
+    parser.add_function_arguments(search, skip={"config", "space", "run", "options"})
+    return parser
+
+
 def completion(arguments: list[str]) -> None:
     """`anyo completion`."""
     from anyo_lightning.cli.completion import print_completion

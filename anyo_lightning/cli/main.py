@@ -23,6 +23,7 @@ COMMANDS = {
     "data": "print what was read and how it is split",
     "augment": "let an LLM write views of the histories",
     "serve": "answer requests for recommendations, and show a page for them",
+    "sweep": "search a variant's settings by Optuna",
     "completion": "print a shell's completion of commands and options",
 }
 
