@@ -1,6 +1,8 @@
 """What all tests share: one thread, no network, a cache of the session's own, and tiny language models."""
 
+import importlib.util
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +13,23 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
-from helpers import Anyo, MakeData, write_loops
+from helpers import CONFIGS, Anyo, MakeData, settings_of, write_loops
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from anyo_lightning.cli.main import main
 from anyo_lightning.data.datamodule import RecDataModule
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 TITLES = [
     "Toy Story (1995)",
@@ -61,6 +74,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("real"):
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, headless, with a profile of its own."""
+    if CHROMIUM is None or importlib.util.find_spec("playwright") is None:
+        pytest.skip("needs Debian's chromium (apt-get install chromium) and the Python package playwright")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def run_of(
+    tiny_data: tuple[Path, Path], tiny_llm: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Trains a configuration for an epoch on the tiny data, once in the session; returns its folder."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def train(name: str, *options: str) -> Path:
+        if (name, *options) not in made:
+            folder = tmp_path_factory.mktemp("served") / name
+            words = ["fit", f"--config={CONFIGS / name}.yaml", f"--run={folder}", "--trainer.accelerator=cpu"]
+            words += [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--data.template=null"]
+            words += ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.max_items=20"]
+            encoders = settings_of(CONFIGS / f"{name}.yaml")["model"].get("init_args", {}).get("encoders", {})
+            if "backbone" in encoders.get("init_args", {}):
+                backbone = "--model.encoders.backbone"
+                words += [f"{backbone}.name={tiny_llm}", f"{backbone}.layers=2", f"{backbone}.dtype=float32"]
+                words += ["--data.max_tokens=300"]
+            main([*words, *options])
+            made[name, *options] = folder
+        return made[name, *options]
+
+    return train
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from helpers import CONFIGS, Anyo, refused, settings_of
+from helpers import CONFIGS, Anyo, refused
 from polars.testing import assert_frame_equal
 from torch.testing import assert_close
 
@@ -22,29 +22,6 @@ from anyo_lightning.serving.given_files import read_histories
 from anyo_lightning.serving.titles import TitleMatcher
 
 Runs = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def run_of(tiny_data: tuple[Path, Path], tiny_llm: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Trains a configuration for an epoch on the tiny data, once in the session; returns its folder."""
-    made: dict[tuple[str, ...], Path] = {}
-
-    def train(name: str, *options: str) -> Path:
-        if (name, *options) not in made:
-            folder = tmp_path_factory.mktemp("served") / name
-            words = ["fit", f"--config={CONFIGS / name}.yaml", f"--run={folder}", "--trainer.accelerator=cpu"]
-            words += [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--data.template=null"]
-            words += ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.max_items=20"]
-            encoders = settings_of(CONFIGS / f"{name}.yaml")["model"].get("init_args", {}).get("encoders", {})
-            if "backbone" in encoders.get("init_args", {}):
-                backbone = "--model.encoders.backbone"
-                words += [f"{backbone}.name={tiny_llm}", f"{backbone}.layers=2", f"{backbone}.dtype=float32"]
-                words += ["--data.max_tokens=300"]
-            main([*words, *options])
-            made[name, *options] = folder
-        return made[name, *options]
-
-    return train
 
 
 def lists_of(table: pl.DataFrame) -> list[list[str]]:

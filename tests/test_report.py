@@ -1,9 +1,7 @@
 """The HTML page: what is in it, and in headless Chromium that it draws, sorts, browses and asks the network nothing."""
 
-import importlib.util
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,16 +47,6 @@ PROBES: dict[str, Any] = {
     },
 }
 PLOTS = {"cost-plot": 1, "curve-plot": 1, "slice-plots": 4, "pair-plot": 1}
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +80,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = root / "report.html"
     compare([root], baseline="markov", format="html", metrics=["test/ndcg@10", "test/hr@10"], output=output)
     return output
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, headless, with a profile of its own."""
-    if CHROMIUM is None or importlib.util.find_spec("playwright") is None:
-        pytest.skip("needs Debian's chromium (apt-get install chromium) and the Python package playwright")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -38,6 +38,10 @@ class TitleMatcher:
             owners += [item] * len(forms)
         self.owners = np.array(owners, dtype=np.int64)
         self.numbers = [_numbers(form) for form in self.forms]
+        self._same: dict[str, int] = {}  # what `find` says of titles with the very words of a form
+        for form, item in zip(self.forms, owners, strict=True):
+            words = _sorted_words(form)
+            self._same[words] = self._preferred({item, self._same.get(words, item)})
 
     def find(self, title: str) -> int:
         """The item that is meant: the most similar title, or else the only one that begins with these words.
@@ -49,19 +53,23 @@ class TitleMatcher:
             InputError: No title is close; the nearest are named.
         """
         wanted = utils.default_process(title)
+        if (same := self._same.get(_sorted_words(wanted))) is not None:
+            return same
         numbers = _numbers(wanted)
         found = process.extract(wanted, self.forms, scorer=fuzz.token_sort_ratio, score_cutoff=CLOSE, limit=None)
         alike = [(score, int(self.owners[form])) for _, score, form in found if self.numbers[form] == numbers]
         if wanted and alike:
             best = max(score for score, _ in alike)
-            return max(
-                (item for score, item in alike if score == best), key=lambda item: (self.popularity[item], -item)
-            )
+            return self._preferred({item for score, item in alike if score == best})
         begun = {int(self.owners[form]) for form, text in enumerate(self.forms) if text.startswith(f"{wanted} ")}
         if wanted and len(begun) == 1:
             return begun.pop()
         shown = ", ".join(repr(self.titles[item]) for item in self.nearest(title)) or "none"
         raise InputError(f"Expected a title of the catalogue, got {title!r}; the nearest are {shown}")
+
+    def _preferred(self, items: set[int]) -> int:
+        """Of items that fit equally well, the one with the highest popularity, then the first."""
+        return max(items, key=lambda item: (self.popularity[item], -item))
 
     def nearest(self, title: str, count: int = 3) -> list[int]:
         """The items whose titles are most similar, each once.
@@ -85,6 +93,10 @@ def nearest_ids(wanted: str, ids: Sequence[str], count: int = 3) -> list[str]:
         count: How many at most.
     """
     return [found for found, _, _ in process.extract(wanted, ids, scorer=fuzz.ratio, limit=count)]
+
+
+def _sorted_words(text: str) -> str:
+    return " ".join(sorted(text.split()))
 
 
 def _numbers(text: str) -> list[str]:

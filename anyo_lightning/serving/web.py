@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,7 +30,7 @@ MOST_HISTORIES = 64  # of a request, and of a batch that is read together
 MOST_ITEMS = 1000  # of a history: more than any run reads
 MOST_WAITING = 512  # requests
 LISTED_TITLES = 2000  # that the page offers while one types: the most frequent
-POLICY = "default-src 'self'; frame-ancestors 'none'"
+POLICY = "default-src 'self'; img-src data:; frame-ancestors 'none'"
 PAGES = {
     "/": ("page.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
@@ -195,7 +196,9 @@ def make_app(recommenders: Mapping[str, Recommender], *, hosts: Sequence[str] = 
     def refuse_form(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:])
-        return _refused(422, f"{place}: {first['msg']}" if place else first["msg"])
+        if first["type"] == "json_invalid":
+            place = "the body"
+        return _refused(422, f"Expected a request as /openapi.json says, got a mistake at {place}: {first['msg']}")
 
     @app.exception_handler(HTTPException)
     def refuse_request(_: Request, error: HTTPException) -> JSONResponse:
