@@ -156,7 +156,7 @@ def test_a_port_in_use_is_refused(address: str, runs: list[Path]) -> None:
 
 @pytest.mark.browser
 def test_the_page_lists_and_adds(browser: Any, address: str, runs: list[Path]) -> None:
-    """A typed title gives a column per run, a listed one joins the history, mistakes are said; no other host is asked."""
+    """A typed title gives a column per run, a listed one joins the history, mistakes are said, nobody else is asked."""
     recommender = Recommender.load(runs[0], device="cpu")
     page = browser.new_page()
     problems: list[str] = []
