@@ -1,8 +1,8 @@
 # make demo: a first table from real data.   make test: the suite.   make check: lint, types, format.
-# make table: all variants and floors into the README's table and runs/report.html. JOBS rows at a time, one core each.
+# make table: all variants and floors into benchmarks/ml100k.md and runs/report.html. JOBS rows at a time, one core each.
 #   Language models at one budget, overlays/table.yaml; BUDGET= trains them as their own yaml files say, in runs/own.
 # make beauty BEAUTY=folder: the id-only variants on Amazon Beauty; the folder holds interactions.csv.gz, items.csv.gz.
-# make ml1m DATA=folder: floors, SASRec and an LLM on MovieLens-1M.
+# make ml1m DATA=folder: floors, SASRec, UniSRec and an LLM on MovieLens-1M, into the README's table.
 # make test-lowest: the parts that rest on libraries, with the oldest versions of these, constraints-lowest.txt.
 # make test-distributed: several real processes, killed processes, full disks.
 SHELL := /bin/bash
@@ -38,7 +38,8 @@ rows: $(TABLE_RUNS)/views.done $(TABLE:%=$(TABLE_RUNS)/%/metrics.json)
 
 table:
 	OMP_NUM_THREADS=1 $(MAKE) --jobs $(JOBS) rows
-	$(BIN)/python benchmarks/results.py $(TABLE:%=$(TABLE_RUNS)/%) --command "make table$(if $(BUDGET),, BUDGET=)"
+	$(BIN)/python benchmarks/results.py $(TABLE:%=$(TABLE_RUNS)/%) --output benchmarks/ml100k.md \
+		--command "make table$(if $(BUDGET),, BUDGET=)"
 	$(BIN)/anyo compare $(TABLE:%=$(TABLE_RUNS)/%) --baseline markov --format html --output runs/report.html
 
 # Each variant once: a finished run folder is left alone, an interrupted run resumes from its last checkpoint.
@@ -74,20 +75,20 @@ beauty: $(BEAUTY_TABLE:%=runs/beauty/%/metrics.json)
 	cat benchmarks/beauty.md
 
 # MovieLens-1M, history masked. DATA=folder with interactions.parquet and items.csv, in time order by `position`; without
-# it the rows are made of GroupLens's archive. Some three hours on one core: SASRec, and an LLM that reads its vectors.
-ML1M_TABLE := $(FLOORS) sasrec e4srec_vectors_hybrid
+# it the rows are made of GroupLens's archive. Some three hours on one core, a seed: SASRec, UniSRec on the texts of all
+# 30 layers, and an LLM that reads SASRec's vectors beside those of texts.
+ML1M_TABLE := $(FLOORS) sasrec unisrec e4srec_vectors_hybrid
 ML1M_DATA := $(if $(DATA),--data.interactions $(DATA)/interactions.parquet --data.items $(DATA)/items.csv \
 	--data.columns.timestamp position,--data.source ml-1m)
 ML1M_OPTIONS_sasrec := --data.max_items 200 --data.overlap 0 --data.random_cuts true --trainer.max_epochs 40 \
 	--trainer.check_val_every_n_epoch 4
-ML1M_OPTIONS_e4srec_vectors_hybrid := --data.max_items 100 --data.batch_tokens 4000 --trainer.max_epochs 5 \
+ML1M_OPTIONS_unisrec := $(ML1M_OPTIONS_sasrec) --model.encoders.backbone.layers null
+ML1M_OPTIONS_e4srec_vectors_hybrid := --data.max_items 100 --data.batch_tokens 4000 --trainer.max_epochs 10 \
 	--model.encoders.item_vectors_from runs/ml1m/sasrec --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors"
 
 ml1m: $(ML1M_TABLE:%=runs/ml1m/%/metrics.json)
-	printf '# MovieLens-1M, history masked\n\nMade by `make ml1m`, one core per run.\n\n' > runs/ml1m.md
-	$(BIN)/anyo compare $(ML1M_TABLE:%=runs/ml1m/%) --baseline sasrec --format markdown >> runs/ml1m.md
-	mv runs/ml1m.md benchmarks/ml1m.md
-	cat benchmarks/ml1m.md
+	$(BIN)/python benchmarks/results.py $(ML1M_TABLE:%=runs/ml1m/%) --output benchmarks/ml1m.md --baseline sasrec \
+		--command "make ml1m DATA=folder" --readme
 
 runs/ml1m/%/metrics.json: | .venv/installed
 	$(BIN)/anyo fit --config configs/$*.yaml $(ML1M_DATA) --run runs/ml1m/$* $(ML1M_OPTIONS_$*)

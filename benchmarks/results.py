@@ -1,9 +1,9 @@
-"""Write the README's results block from tested runs.
+"""Write a page of results from tested runs, and the README's block from one of these pages.
 
-    python benchmarks/results.py runs/table/*/
+    python benchmarks/results.py runs/table/*/ --output benchmarks/ml100k.md --baseline markov --command "make table"
 
-Puts the comparison table, the command that makes the runs, hardware, commit and date into benchmarks/results.md and
-between the README's markers; a test checks that the two agree.
+Puts the comparison table, the command that makes the runs, hardware, commit and date between the page's markers, and
+with `--readme` between the README's, too; a test checks that these two agree. What stands around them stays.
 """
 
 import argparse
@@ -16,18 +16,21 @@ from anyo_lightning.compare.table import compare
 from anyo_lightning.runs import find_runs
 
 PROJECT = Path(__file__).parents[1]
-START, END = "<!-- results: made by `make table`, do not edit -->\n", "<!-- end of results -->"
+START, END = "<!-- results: made by a command, do not edit -->\n", "<!-- end of results -->"
 
 
 def main() -> None:
     """Write the block."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--command", default="make table", help="what made the runs")
+    parser.add_argument("--output", type=Path, required=True, help="page with markers")
+    parser.add_argument("--command", required=True, help="what made the runs")
+    parser.add_argument("--baseline", default="markov", help="the row that others are compared with")
+    parser.add_argument("--readme", action="store_true", help="whether the block is the README's, too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         table = Path(temporary) / "table.md"
-        compare(options.runs, baseline="markov", format="markdown", output=table)
+        compare(options.runs, baseline=options.baseline, format="markdown", output=table)
         text = table.read_text()
     environments = [
         run.read_metrics()["environment"]["training"] for folder in options.runs for run in find_runs(folder)[0]
@@ -35,10 +38,9 @@ def main() -> None:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     note = f"Made by `{options.command}` on {describe_environments(environments)}, {today}."
     block = f"{text.strip()}\n\n{note}\n"
-    (PROJECT / "benchmarks" / "results.md").write_text(block)
-    readme = PROJECT / "README.md"
-    before, rest = readme.read_text().split(START)
-    readme.write_text(f"{before}{START}\n{block}\n{END}{rest.split(END)[1]}")
+    for page in [options.output, *([PROJECT / "README.md"] if options.readme else [])]:
+        before, rest = page.read_text().split(START)
+        page.write_text(f"{before}{START}\n{block}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":

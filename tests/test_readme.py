@@ -237,7 +237,7 @@ def test_python_in_ten_lines(
     """The script trains and ranks, and leaves the working directory empty; in docs another one recommends then."""
     monkeypatch.chdir(tmp_path)
     text = (PROJECT / page).read_text()
-    script = block("Python in ten lines" if page == "README.md" else "Train and test", "python", text=text)
+    script = block("Python" if page == "README.md" else "Train and test", "python", text=text)
     assert len([line for line in script.splitlines() if line]) <= 10
     files = f'interactions=Path("{tiny_data[0]}"), items=Path("{tiny_data[1]}")'
     for shown, tiny in {
