@@ -29,6 +29,8 @@ def at_default(option: str, settings: Mapping[str, Any]) -> bool:
     """
     owner, _, name = option.rpartition(".init_args.")
     path = settings.get(f"{owner}.class_path")
+    if option.startswith("data."):
+        path, name = "anyo_lightning.data.datamodule.RecDataModule", option.removeprefix("data.")
     if not isinstance(path, str):
         return False
     module, _, kind = path.rpartition(".")

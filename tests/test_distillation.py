@@ -203,7 +203,8 @@ def test_a_trained_run_needs_no_teacher(
     anyo("fit", config, *small, *small_llm, f"--model.distil_from={teacher}", f"--run={run.path}")
     assert {"train/teacher_states", "train/teacher_items"} <= set(pl.read_csv(run.curves_file).columns)
     figures = run.read_metrics()["metrics"]
-    shutil.move(teacher, tmp_path / "moved")
+    (moved := tmp_path / "elsewhere" / teacher.name).parent.mkdir()
+    shutil.move(teacher, moved)
     anyo("test", f"--run={run.path}")
     again = run.read_metrics()["metrics"]
     assert {n: v for n, v in again.items() if "seconds" not in n} == {
@@ -211,6 +212,6 @@ def test_a_trained_run_needs_no_teacher(
     }
     more = ("fit", f"--run={run.path}", "--early_stopping.patience=10")
     assert "no file" in refused(capsys, anyo, *more)
-    anyo(*more, f"--model.distil_from={tmp_path / 'moved'}")
-    other = ("--model.distillation=2", f"--model.distil_from={tmp_path / 'moved'}")
+    anyo(*more, f"--model.distil_from={moved}")
+    other = ("--model.distillation=2", f"--model.distil_from={moved}")
     assert "model.distillation 1.0, with which" in refused(capsys, anyo, *more, *other)

@@ -29,7 +29,7 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone, load_tokenizer
 from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.losses import bag_of_tokens
-from anyo_lightning.models import base
+from anyo_lightning.models import parts
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.e4srec import E4SRec
 from anyo_lightning.models.llara import LLaRA, sample_targets
@@ -404,7 +404,7 @@ def test_gradient_cache_equals_direct_gradients(built: Make, monkeypatch: pytest
     hook = model.backbones[0].model.register_forward_hook(lambda *_: passes.append(1))
     cached, twice = gradients(model, batch), len(passes)
     passes.clear()
-    for module in (live, base):
+    for module in (live, parts):
         monkeypatch.setattr(module, "recomputed", lambda encode, *inputs: encode(*inputs))
     direct = gradients(model, batch)
     hook.remove()

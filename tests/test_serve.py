@@ -78,6 +78,8 @@ def test_answers_are_the_recommenders(ask: Ask, runs: list[Path]) -> None:
     title = recommenders[0].titles[4]
     understood = ask("recommend", {"titles": [title.upper()]})[1]["runs"][0]["histories"][0][0]
     assert understood == {"item_id": recommenders[0].find(title), "title": title}
+    both = ask("recommend", {"items": items[:1], "titles": [title]})[1]["runs"][0]["histories"][0]
+    assert [item["item_id"] for item in both] == [items[0], recommenders[0].find(title)]
     near = ask("similar", {"item": items[2], "k": 3})[1]["runs"]
     assert ids([run["list"] for run in near]) == [r.similar([items[2]], 3)["item_id"].to_list() for r in recommenders]
     assert set(ask("titles")[1]) <= set(recommenders[0].titles)
@@ -91,8 +93,8 @@ def test_answers_are_the_recommenders(ask: Ask, runs: list[Path]) -> None:
         ("recommend", {"titles": ["zzzzqqq xx"]}, 422, "Expected a title of the catalogue, got 'zzzzqqq xx'"),
         ("recommend", {"items": ["nobody"]}, 422, "Expected ids of the catalogue in history 0"),
         ("recommend", {"user": "nobody"}, 422, "Expected one of the"),
-        ("recommend", {}, 422, "Expected one of titles, items, user, histories, got none"),
-        ("recommend", {"titles": ["a"], "user": "1"}, 422, "got titles and user"),
+        ("recommend", {}, 422, "Expected one of titles or items, user, histories, got none"),
+        ("recommend", {"titles": ["a"], "user": "1"}, 422, "got titles or items and user"),
         ("recommend", {"items": []}, 422, "items"),
         ("recommend", {"items": ["1"], "k": 0}, 422, "k: "),
         ("recommend", {"items": ["1"], "k": 101}, 422, "k: "),
@@ -174,13 +176,13 @@ def test_the_page_lists_and_adds(browser: Any, address: str, runs: list[Path]) -
     first = page.locator("section").nth(0).locator("li button")
     assert first.all_text_contents() == expected
     first.nth(0).click()
-    page.wait_for_function("document.querySelectorAll('#history li').length === 2")
+    page.locator("#history li").nth(1).wait_for()
     page.fill("#title", "zzzzqqq xx")
     page.click("text=Add")
-    page.wait_for_function("document.getElementById('error').textContent.includes('the nearest are')")
+    page.locator("#error", has_text="the nearest are").wait_for()
     assert page.locator("#history li").count() == 2
     page.click("#history li >> nth=0 >> button")
-    page.wait_for_function("document.querySelectorAll('#history li').length === 1")
+    page.locator("#history li").nth(1).wait_for(state="detached")
     page.click("#clear")
     assert page.locator("section").count() == 0
     assert not problems

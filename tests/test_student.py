@@ -221,13 +221,14 @@ def test_a_trained_student_needs_no_teacher(anyo: Anyo, small: list[str], tmp_pa
     curves = pl.read_csv(run.curves_file)
     assert {"train/lists", "train/vectors"} <= set(curves.columns)
     figures = run.read_metrics()["metrics"]
-    shutil.move(teacher, tmp_path / "moved")
+    (moved := tmp_path / "elsewhere" / teacher.name).parent.mkdir()
+    shutil.move(teacher, moved)
     anyo("test", f"--run={run.path}")
     again = run.read_metrics()["metrics"]
     assert {n: v for n, v in again.items() if "seconds" not in n} == {
         n: v for n, v in figures.items() if "seconds" not in n
     }
-    anyo("fit", f"--run={run.path}", f"--model.teacher={tmp_path / 'moved'}", "--trainer.max_epochs=2")
+    anyo("fit", f"--run={run.path}", f"--model.teacher={moved}", "--trainer.max_epochs=2")
 
 
 def test_floors_teach(anyo: Anyo, small: list[str], make_data: MakeData, tmp_path: Path) -> None:

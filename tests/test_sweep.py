@@ -67,13 +67,16 @@ def test_a_trial_below_the_others_is_stopped(
     monkeypatch.setattr(sweeping, "STARTUP_TRIALS", 1)
     space = space_of(tmp_path, f"{LR}: [1.0e-2, 1.0e-12]")
     options = [word.replace("epochs=1", "epochs=40") for word in options] + ["--early_stopping.patience=200"]
-    folder, states = tmp_path / "sweep", {}
-    for trials in range(1, 5):
-        sweeping.sweep(CONFIGS / "sasrec.yaml", space, folder, trials=trials, options=options)
-        states = {trial.params[LR]: trial.state.name for trial in study_of(folder).trials}
-        if len(states) == 2:
-            break
-    assert states == {1e-2: "COMPLETE", 1e-12: "PRUNED"}
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}", study_name="sweep", direction="maximize")
+    for lr in (1e-2, 1e-12):
+        study.enqueue_trial({LR: lr})
+    sweeping.sweep(CONFIGS / "sasrec.yaml", space, folder, trials=2, options=options)
+    assert {trial.params[LR]: trial.state.name for trial in study_of(folder).trials} == {
+        1e-2: "COMPLETE",
+        1e-12: "PRUNED",
+    }
     study = study_of(folder)
     (pruned,) = study.get_trials(states=[optuna.trial.TrialState.PRUNED])
     stopped = RunFolder(folder / f"trial_{pruned.number}")

@@ -6,6 +6,7 @@ with is told to stop.
 """
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -63,9 +64,14 @@ def sweep(
     if trials < 1 or (hours is not None and hours <= 0):
         raise InputError(f"Expected --trials and --hours to be positive, got {trials} and {hours}")
     distributions = read_space(space)
+    if not config.is_file():
+        raise InputError(f"Expected a configuration, got no file {config}")
     with RunFolder(run).claimed():
-        study = _open(run, settings=[str(config), space.read_text("utf-8"), *options], prune=prune)
-        while (trial := _next(study, distributions, trials=trials, hours=hours)) is not None:
+        study = _open(
+            run, settings=[config.stem, config.read_text("utf-8"), space.read_text("utf-8"), *options], prune=prune
+        )
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a trial in training ends with the sweep
+        while (trial := _next(study, run, distributions, trials=trials, hours=hours)) is not None:
             words = [f"--{name}={_word(value)}" for name, value in trial.params.items()]
             common = [f"--config={config}", f"--metrics.variant={config.stem}, tuned", *options]
             _train(study, trial, run, [*common, *words])
@@ -126,12 +132,19 @@ def _open(folder: Path, *, settings: list[str], prune: bool) -> "Study":
 
 
 def _next(
-    study: "Study", distributions: dict[str, "BaseDistribution"], *, trials: int, hours: float | None
+    study: "Study", run: Path, distributions: dict[str, "BaseDistribution"], *, trials: int, hours: float | None
 ) -> "Trial | None":
-    """The trial to train: one that was cut off with an earlier command, or another while the budget lasts."""
+    """The trial to train: one that was cut off with an earlier command, or another while the budget lasts.
+
+    Raises:
+        InputError: A trial of a sweep that was killed is still training.
+    """
     from optuna.trial import TrialState
 
-    for cut in study.get_trials(states=[TrialState.RUNNING]):  # no other process is here: the folder is claimed
+    for cut in study.get_trials(states=[TrialState.RUNNING]):  # no other sweep is here: the folder is claimed
+        if (folder := _folder(run, cut)).path.is_dir():
+            with folder.claimed():
+                pass
         study.tell(cut.number, state=TrialState.FAIL)
         study.enqueue_trial(cut.params, user_attrs={"resumes": cut.user_attrs.get("resumes", cut.number)})
     waiting = study.get_trials(states=[TrialState.WAITING])
@@ -178,7 +191,8 @@ def _train(study: "Study", trial: "Trial", run: Path, words: list[str]) -> None:
         last = (log.read_text("utf-8").strip().splitlines() or ["nothing printed"])[-1]
         trial.set_user_attr("reason", last)
         study.tell(trial, state=TrialState.FAIL)
-        if process.returncode == 2 and not any(other.value is not None for other in study.trials):
+        refused = process.returncode == 2 and not folder.curves_file.is_file()  # before a step was trained
+        if refused and not any(other.value is not None for other in study.trials):
             raise InputError(f"Expected options that anyo fit takes, got: {last.removeprefix('anyo: error: ')}")
     else:
         study.tell(trial, max(values))

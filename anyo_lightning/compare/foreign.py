@@ -141,14 +141,15 @@ def _ranked(path: Path, rows: TestRows) -> RankedLists:
     ).sort("user", "key", maintain_order=True)
     user, item, key = (table[name].to_numpy() for name in ("user", "item", "key"))
     edges = np.searchsorted(user, np.arange(len(rows.user_ids) + 1))
-    length = int(np.diff(edges).max())
+    lengths = np.diff(edges)
+    length, usual = int(lengths.max()), int(np.bincount(lengths[lengths > 0]).argmax())
     ranks, lists = np.full(len(rows.user), np.inf), []
     known, left_out = length, dict[int, int]()  # the latter by user
     for row, (of, target, excluded) in enumerate(zip(rows.user, rows.target, rows.excluded, strict=True)):
         items, keys = item[edges[of] : edges[of + 1]], key[edges[of] : edges[of + 1]]
         kept = ~np.isin(items, excluded)
         left_out[of] = int((~kept).sum())
-        if len(items) == length:
+        if len(items) >= usual:  # cut off there; a shorter one has ended
             known = min(known, int(kept.sum()))
         items, keys = items[kept], keys[kept]
         lists.append(items)

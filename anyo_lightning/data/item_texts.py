@@ -8,11 +8,14 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import polars as pl
-from torch import Tensor
 
 from anyo_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # comparisons read texts, too, and do without torch
 
 BRACKETS = {"(": ")", "[": "]"}
 TITLES = ("title", "movie_title", "item_title", "name", "item_name")
@@ -26,7 +29,7 @@ class TrainedTexts:
     """The texts of the catalogue that a model was trained on, and the vectors that it has of them, (texts, width)."""
 
     texts: list[str]
-    vectors: Tensor | None
+    vectors: "Tensor | None"
 
 
 def item_texts(items: pl.DataFrame, template: str) -> list[str]:

@@ -96,6 +96,7 @@ class RetrievalModule(LightningModule):
         self.warmup, self.decay = warmup, decay
         self.init_from = init_from
         self.built = False
+        self.history_masked: bool | None = None  # in a test without a Trainer; None: as metrics do by default
         self._saved_in: Path | None = None
         self._other_data = False
         self.transfer: Transfer | None = None  # where a run is tested on other data than its own

@@ -245,6 +245,7 @@ class CLLMRec(RetrievalModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint[METADATA]["views"] = {kind: written.digest for kind, written in self._written.items()}
         checkpoint[METADATA]["views_cost"] = self.views_cost
+        checkpoint[METADATA]["anchors"] = self.anchors
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what the views cost; refuse to resume training with other views."""
@@ -252,6 +253,11 @@ class CLLMRec(RetrievalModule):
         self.views_cost = checkpoint[METADATA].get("views_cost", {})  # missing in checkpoints of earlier versions
         trainer = trainer_of(self)
         if trainer is not None and trainer.state.fn == "fit":
+            if self.weight and "anchors" not in checkpoint[METADATA]:
+                raise InputError(
+                    "Expected a run that has contrasted boundaries, got an earlier one, which contrasted one "
+                    "state per history: choose another --run"
+                )
             found = checkpoint[METADATA]["views"]
             if found != (own := {kind: self._read(kind).digest for kind in self._written_kinds}):
                 raise InputError(

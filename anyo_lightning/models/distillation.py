@@ -4,6 +4,7 @@ The teacher reads the same batch, frozen and without dropout. It is part of no c
 or sent between processes: a trained run does not need it.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -34,6 +35,8 @@ class Teacher:
     def __init__(self, history: IdHistory, vectors: Float[Tensor, "training_items width"]) -> None:
         self.history, self.vectors = history.requires_grad_(False).eval(), F.normalize(vectors, dim=-1)
         self.width = vectors.shape[1]
+        weights = [self.vectors, *self.history.state_dict().values()]
+        self.digest = hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in weights)).hexdigest()[:16]
 
     @torch.no_grad()
     def states(self, batch: HistoryBatch) -> Float[Tensor, "targets width"]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anyo_lightning.checkpoint_io import METADATA
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.base import Encoders
@@ -50,7 +51,7 @@ class E4SRec(RetrievalModule):
     """
 
     cosines = True
-    starts_afresh = WEIGHTS
+    starts_afresh = (*WEIGHTS, "temperature.log_ratio")
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class E4SRec(RetrievalModule):
         self.weights = {"states": distillation, "items": alignment} if distil_from is not None else {}
         self.distillation: Distillation | None = None
         self.temperature: Temperature | None = None
+        self.taught_by: str | None = None  # digest of the teacher of the training so far
 
     def make_encoders(self, data: RecDataModule, saved: Mapping[str, Tensor] | None) -> tuple[nn.Module, nn.Module]:
         """The encoders, and the teacher unless a trained model is only evaluated."""
@@ -114,6 +116,24 @@ class E4SRec(RetrievalModule):
                 parts[f"teacher_{name}"] = self.global_mean(term, len(states))
                 total = total + self.weights[name] * parts[f"teacher_{name}"]
         return total, parts
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which teacher the run has trained with."""
+        super().on_save_checkpoint(checkpoint)
+        if self.distillation is not None:
+            teacher = self.distillation.teacher
+            checkpoint[METADATA]["teacher"] = self.taught_by if teacher is None else teacher.digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume with another teacher."""
+        super().on_load_checkpoint(checkpoint)
+        self.taught_by = checkpoint[METADATA].get("teacher")
+        teacher = None if self.distillation is None else self.distillation.teacher
+        if teacher is not None and self.taught_by is not None and teacher.digest != self.taught_by:
+            raise InputError(
+                f"Expected model.distil_from to name the run that has taught so far, got {self.distil_from}, whose "
+                "weights are others: choose another --run"
+            )
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Step, and take the temperature back to where it makes sense."""

@@ -70,7 +70,9 @@ class Markov(RetrievalModule):
         return items.vectors
 
     def _tested_masked(self, split: Split) -> bool:
-        """Whether the Trainer's metrics leave histories out; without any, what they would do by default."""
+        """Whether the Trainer's metrics leave histories out; without one, what the model was told, or the default."""
+        if self.history_masked is not None:
+            return self.history_masked
         trainer = trainer_of(self)
         callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
         metrics = next((c for c in callbacks if isinstance(c, RetrievalMetrics)), RetrievalMetrics())

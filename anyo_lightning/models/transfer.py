@@ -20,7 +20,7 @@ from torch import Tensor
 from anyo_lightning import distributed
 from anyo_lightning.checkpoint_io import METADATA, describe_catalogue, describe_items
 from anyo_lightning.data.item_texts import TrainedTexts
-from anyo_lightning.data.splits import Split
+from anyo_lightning.data.splits import Split, placeholder
 from anyo_lightning.encoders.base import LANGUAGE_MODEL, Encoders
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
@@ -82,7 +82,8 @@ class Transfer:
             raise InputError(f"Expected {run.catalogue_file} to be that of the checkpoint beside it, got another")
         here = pl.DataFrame({"item_id": split.item_ids.tolist(), "text": split.item_texts})
         by_id = here.with_row_index("here").join(there.with_row_index("there"), on="item_id", suffix="_there")
-        known = by_id.filter(pl.col("text") == pl.col("text_there")).sort("here")
+        untold = pl.Series([placeholder(item) for item in by_id["item_id"]], dtype=pl.String)  # any data set has these
+        known = by_id.filter((pl.col("text") == pl.col("text_there")) & (pl.col("text") != untold)).sort("here")
         ours, theirs = (torch.from_numpy(known[name].to_numpy().astype(np.int64)) for name in ("here", "there"))
         texts = TrainedTexts(there["text"].to_list(), vectors)
         return cls(run, split, ours, theirs, texts, len(by_id) - len(known), encoders)
@@ -100,6 +101,12 @@ class Transfer:
                 f"{self.split.catalogue_size:,}"
             )
         trained, rows = self.trained_targets(), len(self.split.queries("test"))
+        covered = self.run.finished and self.run.read_metrics()["split"]["counts"]["users"] == len(self._histories())
+        if not covered and len(self.here) + self.namesakes > LEAK * self.split.catalogue_size:
+            raise InputError(
+                f"Expected a run with a test row of each user, to see what it was trained on, to test it on data that "
+                f"share items with its own, got {self.run.path} with {len(self._histories()):,} users tested"
+            )
         if trained > LEAK * rows:
             raise InputError(
                 f"Expected test targets that {self.run.path} has not been trained on, got {trained:,} of {rows:,} in "
@@ -109,24 +116,41 @@ class Transfer:
     def trained_targets(self) -> int:
         """Of the split's test targets, those in the run's histories of the same user, and not in the split's own.
 
+        Items are the same by id and text. If by their ids alone many more targets are found than other users' histories
+        would have by chance, the data are the same under other texts, and these count.
+
         Raises:
             InputError: The run has no predictions.parquet.
         """
-        names = ("user_id", "item_id")
-        before = self.run.read_predictions(["user_id", "history_item_ids"])
-        before = before.explode("history_item_ids").rename({"history_item_ids": "item_id"}).unique()
+        users = self._histories()
+        histories = users.explode("item_id").unique()
         queries, known = self.split.queries("test"), set(self.here.tolist())
-        rows = [
-            row
-            for row, target in enumerate(queries.target.tolist())
-            if target in known and target not in queries.history(row)
-        ]
-        ids = self.split.user_ids[queries.user[rows]].tolist(), self.split.item_ids[queries.target[rows]].tolist()
-        targets = pl.DataFrame(dict(zip(names, ids, strict=True)), schema=dict.fromkeys(names, pl.String))
-        return targets.join(before, on=names, how="semi").height
+        new = [row for row, target in enumerate(queries.target.tolist()) if target not in queries.history(row)]
+        item = queries.target[new]
+        targets = pl.DataFrame(
+            {
+                "user_id": pl.Series(self.split.user_ids[queries.user[new]].tolist(), dtype=pl.String),
+                "item_id": pl.Series(self.split.item_ids[item].tolist(), dtype=pl.String),
+                "known": pl.Series([number in known for number in item.tolist()], dtype=pl.Boolean),
+            }
+        )
+        found = targets.join(histories, on=("user_id", "item_id"), how="semi")
+        shares = histories.group_by("item_id").agg(pl.len() / max(len(users), 1))
+        chance = float(targets.join(shares, on="item_id")["len"].sum())
+        same_data = len(found) > 2 * chance + LEAK * len(queries)
+        return len(found) if same_data else int(found["known"].sum())
+
+    def _histories(self) -> pl.DataFrame:
+        """The items of each user of whom the run has a test row, as its longest history has them.
+
+        Raises:
+            InputError: The run has no predictions.parquet.
+        """
+        rows = self.run.read_predictions(["user_id", "history_item_ids"])
+        return rows.group_by("user_id").agg(pl.col("history_item_ids").explode().unique().alias("item_id"))
 
     def to_build_with(self, weights: Mapping[str, Tensor], language_model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `Encoders.build` is given where the run is tested: all but vectors of texts, and what would read them.
+        """What `Encoders.build` is given where the run is tested: no rows of its own items, no vectors of their texts.
 
         Args:
             weights: The checkpoint's.
@@ -135,7 +159,9 @@ class Transfer:
         found = {
             name: value
             for name, value in weights.items()
-            if not name.startswith(LANGUAGE_MODEL) and not self._is(name, "text_rows")
+            if not name.startswith(LANGUAGE_MODEL)
+            and not self._is(name, "text_rows")
+            and not self._is(name, "item_rows")
         }
         for name, value in found.items():
             if self._is(name, "run_rows"):

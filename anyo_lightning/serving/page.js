@@ -1,7 +1,8 @@
 "use strict";
-// What is typed goes to /recommend as it is; what came back is shown by textContent, never as HTML.
+// What is typed goes to /recommend as it is, and comes back as items, which go by their ids from then on: a title may be
+// that of several. What came back is shown by textContent, never as HTML.
 const at = (id) => document.getElementById(id);
-let titles = [];
+let items = []; // {item_id, title}, oldest first
 let asked = 0; // only the latest answer is shown
 
 function element(name, text, parent) {
@@ -13,11 +14,11 @@ function element(name, text, parent) {
 
 function showHistory(shown) {
   at("history").replaceChildren();
-  shown.forEach((title, place) => {
+  shown.forEach(({ title }, place) => {
     const entry = element("li", title, at("history"));
     const remove = element("button", "×", entry);
     remove.setAttribute("aria-label", `Remove ${title}`);
-    remove.onclick = () => change(titles.filter((_, other) => other !== place));
+    remove.onclick = () => change(items.filter((_, other) => other !== place));
   });
 }
 
@@ -27,21 +28,21 @@ function showLists(runs) {
     const section = element("section", "", at("lists"));
     element("h2", run, section);
     const list = element("ol", "", section);
-    for (const { title, score } of lists[0]) {
+    for (const { item_id, title, score } of lists[0]) {
       const row = element("div", "", element("li", "", list));
       const add = element("button", title, row);
       add.title = "Add to what you have had";
-      add.onclick = () => change([...titles, title]);
+      add.onclick = () => change([...items, { item_id, title }]);
       element("span", score.toFixed(2), row).className = "score";
     }
     if (!lists[0].length) element("p", "Nothing is left to list.", section).className = "soft";
   }
 }
 
-async function change(wanted) {
+async function change(wanted, typed = []) {
   const number = ++asked;
-  if (!wanted.length) {
-    titles = [];
+  if (!wanted.length && !typed.length) {
+    items = [];
     at("error").textContent = "";
     showHistory([]);
     at("lists").replaceChildren();
@@ -52,7 +53,11 @@ async function change(wanted) {
     const response = await fetch("recommend", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ titles: wanted, k: 10 }),
+      body: JSON.stringify({
+        ...(wanted.length && { items: wanted.map((item) => item.item_id) }),
+        ...(typed.length && { titles: typed }),
+        k: 10,
+      }),
     });
     answer = await response.json();
   } catch {
@@ -61,8 +66,8 @@ async function change(wanted) {
   if (number !== asked) return;
   at("error").textContent = answer.error ?? "";
   if (answer.error) return;
-  titles = answer.runs[0].histories[0].map((item) => item.title); // as understood
-  showHistory(titles);
+  items = answer.runs[0].histories[0]; // as understood
+  showHistory(items);
   showLists(answer.runs);
   at("title").value = "";
 }
@@ -70,7 +75,7 @@ async function change(wanted) {
 at("add").onsubmit = (event) => {
   event.preventDefault();
   const typed = at("title").value.split(";").map((title) => title.trim()).filter(Boolean);
-  if (typed.length) change([...titles, ...typed]);
+  if (typed.length) change(items, typed);
 };
 at("clear").onclick = () => change([]);
 fetch("titles")

@@ -70,14 +70,15 @@ def restore_run(folder: Path, *, device: torch.device) -> RestoredRun:
         weights = checkpoint["state_dict"]
     data.setup("predict")
     data.read_for(model)
+    metrics = RetrievalMetrics(mask_history=(config.get("metrics") or {}).get("mask_history"))
+    model.history_masked = metrics.masks_history(data.split)
     model.prepare(data, saved=weights)
     if weights is not None:
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(weights)
     model.to(device).eval().requires_grad_(False)
-    metrics = RetrievalMetrics(mask_history=(config.get("metrics") or {}).get("mask_history"))
     precision = (config.get("trainer") or {}).get("precision")
-    return RestoredRun(model, data, metrics.masks_history(data.split), MIXED.get(str(precision)))
+    return RestoredRun(model, data, model.history_masked, MIXED.get(str(precision)))
 
 
 def _read_config(run: RunFolder) -> dict[str, Any]:

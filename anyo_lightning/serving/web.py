@@ -47,7 +47,7 @@ class _Asked(BaseModel):
 
 
 class ForHistories(_Asked):
-    """Whose lists are asked for: exactly one of titles, items (ids), user, histories (lists of ids)."""
+    """Whose lists are asked for: one history by items (ids), titles or both, items first; or a user; or histories."""
 
     titles: Texts | None = None
     items: Texts | None = None
@@ -101,7 +101,13 @@ class Answers:
             batch = [await self.waiting.get()]
             while not self.waiting.empty() and len(batch) < MOST_HISTORIES:
                 batch.append(self.waiting.get_nowait())
-            found = await asyncio.to_thread(self.answers, [one.asked for one in batch])
+            found: Sequence[dict[str, Any] | BaseException]
+            try:
+                found = await asyncio.to_thread(self.answers, [one.asked for one in batch])
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # polars has some that are no Exception: the next requests must be answered
+                found = [RuntimeError(f"{type(error).__name__}: {error}")] * len(batch)
             for one, answer in zip(batch, found, strict=True):
                 if one.answer.cancelled():  # the client has gone
                     continue
@@ -186,7 +192,7 @@ def make_app(recommenders: Mapping[str, Recommender], *, hosts: Sequence[str] = 
         content = files("anyo_lightning").joinpath(f"serving/{name}").read_text("utf-8")
         headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
         page = Response(content, media_type=kind, headers=headers)
-        app.get(path, include_in_schema=False)(lambda page=page: page)
+        app.get(path, include_in_schema=False)(_shows(page))
 
     @app.exception_handler(InputError)
     def refuse(_: Request, error: InputError) -> JSONResponse:
@@ -244,24 +250,31 @@ class _SmallBodies:
         await self.app(scope, replay, send)
 
 
+def _shows(page: Response) -> Callable[[], Response]:
+    def show() -> Response:
+        return page
+
+    return show
+
+
 def _refused(status: int, sentence: str) -> JSONResponse:
     return JSONResponse({"error": sentence}, status)
 
 
 def _histories(recommender: Recommender, asked: ForHistories) -> list[list[str]]:
     """The item ids of the histories that a request asks for."""
-    given = {name: getattr(asked, name) for name in ("titles", "items", "user", "histories")}
-    named = [name for name, value in given.items() if value is not None]
+    one = asked.titles is not None or asked.items is not None
+    given = {"titles or items": one, "user": asked.user is not None, "histories": asked.histories is not None}
+    named = [name for name, there in given.items() if there]
     if len(named) != 1:
         raise InputError(f"Expected one of {', '.join(given)}, got {' and '.join(named) or 'none'}")
-    if asked.titles is not None:
-        return [[recommender.find(title) for title in asked.titles]]
     if asked.user is not None:
         return [recommender.history(asked.user)]
     histories = asked.histories or [asked.items or []]
     for number, items in enumerate(histories):
-        recommender.numbers(items, f"history {number}")
-    return histories
+        if items:
+            recommender.numbers(items, f"history {number}")
+    return histories if asked.histories else [[*histories[0], *map(recommender.find, asked.titles or [])]]
 
 
 def _similar(recommender: Recommender, asked: ForItem) -> dict[str, Any]:
