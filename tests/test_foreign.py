@@ -228,6 +228,19 @@ def test_items_of_the_history_do_not_compete_where_runs_mask_them(
     assert line.note.endswith(f"; {removed} items of histories in them were left out.")
 
 
+def test_one_longer_list_does_not_make_the_others_complete(tmp_path: Path, ranks: np.ndarray) -> None:
+    """All but one user have lists of 7, of which masking takes some: what is known of them is what is left."""
+    path = write_run(tmp_path / "runs", "markov", ranks, lists=True, history_masked=True)
+    predictions = RunFolder(path).read_predictions()
+    RunFolder(path).write_predictions(predictions.with_columns(pl.col("history_item_ids").list.head(3)))
+    rows = lists_with(ranks, 7)
+    line = line_of(path, write(rows, tmp_path / "lists.csv"), ["test/hr@3"])
+    listed = {item for user, item, *_ in rows if user == "u0"}
+    extra = next(f"i{item}" for item in range(10) if f"i{item}" not in listed)
+    longer = line_of(path, write([*rows, ("u0", extra, 8, 0.1)], tmp_path / "longer.csv"), ["test/hr@3"])
+    assert longer.list_length == line.list_length < 7
+
+
 def test_lists_of_histories_alone_are_refused(tmp_path: Path, ranks: np.ndarray) -> None:
     """Where histories are masked and one user's full list has nothing else."""
     path = write_run(tmp_path / "runs", "markov", ranks, lists=True, history_masked=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 import yaml
@@ -15,6 +16,7 @@ from anyo_lightning.encoders.adapted import AdaptedTextEncoders
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.live import LiveTextEncoders
 from anyo_lightning.encoders.text import TextEncoders
+from anyo_lightning.encoders.text_start import TextStartEncoders
 from anyo_lightning.encoders.vectors import VectorEncoders
 from anyo_lightning.encoders.whitening import whitening
 from anyo_lightning.errors import InputError
@@ -25,6 +27,7 @@ from anyo_lightning.models.csft import CSFT
 from anyo_lightning.models.e4srec import E4SRec
 from anyo_lightning.models.llara import LLaRA
 from anyo_lightning.models.sasrec import SASRec
+from anyo_lightning.models.transfer import Transfer
 from anyo_lightning.models.unisrec import UniSRec
 from anyo_lightning.runs import RunFolder
 
@@ -239,6 +242,7 @@ def test_what_cannot_be_tested_elsewhere(
     mistakes = [
         (ids, new, "knows by id and text, since it reads ids alone, got none among 12"),
         (ids, ["--data.strategy=ratio", "--data.ratios=[0.2,0.3]"], "has not been trained on, got"),
+        (ids, ["--data.strategy=global_time", "--data.quantiles=[0.3,0.6]"], "has not been trained on, got"),
         (floor, new, "is counted on, got split"),
         (ids, [*new, "--data.max_items=7"], "Expected data.max_items 20, with which"),
         (ids, ["--data.interactions=nowhere.csv"], "nowhere.csv"),
@@ -256,6 +260,79 @@ def test_what_cannot_be_tested_elsewhere(
     assert "to be that of the checkpoint" in refused(capsys, anyo, "test", f"--run={ids.path}", again, *new)
     ids.catalogue_file.unlink()
     assert "found no such file" in refused(capsys, anyo, "test", f"--run={ids.path}", again, *new)
+
+
+def test_leaks_are_seen_under_other_texts_and_of_untested_users(
+    anyo: Anyo, capsys: pytest.CaptureFixture[str], run: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    """The interactions of a run under other titles are its own; of users without a test row nobody knows."""
+    texts = {f"n{number}": f"{OTHERS[number % 12]} {number}" for number in range(60)}
+    words, output = write(tmp_path / "new", texts, users=150), f"--output={tmp_path / 'output'}"
+    trained = run("e4srec_hybrid", *words, folder="all")
+    (tmp_path / "others.csv").write_text(
+        "item_id,title\n" + "".join(f"{item},the {text} film\n" for item, text in texts.items())
+    )
+    under = [words[0], f"--data.items={tmp_path / 'others.csv'}", "--data.strategy=ratio", "--data.ratios=[0.2,0.3]"]
+    assert "has not been trained on, got" in refused(capsys, anyo, "test", f"--run={trained.path}", output, *under)
+    early = run("e4srec_hybrid", *words, "--data.strategy=global_time", "--data.quantiles=[0.4,0.7]", folder="early")
+    late = ["--data.strategy=leave_one_out"]
+    sentence = refused(capsys, anyo, "test", f"--run={early.path}", output, *late)
+    assert "a run with a test row of each user" in sentence or "has not been trained on, got" in sentence
+
+
+@pytest.mark.filterwarnings("ignore:.*items have no text")
+def test_items_without_texts_are_the_same_in_no_other_data(make_data: MakeData, tmp_path: Path) -> None:
+    """Two data sets that count items from 1 and name none of them know nothing of each other."""
+    data = []
+    for name, count in (("a", 14), ("b", 15)):
+        write(tmp_path / name, {str(number): "" for number in range(1, count)})
+        data.append(make_data(interactions=tmp_path / name / "interactions.csv", items=None, template=None))
+    folder = RunFolder(tmp_path / "run")
+    trainer = fit(SASRec(IdEncoders(dim=8, heads=1)), data[0], folder.path, epochs=1)
+    folder.write_catalogue(pl.DataFrame({"item_id": data[0].split.item_ids.tolist(), "text": data[0].split.item_texts}))
+    prepare(SASRec(IdEncoders(dim=8, heads=1)), data[1])
+    checkpoint = torch.load(folder.best_checkpoint, weights_only=True)
+    found = Transfer.of(folder.path, checkpoint, data[1].split, IdEncoders(dim=8, heads=1))
+    assert trainer.lightning_module is not None
+    assert found is not None
+    assert not len(found.here)
+    assert found.namesakes > 10
+
+
+def test_unknown_items_of_a_table_from_texts_start_from_their_own(
+    tiny_llm: str, make_data: MakeData, tmp_path: Path
+) -> None:
+    """Not from the row that stands in their place in the run."""
+    encoders = TextStartEncoders(tiny(tiny_llm, lora=None), dim=8)
+    for name, titles in (("a", OTHERS[:10]), ("b", OTHERS[2:])):
+        write(tmp_path / name, {title: title for title in titles})
+    given = [
+        make_data(
+            **files(
+                [
+                    f"--data.interactions={tmp_path / n / 'interactions.csv'}",
+                    f"--data.items={tmp_path / n / 'items.csv'}",
+                ]
+            )
+        )
+        for n in "ab"
+    ]
+    folder = RunFolder(tmp_path / "run")
+    trained = fit(SASRec(encoders), given[0], folder.path, epochs=1).lightning_module.item_encoder.embedding.weight
+    folder.write_catalogue(
+        pl.DataFrame({"item_id": given[0].split.item_ids.tolist(), "text": given[0].split.item_texts})
+    )
+    checkpoint = torch.load(folder.best_checkpoint, weights_only=True)
+    start = prepare(SASRec(encoders), given[1]).item_encoder.embedding.weight.detach().clone()
+    transfer = Transfer.of(folder.path, checkpoint, given[1].split, encoders)
+    assert transfer is not None
+    built = encoders.build(
+        given[1], device=torch.device("cpu"), saved=transfer.to_build_with(checkpoint["state_dict"], {})
+    )
+    unknown = [number for number in range(given[1].split.catalogue_size) if number not in transfer.here.tolist()]
+    assert unknown
+    torch.testing.assert_close(built[1].embedding.weight[unknown], start[unknown])
+    assert trained.shape[1] == 8
 
 
 def test_a_start_from_a_catalogue_that_is_known_in_part(
