@@ -10,6 +10,7 @@ import polars as pl
 from rich.console import Console
 from rich.progress import track
 
+from anyo_lightning.data.schema import first_few
 from anyo_lightning.errors import InputError
 from anyo_lightning.serving.given_files import known_only, read_histories, read_ids, read_items
 from anyo_lightning.serving.recommender import Recommender, check_length
@@ -151,10 +152,10 @@ def _known(users: list[str], histories: list[list[str]], recommender: Recommende
     if empty:
         raise InputError(
             f"Expected an item of the run's catalogue in each history of --histories, got {len(empty)} of {len(read)} "
-            f"without ({_few(empty)})"
+            f"without ({first_few(pl.Series(empty))})"
         )
     if missing:
-        say(f"Left out, since the run's catalogue lacks them: {_few(missing)} ({len(missing)} in all)")
+        say(f"Left out, since the run's catalogue lacks them: {first_few(pl.Series(missing))} ({len(missing)} in all)")
     return read
 
 
@@ -163,7 +164,3 @@ def _say_if_short(lists: pl.DataFrame, histories: int, k: int, say: Say) -> None
     lengths = lists["history"].value_counts()["count"]
     if short := histories - int((lengths == k).sum()):
         say(f"{short} of {histories} lists have fewer than {k} items: no others may be listed")
-
-
-def _few(values: list[str]) -> str:
-    return ", ".join(values[:3]) + (", …" if len(values) > 3 else "")

@@ -166,6 +166,17 @@ def check_sizes(*, dim: int, heads: int, **others: int) -> None:
         raise InputError(f"Expected model.encoders.dim to be a multiple of model.encoders.heads, got {dim} and {heads}")
 
 
+def settings_of_dropped(backbone: LLM, data: RecDataModule) -> dict[str, str]:
+    """What decided the vectors of a language model that is gone after the build, by the options' full names.
+
+    Args:
+        backbone: The language model.
+        data: Whose items' texts it has read, cut at a length.
+    """
+    llm = {f"model.encoders.backbone.{name}": value for name, value in backbone.frozen_settings.items()}
+    return llm | {"data.max_item_tokens": str(data.max_item_tokens)}
+
+
 def check_frozen(backbone: LLM) -> None:
     """Refuse LoRA on a language model that is read before training only.
 

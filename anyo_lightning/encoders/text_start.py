@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from anyo_lightning import distributed
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.base import Encoders, check_dropout, check_frozen, check_sizes
+from anyo_lightning.encoders.base import Encoders, check_dropout, check_frozen, check_sizes, settings_of_dropped
 from anyo_lightning.encoders.history import Body, IdHistory, Positions
 from anyo_lightning.encoders.items import IdItems
 from anyo_lightning.encoders.whitening import leading_components
@@ -119,8 +119,7 @@ class TextStartEncoders(Encoders):
 
     def frozen_settings(self, data: RecDataModule) -> dict[str, str]:
         """The language model that is dropped, and the length at which items' texts were cut."""
-        llm = {f"model.encoders.backbone.{name}": value for name, value in self.backbone.frozen_settings.items()}
-        return llm | {"data.max_item_tokens": str(data.max_item_tokens)}
+        return settings_of_dropped(self.backbone, data)
 
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None

@@ -235,7 +235,7 @@ class RetrievalModule(LightningModule):
             self,
             checkpoint,
             expected=self.identity(),
-            defaults={} if self.encoders is None else self.encoders.default_settings(),
+            defaults=self.default_settings,
             other_classes=self.starts_from,
             starts_afresh=self.starts_afresh,
             transfer=transfer,
@@ -261,6 +261,11 @@ class RetrievalModule(LightningModule):
         return {f"model.encoders.{name}": value for name, value in encoders.items()} | {
             f"data.{name}": value for name, value in self.data.settings().items()
         }
+
+    @property
+    def default_settings(self) -> dict[str, str]:
+        """What those of `function_settings` that have a default are by default."""
+        return {} if self.encoders is None else self.encoders.default_settings()
 
     def identity(self) -> dict[str, Any]:
         """What must agree where a checkpoint of this module is loaded."""
@@ -519,8 +524,9 @@ class RetrievalModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, backbone, catalogue or split, unless it may be tested on others."""
-        defaults = {} if self.encoders is None else self.encoders.default_settings()
-        identity.check(self.identity(), checkpoint, defaults=defaults, other_data=self.transfer is not None)
+        identity.check(
+            self.identity(), checkpoint, defaults=self.default_settings, other_data=self.transfer is not None
+        )
         if self.transfer is not None:
             own = {name: value for name, value in self.state_dict().items() if name not in identity.frozen_keys(self)}
             weights = self.transfer.weights(

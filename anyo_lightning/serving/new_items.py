@@ -10,6 +10,7 @@ from torch import nn
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.item_texts import item_texts
+from anyo_lightning.data.schema import first_few
 from anyo_lightning.encoders.base import TakesItems
 from anyo_lightning.errors import InputError
 from anyo_lightning.models.base import RetrievalModule
@@ -45,7 +46,7 @@ def read(items: pl.DataFrame, *, template: str, taken: Container[str]) -> NewIte
         ("that differ", ids.filter(ids.is_duplicated()).unique(maintain_order=True).to_list()),
     ):
         if bad:
-            raise InputError(f"Expected ids of new items {what}, got {len(bad)} others ({_few(bad)})")
+            raise InputError(f"Expected ids of new items {what}, got {len(bad)} others ({first_few(pl.Series(bad))})")
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name]
     columns = items.with_columns(pl.lit(None, pl.String).alias(name) for name in fields if name not in items.columns)
     texts = item_texts(columns, template)
@@ -53,7 +54,7 @@ def read(items: pl.DataFrame, *, template: str, taken: Container[str]) -> NewIte
     if without:
         raise InputError(
             f"Expected a text for each new item, by the template {template!r} from the columns "
-            f"{', '.join(items.columns)}, got {len(without)} of {len(ids)} without ({_few(without)})"
+            f"{', '.join(items.columns)}, got {len(without)} of {len(ids)} without ({first_few(pl.Series(without))})"
         )
     titles = item_texts(columns, f"{{{fields[0]}}}")
     return NewItems(ids.to_list(), texts, [title or text for title, text in zip(titles, texts, strict=True)])
@@ -87,7 +88,3 @@ def add(model: RetrievalModule, items: NewItems, *, catalogue: RecDataModule) ->
         if isinstance(part, TakesItems):
             part.add_items(found)
     model.reading = model.reading.with_items(items.item_ids, items.texts, items.titles, tokens=found.history_tokens)
-
-
-def _few(values: list[str]) -> str:
-    return ", ".join(values[:3]) + (", …" if len(values) > 3 else "")
