@@ -28,14 +28,14 @@ PEAK_TFLOPS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 
 # Each line is a row of the table: what it adds to our backbone. None is peft and transformers without us.
 # On a GPU ours takes Liger's kernels where `liger-kernel` is installed, unless it compiles.
 BACKBONES: dict[str, dict[str, Any] | None] = {
-    "plain peft + transformers": None,
     "ours": {},
     "ours, compile": {"compile": True},
     "ours, gradient checkpointing": {"gradient_checkpointing": True},
+    "plain peft + transformers": None,
     "ours, flash_attention_2": {"attention": "flash_attention_2"},
 }
 # Of a step: so many that a card is kept busy by a host of ordinary speed.
-TOKENS = {"tiny": 128, "SmolLM2-135M": 65536, "Qwen3-0.6B": 32768, "Llama-3.2-1B": 32768}
+TOKENS = {"tiny": 128, "SmolLM2-135M": 131072, "Qwen3-0.6B": 65536, "Llama-3.2-1B": 65536}
 NEEDS = {"flash_attention_2": "flash_attn"}
 
 

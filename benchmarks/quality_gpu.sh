@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The rows of MovieLens-1M with whole language models on one GPU, several runs at a time, most valuable first.
-#   DATA=folder LIMIT=seconds benchmarks/quality_gpu.sh [OUTPUT]
-# DATA holds ml-1m/interactions.parquet and ml-1m/items.csv, amazon-beauty/interactions.csv.gz and items.csv.gz. Run
-# again, it goes on where it was stopped: finished rows are left alone, others resume. After each row: its metrics,
-# settings, curves and log in OUTPUT/quality.tgz, what tests of pairs of rows need in OUTPUT/predictions.tgz.
+# Rows of language models on MovieLens-1M, MovieLens-100K and Beauty on one GPU, several runs at a time.
+#   DATA=folder LIMIT=seconds [TEACHERS=folder] benchmarks/quality_gpu.sh [OUTPUT]
+# DATA holds ml-1m/interactions.parquet and ml-1m/items.csv, amazon-beauty/interactions.csv.gz and items.csv.gz;
+# TEACHERS runs that are finished already, by the names below. Run again, it goes on where it was stopped: finished rows
+# are left alone, others resume. After each row: its metrics, settings, curves and log in OUTPUT/quality.tgz, what tests
+# of pairs of rows need in OUTPUT/predictions.tgz.*, in parts of 15 MiB. Where three lanes have failed after CHECK
+# seconds, it ends.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 output=$(realpath -m "${1:-${OUT:-runs}}")
@@ -12,27 +14,34 @@ ends=$(($(date +%s) + ${LIMIT:-420}))
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=${THREADS:-4}
 mkdir -p "$runs" "$output"
 
+[ -z "${TEACHERS:-}" ] || cp -rn "$TEACHERS/." "$runs/"
+
 quiet=(--trainer.enable_progress_bar false --trainer.logger false)
 ml1m=(--data.interactions "$DATA/ml-1m/interactions.parquet" --data.items "$DATA/ml-1m/items.csv"
-      --data.columns.timestamp position --data.max_items 200)
+      --data.columns.timestamp position)
 beauty=(-c configs/overlays/beauty.yaml --data.interactions "$DATA/amazon-beauty/interactions.csv.gz"
-        --data.items "$DATA/amazon-beauty/items.csv.gz")
+        --data.items "$DATA/amazon-beauty/items.csv.gz" --model.encoders.dropout 0.5)
 exact=(--trainer.precision 32-true)  # small models lose more by bfloat16 than they gain
-gpu=(-c configs/overlays/gpu.yaml --data.micro_batch_tokens null)
+gpu=(-c configs/overlays/gpu.yaml --data.micro_batch_tokens null --data.num_workers 1)
+# The teacher as `make ml1m` trains it; three layers as there, too; and all layers with larger steps.
+sasrec=("${exact[@]}" --data.max_items 200 --data.overlap 0 --data.random_cuts true --trainer.max_epochs 40
+        --trainer.check_val_every_n_epoch 4)
+three=("${exact[@]}" --data.max_items 100 --data.batch_tokens 4000 --trainer.max_epochs 10 --trainer.check_val_every_n_epoch 2)
 layers=${LAYERS:-30}
+lora=(--model.encoders.backbone.layers "$layers" --model.learning_rates "{history_encoder.backbone: 5.0e-4}"
+      --trainer.check_val_every_n_epoch 2)
+vectors=("${lora[@]}" --data.max_items 200 --data.batch_tokens 16384 --trainer.max_epochs "${VECTORS_EPOCHS:-16}")
 # On an H200 with a slow host a step of 65,536 tokens takes as long as one of 16,384, a quarter of a second.
-vectors=(--data.batch_tokens 32768 --model.encoders.backbone.layers "$layers"
-         --model.learning_rates "{history_encoder.backbone: 5.0e-4}" --trainer.check_val_every_n_epoch 2)
-texts=(--data.max_tokens 2048 --data.batch_tokens 65536 --model.encoders.backbone.layers "$layers"
-       --model.learning_rates "{history_encoder.backbone: 5.0e-4}" --trainer.check_val_every_n_epoch 2)
+texts=("${lora[@]}" --data.max_items 100 --data.max_tokens 1024 --data.batch_tokens 65536)
 
-# row NAME CONFIGURATION OPTIONS: trains, tests, or leaves alone what is finished. What has no time left is ended.
+# row NAME CONFIGURATION OPTIONS: trains, tests, or leaves alone what is finished. What has no time left is ended; what
+# has less than NEED seconds is not begun.
 row() {
   local name=$1 configuration=$2
   shift 2
   [ -f "$runs/$name/metrics.json" ] && return
   local left=$((ends - $(date +%s) - 5))
-  [ "$left" -gt 15 ] || { echo "$name: not run, the limit was reached"; return; }
+  [ "$left" -gt "${NEED:-15}" ] || { echo "$name: not run, the limit was reached"; return; }
   local begun=$(date +%s) training=$((left > 60 ? left - 45 : left / 2))  # the rest is for the test
   timeout "$left" python3 -m anyo_lightning fit -c "configs/$configuration.yaml" "${gpu[@]}" "$@" \
     "${quiet[@]}" ${EXTRA:-} \
@@ -46,40 +55,63 @@ pack() {
     flock 9
     cd "$runs"
     tar czf "$output/quality.tgz" --ignore-failed-read ./*/metrics.json ./*/config.yaml ./*/curves.csv ./*.log
-    tar czf "$output/predictions.tgz" --ignore-failed-read ./*/predictions.parquet
+    rm -f "$output"/predictions.tgz.*
+    tar czf - --ignore-failed-read ./*/predictions.parquet | split -b 15M - "$output/predictions.tgz."
   ) 9>"$runs/lock" 2>/dev/null
 }
-ids() {
-  row sasrec sasrec "${ml1m[@]}" "${exact[@]}" --data.batch_tokens 12800 --trainer.max_epochs "${SASREC_EPOCHS:-60}" \
-    --trainer.check_val_every_n_epoch 3
-  row taught e4srec_vectors_hybrid "${ml1m[@]}" "${vectors[@]}" --trainer.max_epochs "${VECTORS_EPOCHS:-30}" \
-    --model.encoders.item_vectors_from "$runs/sasrec" --metrics.variant "e4srec_vectors_hybrid beside SASRec's vectors"
+# taught NAME TEACHER OPTIONS: a language model that reads a finished SASRec's vectors beside the texts'.
+taught() {
+  local name=$1 teacher=$2
+  shift 2
+  row "$name" e4srec_vectors_hybrid "$@" --model.encoders.item_vectors_from "$runs/$teacher" \
+    --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors"
 }
-hybrid() {
-  row hybrid e4srec_vectors_hybrid "${ml1m[@]}" "${vectors[@]}" --trainer.max_epochs "${VECTORS_EPOCHS:-30}"
-  row sasrec1 sasrec "${ml1m[@]}" "${exact[@]}" --data.batch_tokens 12800 --trainer.max_epochs "${SASREC_EPOCHS:-60}" \
-    --trainer.check_val_every_n_epoch 3 --seed_everything 1
+seed() {
+  row "sasrec$1" sasrec "${ml1m[@]}" "${sasrec[@]}" --seed_everything "$1"
+  taught "taught$1" "sasrec$1" "${ml1m[@]}" "${three[@]}" --seed_everything "$1"
 }
+seed1() {
+  seed 1
+  NEED=150 taught taught_wide sasrec0 "${ml1m[@]}" "${three[@]}" --data.max_items 200 --data.batch_tokens 8000 \
+    --trainer.max_epochs 16
+}
+seed2() {
+  seed 2
+  NEED=150 row hybrid e4srec_vectors_hybrid "${ml1m[@]}" "${three[@]}"
+}
+deep() {
+  row sasrec0 sasrec "${ml1m[@]}" "${sasrec[@]}"
+  taught taught_deep sasrec0 "${ml1m[@]}" "${vectors[@]}"
+}
+frozen() { row vectors_deep e4srec_vectors "${ml1m[@]}" "${vectors[@]}"; }
 text() {
-  row csft csft "${ml1m[@]}" "${texts[@]}" --trainer.max_epochs "${CSFT_EPOCHS:-2}"
-  row e4srec e4srec "${ml1m[@]}" "${texts[@]}" --trainer.max_epochs "${TEXT_EPOCHS:-10}" \
+  row csft csft "${ml1m[@]}" "${texts[@]}" --trainer.max_epochs "${CSFT_EPOCHS:-1}" --trainer.check_val_every_n_epoch 1
+  row e4srec e4srec "${ml1m[@]}" "${texts[@]}" --trainer.max_epochs "${TEXT_EPOCHS:-8}" \
     --model.init_from "$runs/csft" --metrics.variant "e4srec, from CSFT"
 }
+small() {
+  local number
+  for number in 0 1 2; do
+    row "ml100k_sasrec$number" sasrec "${exact[@]}" --seed_everything "$number"
+    taught "ml100k_taught$number" "ml100k_sasrec$number" "${exact[@]}" --seed_everything "$number"
+  done
+  row ml100k_e4srec e4srec "${lora[@]}" --data.batch_tokens 24000 --trainer.max_epochs 12
+}
 amazon() {
-  row beauty_sasrec sasrec "${beauty[@]}" "${exact[@]}" --model.encoders.dropout 0.5 --model.optimizer.weight_decay 0 \
-    --trainer.max_epochs 30
-  row beauty_taught e4srec_vectors_hybrid "${beauty[@]}" "${vectors[@]}" --data.batch_tokens 5280 \
-    --model.encoders.dropout 0.5 --trainer.max_epochs "${BEAUTY_EPOCHS:-20}" \
-    --model.encoders.item_vectors_from "$runs/beauty_sasrec" \
-    --metrics.variant "e4srec_vectors_hybrid beside SASRec's vectors"
+  row beauty_sasrec sasrec "${beauty[@]}" "${exact[@]}" --model.optimizer.weight_decay 0 --trainer.max_epochs 30
+  taught beauty_taught beauty_sasrec "${beauty[@]}" --trainer.max_epochs "${BEAUTY_EPOCHS:-20}"
 }
-recbole() {
-  row unisrec unisrec "${ml1m[@]}" "${exact[@]}" --data.batch_tokens 12800 --trainer.max_epochs 40 \
-    --trainer.check_val_every_n_epoch 3
-  row beauty_recbole sasrec_recbole "${beauty[@]}" "${exact[@]}" --data.batch_tokens 5274 --trainer.max_epochs 40 \
-    --trainer.check_val_every_n_epoch 2
-}
+failed() { grep -lE "^[A-Za-z.]*(Error|Exception)" "$runs"/*.log 2>/dev/null; }
 pids=()
-for lane in ${LANES:-text hybrid ids amazon recbole}; do "$lane" & pids+=($!); done
+for lane in ${LANES:-seed1 seed2 deep frozen text small amazon}; do "$lane" & pids+=($!); done
+sleep "${CHECK:-90}"
+if [ "$(failed | wc -l)" -ge 3 ]; then
+  echo "ended: three lanes have failed"
+  for log in $(failed); do echo "== $log"; tail -n 25 "$log"; done
+  pack
+  kill "${pids[@]}"
+  exit 1
+fi
 wait "${pids[@]}"
 pack
+for log in $(failed); do echo "== $log"; tail -n 25 "$log"; done
