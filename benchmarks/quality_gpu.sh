@@ -26,7 +26,8 @@ gpu=(-c configs/overlays/gpu.yaml --data.micro_batch_tokens null --data.num_work
 # The teacher as `make ml1m` trains it; three layers as there, too; and all layers with larger steps.
 sasrec=("${exact[@]}" --data.max_items 200 --data.overlap 0 --data.random_cuts true --trainer.max_epochs 40
         --trainer.check_val_every_n_epoch 4)
-three=("${exact[@]}" --data.max_items 100 --data.batch_tokens 4000 --trainer.max_epochs 10 --trainer.check_val_every_n_epoch 2)
+three=("${exact[@]}" --data.max_items 100 --data.batch_tokens 4000
+       --trainer.max_epochs 10 --trainer.check_val_every_n_epoch 2)
 layers=${LAYERS:-30}
 lora=(--model.encoders.backbone.layers "$layers" --model.learning_rates "{history_encoder.backbone: 5.0e-4}"
       --trainer.check_val_every_n_epoch 2)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-import faiss
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +25,7 @@ from anyo_lightning.llm.text_vectors import Pooling, frozen_vectors
 UserSemantics = Literal["mean", "texts"]
 Positives = Literal["others", "own", "own_without_target", "all"]
 PROFILE_TOKENS = 256  # MiniLM's training length; texts are newest first, so that a cut drops the oldest items
-SEARCHED_ROWS = 4096  # bounds what FAISS finds before the same user's are dropped
+SEARCHED_ROWS = 1024  # bounds the scores at a time
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def nearest(
     k: int,
     groups: Int[np.ndarray, " rows"] | None = None,
 ) -> Int[np.ndarray, "rows k"]:
-    """For each row the k candidates of the highest cosine, best first, its own group left out (FAISS, exact).
+    """For each row the k candidates of the highest cosine, best first, its own group left out; exact.
 
     Args:
         vectors: One per row.
@@ -199,19 +198,17 @@ def nearest(
     Returns:
         Row numbers; -1 at the end if there are fewer than k other candidates.
     """
-    unit = F.normalize(vectors.float(), dim=1).cpu().numpy()
+    unit = F.normalize(vectors.float(), dim=1).cpu()
     found = np.full((len(unit), k), MISSING, dtype=np.int64)
-    if not len(candidates):
-        return found
     groups = np.arange(len(unit)) if groups is None else groups
-    searched = min(k + int(np.bincount(groups[candidates]).max()), len(candidates))  # k, and all of the largest group
-    keys = np.ascontiguousarray(unit[candidates])
+    keys, by_group = unit[candidates], np.argsort(groups[candidates], kind="stable")
+    sorted_groups = groups[candidates][by_group]
     for start in range(0, len(unit), SEARCHED_ROWS):
         block = slice(start, start + SEARCHED_ROWS)
-        _, places = faiss.knn(unit[block], keys, searched, metric=faiss.METRIC_INNER_PRODUCT)
-        others = candidates[places]
-        allowed = groups[others] != groups[block, None]
-        rank = np.cumsum(allowed, axis=1) - 1
-        rows, columns = np.nonzero(allowed & (rank < k))
-        found[start + rows, rank[rows, columns]] = others[rows, columns]
+        scores = unit[block] @ keys.T
+        first, last = (np.searchsorted(sorted_groups, groups[block], side) for side in ("left", "right"))
+        for row in np.flatnonzero(last > first):
+            scores[row, by_group[first[row] : last[row]]] = -torch.inf
+        best, places = scores.topk(min(k, len(candidates)), dim=1)
+        found[block, : best.shape[1]] = np.where(best > -torch.inf, candidates[places], MISSING)
     return found
