@@ -80,6 +80,21 @@ def test_attention_of_gpus(kernel: str, heads: int) -> None:
     assert counter.get_total_flops() == (2 + 5) / 2 * forward
 
 
+def test_attention_of_gpus_to_earlier_keys() -> None:
+    """The kernel that torch takes for a causal mask of fewer queries than keys: another order of dimensions."""
+    query = torch.empty(2, 5, 9, 64, device="meta", requires_grad=True)
+    key = torch.empty(2, 45, 9, 64, device="meta", requires_grad=True)
+    options = {"bias": None, "cu_seqlens_q": None, "cu_seqlens_k": None, "max_seqlen_q": None, "max_seqlen_k": None}
+    with flop_counter() as counter:
+        states = torch.ops.aten._efficient_attention_forward(
+            query, key, key, **options, dropout_p=0.0, custom_mask_type=2, compute_log_sumexp=True
+        )[0]
+        forward = counter.get_total_flops()
+        states.sum().backward()
+    assert forward == 2 * 2 * (2 * 9) * 5 * 45 * 64
+    assert counter.get_total_flops() == (2 + 5) / 2 * forward
+
+
 def test_attention_to_earlier_keys_can_be_counted() -> None:
     """Torch makes its mask as a subclass of tensors, which it cannot while something counts."""
     query, key = torch.zeros(1, 2, 3, 8, dtype=torch.float64), torch.zeros(1, 1, 5, 8, dtype=torch.float64)

@@ -34,6 +34,8 @@ def flop_counter() -> FlopCounterMode:
     known: dict[tuple[Any, str], Callable[..., int]] = {
         **{(torch.ops.aten, kernel): _attention_flop for kernel in ATTENTION},
         **{(torch.ops.aten, f"{kernel}_backward"): _attention_backward_flop for kernel in ATTENTION},
+        (torch.ops.aten, "_efficient_attention_forward"): _efficient_flop,
+        (torch.ops.aten, "_efficient_attention_backward"): _efficient_backward_flop,
         (torch.ops.aten, "addmm_"): _added_product_flop,
         (torch.ops.bitsandbytes, "gemm_4bit"): _four_bit_flop,
         (torch.ops.torch_nn, "_linear_cross_entropy_batch_chunked"): _chunked_cross_entropy_flop,
@@ -53,6 +55,20 @@ def _attention_backward_flop(gradient: Shape, query: Shape, key: Shape, value: S
     """The scores again, and two gradients of each product."""
     rows, heads, queries, width = query
     return 2 * rows * heads * queries * key[2] * (3 * width + 2 * value[3])
+
+
+def _efficient_flop(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
+    """Of the kernel behind a mask of torch's `causal_lower_right`: heads are the last but one dimension."""
+    return _attention_flop(*(_heads_first(shape) for shape in (query, key, value)))
+
+
+def _efficient_backward_flop(gradient: Shape, query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
+    return _attention_backward_flop(*(_heads_first(shape) for shape in (gradient, query, key, value)))
+
+
+def _heads_first(shape: Shape) -> Shape:
+    rows, tokens, heads, width = shape
+    return rows, heads, tokens, width
 
 
 def _added_product_flop(added_to: Shape, first: Shape, second: Shape, *args: Any, **kwargs: Any) -> int:
