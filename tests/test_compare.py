@@ -351,6 +351,9 @@ def test_seeds_of_other_settings_are_rows_of_their_own(runs: Path, ranks: np.nda
         ("own_block", [{"weight": 1}, {"weight": 2}], False),
         ("metrics", [{"cutoffs": [10], "variant": "anyo"}, {"cutoffs": [5, 10], "variant": None}], True),
         ("trainer", [{"accelerator": "cpu", "logger": False}, {"accelerator": "cuda", "logger": True}], True),
+        ("trainer", [{"devices": 1}, {"devices": 8, "num_nodes": 2}], True),
+        ("data", [{"num_workers": 0, "micro_batch_tokens": None}, {"num_workers": 4, "micro_batch_tokens": 10}], True),
+        ("data", [{"batch_tokens": 100}, {"batch_tokens": 200}], False),
         ("checkpoint", [{"dirpath": "runs/a", "verbose": True}, {"dirpath": "runs/b", "verbose": False}], True),
         ("final_test", [True, False], True),
     ],
@@ -364,6 +367,19 @@ def test_whatever_settings_differ_are_not_averaged(
         run.config_file.write_text(json.dumps({"seed_everything": seed, "model": {"lr": 0.1}, block: value}))
     lines = load_results([tmp_path], metrics=["test/hr@10"]).results.lines
     assert [line.seeds for line in lines] == ([(0, 1)] if same else [(0,), (1,)])
+
+
+@pytest.mark.parametrize("teachers", [("sasrec", "sasrec"), ("sasrec", "anyo")])
+def test_runs_that_started_from_runs_of_one_variant_are_seeds_of_one_row(
+    tmp_path: Path, ranks: np.ndarray, teachers: tuple[str, str]
+) -> None:
+    """Whatever the folders of those are called."""
+    for seed, teacher in enumerate(teachers):
+        started_from = write_run(tmp_path / "teachers", teacher, ranks, seed=seed, folder=f"teacher{seed}")
+        run = RunFolder(write_run(tmp_path / "runs", "taught", ranks, seed=seed))
+        run.config_file.write_text(json.dumps({"model": {"init_from": str(started_from)}}))
+    lines = load_results([tmp_path / "runs"], metrics=["test/hr@10"]).results.lines
+    assert [line.seeds for line in lines] == ([(0, 1)] if teachers[0] == teachers[1] else [(0,), (1,)])
 
 
 def test_slices_part_the_users_and_match_the_whole(runs: Path, ranks: np.ndarray) -> None:

@@ -24,6 +24,8 @@ FREE_SETTINGS = {
     "trainer": (
         "accelerator",
         "strategy",
+        "devices",
+        "num_nodes",
         "deterministic",
         "benchmark",
         "default_root_dir",
@@ -33,6 +35,8 @@ FREE_SETTINGS = {
         "enable_model_summary",
         "profiler",
     ),
+    # Of files, the split's fingerprint says whether they are the same data.
+    "data": ("interactions", "items", "num_workers", "micro_batch_tokens", "evaluation_batch_tokens"),
     "checkpoint": ("dirpath", "verbose", "save_last", "save_top_k"),
     "early_stopping": ("verbose",),
     "metrics": (
@@ -186,7 +190,7 @@ def _settings(folder: RunFolder, may_differ: tuple[str, ...]) -> str:
         return ""
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"Expected {folder.config_file} to be YAML, got: {str(error).splitlines()[0]}") from None
-    free = FREE_SETTINGS | {"data": may_differ}
+    free = FREE_SETTINGS | {"data": (*FREE_SETTINGS["data"], *may_differ)}
     blocks = {  # what stands outside of blocks is about the command: its folder, what it does at its end
         name: {setting: value for setting, value in block.items() if setting not in free.get(name, ())}
         for name, block in (config if isinstance(config, dict) else {}).items()
@@ -196,15 +200,19 @@ def _settings(folder: RunFolder, may_differ: tuple[str, ...]) -> str:
 
 
 def _variants_for_folders(settings: Any) -> Any:
-    """The same settings with the variant's name where another run's folder stood."""
+    """The same settings with the variant's name where another run's folder stood: its metrics.json's, or its own."""
     if isinstance(settings, list):
         return [_variants_for_folders(value) for value in settings]
     if not isinstance(settings, dict):
         return settings
     return {
-        name: RunFolder(value).variant if name in FOLDER_SETTINGS and value else _variants_for_folders(value)
+        name: _variant_in(RunFolder(value)) if name in FOLDER_SETTINGS and value else _variants_for_folders(value)
         for name, value in settings.items()
     }
+
+
+def _variant_in(folder: RunFolder) -> str:
+    return str(folder.read_metrics()["variant"]) if folder.metrics_file.is_file() else folder.variant
 
 
 def _check_one(
