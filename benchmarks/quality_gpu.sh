@@ -14,7 +14,8 @@ ends=$(($(date +%s) + ${LIMIT:-420}))
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=${THREADS:-4}
 mkdir -p "$runs" "$output"
 
-[ -z "${TEACHERS:-}" ] || cp -rn "$TEACHERS/." "$runs/"
+[ -z "${TEACHERS:-}" ] || cp -r --update=none "$TEACHERS/." "$runs/"
+for log in "$runs"/*.log; do [ ! -f "$log" ] || mv "$log" "$log.before"; done
 
 quiet=(--trainer.enable_progress_bar false --trainer.logger false)
 ml1m=(--data.interactions "$DATA/ml-1m/interactions.parquet" --data.items "$DATA/ml-1m/items.csv"
