@@ -33,6 +33,7 @@ from anyo_lightning.models.measuring import measure_whitening
 from anyo_lightning.models.parts import ONE_ITEM, states_in_parts
 from anyo_lightning.models.schedule import learning_rate_schedule, parameter_groups
 from anyo_lightning.models.transfer import Transfer
+from anyo_lightning.runs import STARTED_FROM
 
 T = TypeVar("T")
 CATALOGUE_BLOCK = 1024  # items that one process encodes at a time
@@ -100,6 +101,7 @@ class RetrievalModule(LightningModule):
         self._saved_in: Path | None = None
         self._other_data = False
         self.transfer: Transfer | None = None  # where a run is tested on other data than its own
+        self.started_from: dict[str, Any] | None = None  # what `init_from` was when training began
         self.seen = Seen()
         self.held: Tensor | None = None  # what `data.micro_batch_tokens auto` has found, to be logged
         self.shared_random = torch.Generator()
@@ -241,6 +243,7 @@ class RetrievalModule(LightningModule):
             transfer=transfer,
         )
         self.load_state_dict(weights)
+        self.started_from = checkpoint_io.describe_run(folder, checkpoint)
         if transfer is not None:
             transfer.say(weights)
 
@@ -520,6 +523,7 @@ class RetrievalModule(LightningModule):
         checkpoint[checkpoint_io.METADATA] = {
             **self.identity(),
             "seen": self.seen_by_all(),
+            STARTED_FROM: self.started_from,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -534,7 +538,8 @@ class RetrievalModule(LightningModule):
             )
             checkpoint["state_dict"] = weights
             self.transfer.say(weights)
-        seen = checkpoint[checkpoint_io.METADATA]["seen"]
+        metadata = checkpoint[checkpoint_io.METADATA]
+        self.started_from, seen = metadata.get(STARTED_FROM), metadata["seen"]
         self.seen = Seen(**seen) if self.global_rank == 0 else Seen()
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]
