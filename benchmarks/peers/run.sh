@@ -2,7 +2,8 @@
 # Other libraries on our split, into a page with a table: benchmarks/peers/run.sh RUNS PAGE [OPTIONS OF anyo data]
 #   RUNS   a folder of tested runs of the same split, `sasrec` among them; PAGE has the markers of benchmarks/ml100k.md.
 #   Made once and kept: runs/peers/NAME/split, runs/peers/NAME/*.csv (the lists) and the environments in ENVIRONMENTS.
-#   One thread each, one after the other. PEERS, OPTIONS and NAME choose what is trained, how, and where it lies:
+#   One thread each, one after the other. PEERS, OPTIONS and NAME choose what is trained, how, and where it lies;
+#   BASELINE is the row that others are compared with:
 #   PEERS="rectools_sasrec" OPTIONS="--epochs 100 --length 200" benchmarks/peers/run.sh runs/table benchmarks/peers.md
 set -euo pipefail
 runs=$1 page=$2
@@ -38,5 +39,5 @@ for peer in ${PEERS:-rectools_sasrec rectools_unisrec replay_sasrec}; do
     esac
     foreign+=("$name=$lists")
 done
-PYTHONPATH=. "$python" benchmarks/results.py "$runs" --foreign "${foreign[@]}" --output "$page" --baseline sasrec \
-    --command "benchmarks/peers/run.sh $runs $page $*"
+PYTHONPATH=. "$python" benchmarks/results.py "$runs" --foreign "${foreign[@]}" --output "$page" \
+    --baseline "${BASELINE:-sasrec}" --command "benchmarks/peers/run.sh $runs $page${*:+ $*}"
