@@ -30,6 +30,7 @@ from anyo_lightning.disk import renamed_to
 from anyo_lightning.errors import InputError
 
 METRICS_KEYS = ("variant", "seed", "split", "protocol", "metrics", "slices", "cost", "environment")
+STARTED_FROM = "started_from"  # a further key of metrics.json and of checkpoints, where a run starts from another's
 PROBES_KEYS = ("split", "seed", "users", "reads_titles", "figures", "memory")
 VERSION = re.compile(r"version_(\d+)")
 
@@ -127,8 +128,10 @@ class RunFolder:
         return int(match[1]) if match else 0
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write metrics.json; its keys are `METRICS_KEYS`."""
-        assert tuple(metrics) == METRICS_KEYS, f"Expected the keys {METRICS_KEYS}, got {tuple(metrics)}"
+        """Write metrics.json; its keys are `METRICS_KEYS`, and `STARTED_FROM` where there is one."""
+        assert tuple(name for name in metrics if name != STARTED_FROM) == METRICS_KEYS, (
+            f"Expected the keys {METRICS_KEYS}, got {tuple(metrics)}"
+        )
         text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         with renamed_to(self.metrics_file) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -26,11 +26,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="page with markers")
     parser.add_argument("--command", required=True, help="what made the runs")
     parser.add_argument("--baseline", default="markov", help="the row that others are compared with")
+    parser.add_argument("--foreign", nargs="*", help="NAME=FILE of other systems' lists, as anyo compare takes them")
     parser.add_argument("--readme", action="store_true", help="whether the block is the README's, too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         table = Path(temporary) / "table.md"
-        compare(options.runs, baseline=options.baseline, format="markdown", output=table)
+        compare(options.runs, baseline=options.baseline, foreign=options.foreign, format="markdown", output=table)
         text = table.read_text()
     environments = [
         run.read_metrics()["environment"]["training"] for folder in options.runs for run in find_runs(folder)[0]

@@ -46,6 +46,7 @@ MISTAKES = [
     (SASREC, ["--early_stopping.monitor=val/ndcg@7"], "Expected early_stopping.monitor at one of metrics.cutoffs"),
     (SASREC, ["--checkpoint.monitor=val/mrr@99"], "Expected checkpoint.monitor at one of metrics.cutoffs"),
     (SASREC, ["--checkpoint.monitor=val/loss"], "Expected checkpoint.monitor among val/hr"),
+    (SASREC, ["--checkpoint.monitor=val/ild@1", "--metrics.cutoffs=[1, 10]", "--metrics.extra=[ild]"], "got val/ild@1"),
     (SASREC, ["--checkpoint.mode=maximum"], "maximum"),
     (SASREC, ["--metrics.cutoffs=[0]"], "Expected checkpoint.monitor at one of metrics.cutoffs"),
     (SASREC, ["--metrics.top_k=0"], "Expected top_k to be positive, got 0"),

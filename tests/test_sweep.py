@@ -92,7 +92,9 @@ def test_a_sweep_that_was_cut_off_resumes_its_trial(options: list[str], tmp_path
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     process.wait()
-    before = study_of(folder).trials[0].params
+    cut = study_of(folder).trials[0]
+    before = cut.params
+    assert cut.user_attrs["spent"] > 0
     main([*words, "--", *options])
     study = study_of(folder)
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
@@ -102,6 +104,18 @@ def test_a_sweep_that_was_cut_off_resumes_its_trial(options: list[str], tmp_path
     curves = trial.read_curves()
     assert curves is not None
     assert curves["epoch"].max() == 39
+
+
+def test_the_time_of_trials_that_were_cut_off_is_of_the_budget(tmp_path: Path) -> None:
+    """Two hours went into a trial that did not end: none is started when the sweep has one hour."""
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}", study_name="sweep", direction="maximize")
+    cut = study.ask()
+    cut.set_user_attr("spent", 7200.0)
+    study.tell(cut, state=optuna.trial.TrialState.FAIL)
+    with pytest.raises(InputError, match="Expected a trial that trains, got 1 that failed"):
+        sweeping.sweep(CONFIGS / "sasrec.yaml", SPACE, folder, trials=5, hours=1)
 
 
 @pytest.mark.parametrize(

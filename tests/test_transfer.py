@@ -335,6 +335,27 @@ def test_unknown_items_of_a_table_from_texts_start_from_their_own(
     assert trained.shape[1] == 8
 
 
+def test_a_run_says_whose_weights_it_started_from(anyo: Anyo, run: Callable[..., RunFolder], tmp_path: Path) -> None:
+    """And whose those are; a run that resumes or is tested again keeps it, also when the other run is gone."""
+    first = run("sasrec", folder="first")
+    second, third = (
+        run("sasrec", f"--model.init_from={tmp_path / start}", folder=folder)
+        for start, folder in (("first", "second"), ("second", "third"))
+    )
+    assert "started_from" not in first.read_metrics()
+    split = first.read_metrics()["split"]["fingerprint"]
+    origin = second.read_metrics()["started_from"]
+    assert origin.pop("weights") != third.read_metrics()["started_from"]["weights"]
+    assert origin == {"run": str(first.path), "model": "SASRec", "split": split, "started_from": None}
+    found = third.read_metrics()["started_from"]
+    assert found["started_from"] == second.read_metrics()["started_from"]
+    second.remove()
+    anyo("test", f"--run={third.path}", "--trainer.enable_progress_bar=false")
+    assert third.read_metrics()["started_from"] == found
+    run("sasrec", f"--model.init_from={second.path}", "--trainer.max_epochs=2", folder="third")
+    assert third.read_metrics()["started_from"] == found
+
+
 def test_a_start_from_a_catalogue_that_is_known_in_part(
     anyo: Anyo, run: Callable[..., RunFolder], titles: list[str], tmp_path: Path
 ) -> None:

@@ -57,6 +57,8 @@ def check_monitor(option: str, monitor: str | None, metrics: Namespace, model: s
     name, _, k = (monitor or "").partition("@")
     if k.isdigit() and int(k) not in metrics.cutoffs:
         raise InputError(f"Expected {option} at one of metrics.cutoffs {metrics.cutoffs}, got {monitor}")
+    if monitor == "val/ild@1":
+        raise InputError(f"Expected {option} of lists with pairs of items, val/ild@2 or more, got val/ild@1")
     logged = LOGGED + tuple(f"val/{name}" for name in metrics.extra) + LOGGED_BY.get(model.rpartition(".")[2], ())
     if name not in logged and not name.startswith("train/") and model.startswith("anyo_lightning."):
         raise InputError(f"Expected {option} among {', '.join(logged)} (and @k), got {monitor}")

@@ -51,7 +51,7 @@ def sweep(
         space: Yaml file: for each option a list of choices, or `{low, high}`, with `log: true` or `step`.
         run: Folder of the sweep.
         trials: How many settings are tried, pruned ones and failed ones included.
-        hours: Stop starting trials when those there are have taken so long together.
+        hours: Stop starting trials when those there are have taken so long together, whatever came of them.
         prune: Whether trials are stopped early.
         options: Further options of `anyo fit`, for all trials.
 
@@ -149,7 +149,7 @@ def _next(
         study.enqueue_trial(cut.params, user_attrs={"resumes": cut.user_attrs.get("resumes", cut.number)})
     waiting = study.get_trials(states=[TrialState.WAITING])
     done = [trial for trial in study.trials if "seconds" in trial.user_attrs]
-    spent = sum(trial.user_attrs["seconds"] for trial in done)
+    spent = sum(trial.user_attrs.get("spent", 0.0) for trial in study.trials)  # of those that were cut off, too
     if not waiting and (len(done) >= trials or (hours is not None and spent >= hours * 3600)):
         return None
     return study.ask(distributions)
@@ -173,6 +173,7 @@ def _train(study: "Study", trial: "Trial", run: Path, words: list[str]) -> None:
         try:
             while process.poll() is None:
                 time.sleep(POLL_S)
+                trial.set_user_attr("spent", time.monotonic() - started)  # at once: the sweep may be killed
                 for value in _validated(folder)[told:]:
                     trial.report(value, told)
                     told += 1
@@ -184,7 +185,8 @@ def _train(study: "Study", trial: "Trial", run: Path, words: list[str]) -> None:
                 process.kill()
                 process.wait()
     values = _validated(folder)
-    trial.set_user_attr("seconds", time.monotonic() - started)
+    for name in ("spent", "seconds"):  # the latter once it has ended
+        trial.set_user_attr(name, time.monotonic() - started)
     if pruned:
         study.tell(trial, state=TrialState.PRUNED)
     elif process.returncode or not values:

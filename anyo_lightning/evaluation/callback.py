@@ -291,6 +291,7 @@ class RetrievalMetrics(Callback):
                 **({} if self.weights_of is None else {"weights": str(self.weights_of)}),
             },
             environment={"training": self._trained_in or self._environment, "testing": self._environment},
+            started_from=getattr(module, "started_from", None),
         )
         if written is not None:
             tensorboard.log_slices(trainer.loggers, written["slices"], tag="test/slices", step=trainer.global_step)

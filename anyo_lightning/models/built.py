@@ -21,6 +21,7 @@ from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.quantisation import parameter_count
 from anyo_lightning.models import identity
 from anyo_lightning.models.transfer import Transfer
+from anyo_lightning.runs import STARTED_FROM
 
 
 @dataclass
@@ -56,6 +57,7 @@ class BuiltModule(LightningModule):
         self._saved_in: Path | None = None
         self._other_data = False
         self.transfer: Transfer | None = None  # where a run is tested on other data than its own
+        self.started_from: dict[str, Any] | None = None  # what `init_from` was when training began
         self.seen = Seen()
         self.register_buffer("training_items", torch.empty(0, dtype=torch.long), persistent=False)
         self.register_buffer("position_in_training", torch.empty(0, dtype=torch.long), persistent=False)
@@ -188,6 +190,7 @@ class BuiltModule(LightningModule):
             transfer=transfer,
         )
         self.load_state_dict(weights)
+        self.started_from = checkpoint_io.describe_run(folder, checkpoint)
         if transfer is not None:
             transfer.say(weights)
 
@@ -246,6 +249,7 @@ class BuiltModule(LightningModule):
         checkpoint[checkpoint_io.METADATA] = {
             **self.identity(),
             "seen": self.seen_by_all(),
+            STARTED_FROM: self.started_from,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -260,7 +264,8 @@ class BuiltModule(LightningModule):
             )
             checkpoint["state_dict"] = weights
             self.transfer.say(weights)
-        seen = checkpoint[checkpoint_io.METADATA]["seen"]
+        metadata = checkpoint[checkpoint_io.METADATA]
+        self.started_from, seen = metadata.get(STARTED_FROM), metadata["seen"]
         self.seen = Seen(**seen) if self.global_rank == 0 else Seen()
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]
