@@ -69,7 +69,7 @@ def flatten(head: nn.Module) -> FlatHead:
             raise NotExpressibleError(f"its {type(part).__name__} follows the scaling to length 1")
         if isinstance(part, nn.LayerNorm):
             if weight is not None or layers or mean is not None or part.eps != 1e-5:
-                raise NotExpressibleError("its LayerNorm is not the first part")
+                raise NotExpressibleError("its LayerNorm is not the first part, with torch's own epsilon")
             layer_norm = True
             weight, bias = torch.diag(part.weight.detach().double()), part.bias.detach().double()
         elif isinstance(part, Whitened):

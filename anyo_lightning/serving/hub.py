@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from anyo_lightning.errors import InputError
 
@@ -18,7 +17,7 @@ def check_hub(repository: str) -> None:
         InputError: It is no name of a repository, or the hub cannot be reached or knows no user here.
     """
     try:
-        validate_repo_id(repository)
+        HfApi().repo_exists(repository)  # looks at the name first
         HfApi().whoami()
     except Exception as error:  # of huggingface_hub, httpx and the system, without a common class
         raise InputError(

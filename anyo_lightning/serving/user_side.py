@@ -135,23 +135,28 @@ def script(side: UserSide, base: Base, history: list[str], *, projected: bool, h
         'read = places[-user["max_items"] :]',
         *_reading(side),
         *(["state = (state - state.mean()) / np.sqrt(state.var() + 1e-5)"] if side.layer_norm else []),
-        *(['state = state - head["user.mean"]'] if side.centred else []),
-        'query = head["user.weight"] @ state + head["user.bias"]' if projected else "query = state",
+        _projecting(side, projected),
         *(["query = query / np.linalg.norm(query)"] if side.unit_length else []),
         "scores = vectors @ query",
         *(["scores[places] = -np.inf  # leave out what the history has"] if hides else []),
-        'for place in np.argsort(-scores, kind="stable")[:10]:',
-        '    print(items["item_id"][place], items["title"][place], scores[place])',
+        'print([(items["title"][place], scores[place]) for place in np.argsort(-scores, kind="stable")[:10]])',
     ]
     return "\n".join(lines) + "\n"
+
+
+def _projecting(side: UserSide, projected: bool) -> str:
+    centred = 'state - head["user.mean"]' if side.centred else "state"
+    if not projected:
+        return f"query = {centred}"
+    return f'query = head["user.weight"] @ {f"({centred})" if side.centred else centred} + head["user.bias"]'
 
 
 def _loading(base: Base) -> list[str]:
     if not base.adapted:
         return ["model = AutoModel.from_pretrained(folder).eval()"]
     if base.revision is None:
-        first = 'base = AutoModel.from_pretrained(f"{folder}/base", dtype="auto").float()'
-        return [first, 'model = PeftModel.from_pretrained(base, f"{folder}/adapter").eval()']
+        frozen = 'AutoModel.from_pretrained(f"{folder}/base", dtype="auto").float()'
+        return [f'model = PeftModel.from_pretrained({frozen}, f"{{folder}}/adapter").eval()']
     return [
         "config = AutoConfig.from_pretrained(folder)  # its number of layers",
         f'base = AutoModel.from_pretrained("{base.name}", revision="{base.revision}", config=config, '
