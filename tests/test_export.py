@@ -1,8 +1,11 @@
 """`anyo export`: other libraries open the folder, with the run's own lists and scores; what is refused."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,6 +259,53 @@ def test_weights_in_bfloat16_are_exported_in_float32(
     assert AutoModel.from_pretrained(folder / "base", dtype="auto").dtype == torch.bfloat16
 
 
+ON_THE_HUB = """
+import sys
+from pathlib import Path
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModel
+from helpers import started_backbone
+from anyo_lightning.serving.exported_model import write_language_model
+from anyo_lightning.serving.user_side import UserSide, script
+
+place = Path(sys.argv[1])
+backbone = started_backbone("someone/tiny", layers=2).eval()
+base = write_language_model(backbone, place)
+side = UserSide("text", False, [], [], 0, 9, 99, 20, layer_norm=False, centred=False, unit_length=False)
+lines = script(side, base, ["a"], projected=True, hides=True).splitlines()
+names = {"folder": str(place), "AutoConfig": AutoConfig, "AutoModel": AutoModel, "PeftModel": PeftModel, "torch": torch}
+for line in lines:
+    if line.startswith(("config =", "base =", "model =")):
+        exec(line, names)
+tokens = torch.arange(9, 20)[None]
+with torch.no_grad():
+    print(float((names["model"](tokens).last_hidden_state - backbone(tokens)).abs().max()))
+print(sorted(path.name for path in place.iterdir() if path.is_dir()), base.revision)
+"""
+
+
+def test_a_base_on_the_hub_is_named_and_not_copied(tiny_llm: str, tmp_path: Path) -> None:
+    """By its commit; the card's lines load it from there, cut to the run's layers."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository, out = tmp_path / "models--someone--tiny", tmp_path / "out"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(tiny_llm, repository / "snapshots" / commit)
+    out.mkdir()
+    tests = Path(__file__).parent
+    environment = os.environ | {
+        "HF_HUB_CACHE": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": f"{tests.parent}:{tests}",
+    }
+    command = [sys.executable, "-c", ON_THE_HUB, str(out)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    distance, folders = finished.stdout.splitlines()
+    assert float(distance) < 1e-5
+    assert folders == f"['adapter'] {commit}"
+
+
 def test_a_suffix_is_appended_after_the_text_is_cut(tiny_llm: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
     plain = tokenizer("Dead Man Walking", add_special_tokens=False)["input_ids"]
@@ -303,7 +353,7 @@ def test_a_run_of_the_real_language_model(tmp_path: Path, monkeypatch: pytest.Mo
     """
     from sentence_transformers import SentenceTransformer
 
-    titles = load_source("ml-100k").items["title"].unique(maintain_order=True).to_list()[:120]
+    titles = load_source("ml-100k").items["movie_title"].unique(maintain_order=True).to_list()[:120]
     tiny_data = write_loops(tmp_path, titles, users=40, lengths=(15, 26))
     run, folder = tmp_path / "run", tmp_path / "out"
     words = ["fit", f"--config={CONFIGS / 'llara.yaml'}", f"--run={run}", "--trainer.accelerator=cpu"]

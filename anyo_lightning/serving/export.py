@@ -16,6 +16,7 @@ All is computed in float32. What a run does not have, or what others could not o
 """
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,9 @@ def export(
         written = _write(recommender, backbone, folder, left_out, index=index)
         card = model_card(written, metrics, restored)
         (folder / "README.md").write_text(card, encoding="utf-8")
+    for what, why in left_out.items():
+        print(f"Left out: {what}, since {why}", file=sys.stderr)
+    print(f"Wrote {len(recommender.item_ids):,} items, figures and what else the run has to {output}", file=sys.stderr)
     if push_to_hub is not None:
         push(output, push_to_hub)
 
