@@ -226,6 +226,7 @@ def test_the_card_has_the_runs_figures_and_terms(exported: Callable[..., tuple[P
     assert len(results) == len(metrics["metrics"])
     assert metrics["split"]["fingerprint"] in card.text
     assert f"| trained parameters | {metrics['cost']['trainable_parameters']:,} |" in card.text
+    assert "The run and this export compute in float32" in card.text
     assert "## Licences" in card.text
     assert "look it up before you publish" in card.text
     assert str(run.parent) not in card.content

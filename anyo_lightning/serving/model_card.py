@@ -80,7 +80,7 @@ def model_card(exported: Exported, metrics: dict[str, Any], restored: RestoredRu
         _task(restored, split, exported),
         _use(exported),
         _files(exported),
-        _figures(figures, metrics),
+        _figures(figures, metrics, restored),
         _data(split, restored),
         _cost(metrics),
         _licences(split["name"], restored, base),
@@ -147,8 +147,12 @@ def _files(exported: Exported) -> str:
     return "## Files\n\n" + _table(("file", "content"), [(f"`{name}`", what) for name, what in files.items()])
 
 
-def _figures(figures: dict[str, Any], metrics: dict[str, Any]) -> str:
-    protocol, dtype = metrics["protocol"], metrics["environment"]["testing"]["hardware"]["dtype"]
+def _figures(figures: dict[str, Any], metrics: dict[str, Any], restored: RestoredRun) -> str:
+    protocol = metrics["protocol"]
+    dtypes = {backbone.identity["dtype"] for backbone in restored.model.backbones}
+    dtypes |= {str(restored.mixed).removeprefix("torch.")} if restored.mixed is not None else set()
+    lower = " and ".join(sorted(dtypes - {"float32"}))
+    computed = f"The run computed in {lower}; this export computes" if lower else "The run and this export compute"
     rows = []
     for name, figure in figures.items():
         low, high = figure.get("low"), figure.get("high")
@@ -158,7 +162,7 @@ def _figures(figures: dict[str, Any], metrics: dict[str, Any]) -> str:
     return (
         f"## Figures\n\nOn the test part of the split, {protocol['rows']:,} rows, each target ranked among all items; "
         f"what a history holds is {masked} the ranking. Intervals are 95%, by bootstrap over users; seed "
-        f"{metrics['seed']}. The run computed in {dtype}; this export computes in float32.\n\n"
+        f"{metrics['seed']}. {computed} in float32.\n\n"
     ) + _table(("metric", "value", "95% interval"), rows)
 
 
@@ -178,7 +182,7 @@ def _cost(metrics: dict[str, Any]) -> str:
     cost, environment = metrics["cost"], metrics["environment"]["training"]
     hardware = environment["hardware"]
     machine = ", ".join(hardware["gpus"]) or f"{hardware['cpu_cores']} cores of {hardware['cpu']}"
-    rows = [("hardware", machine), ("dtype", str(hardware["dtype"]))]
+    rows = [("hardware", machine)]
     names = {
         "train_seconds": ("training, minutes", 1 / 60, ",.1f"),
         "trainable_parameters": ("trained parameters", 1, ",.0f"),
