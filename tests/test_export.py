@@ -360,6 +360,7 @@ def test_a_run_of_the_real_language_model(tmp_path: Path, monkeypatch: pytest.Mo
     words = ["fit", f"--config={CONFIGS / 'llara.yaml'}", f"--run={run}", "--trainer.accelerator=cpu"]
     words += [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--data.template=null"]
     words += ["--model.encoders.backbone.dtype=float32", "--trainer.max_epochs=1"]
+    words += ["--trainer.limit_train_batches=2"]
     main([*words, "--trainer.enable_progress_bar=false"])
     export(run, folder, device="cpu")
     assert_lists_of_the_run(folder, run, monkeypatch)
