@@ -27,6 +27,24 @@ def recommend_parser() -> ArgumentParser:
     return parser
 
 
+def export(arguments: list[str]) -> None:
+    """`anyo export`."""
+    from anyo_lightning.serving.export import export as export_run
+
+    export_run(**export_parser().parse_args(arguments).as_dict())
+
+
+def export_parser() -> ArgumentParser:
+    """The options of `anyo export`."""
+    from anyo_lightning.serving.export import export as export_run
+
+    parser = _parser("export", "Write a finished run for transformers, peft, sentence-transformers, FAISS and numpy.")
+    parser.add_argument("--run", type=Path, required=True, help="Run folder, trained and tested.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder to write; one that exists is refused.")
+    parser.add_function_arguments(export_run, skip={"run", "output"})
+    return parser
+
+
 def compare(arguments: list[str]) -> None:
     """`anyo compare`."""
     from anyo_lightning.compare.table import compare as compare_runs

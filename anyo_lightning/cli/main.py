@@ -18,6 +18,7 @@ STAGES = {  # LightningCLI's
 }
 COMMANDS = {
     "recommend": "print or write a run's top lists",
+    "export": "write a run for transformers, sentence-transformers, FAISS and numpy",
     "compare": "compare runs in a table",
     "index": "compare approximate indexes with exact search",
     "data": "print what was read and how it is split",

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -152,6 +153,10 @@ class ItemIndex:
             items[group[row], place[row, column]] = found[row, column]
             scores[group[row], place[row, column]] = found_scores[row, column]
         return items, scores
+
+    def write(self, path: Path) -> None:
+        """Write the index as `faiss.read_index` reads it; its ids are the items' numbers."""
+        faiss.write_index(self._index, str(path))
 
     @property
     def size(self) -> int:

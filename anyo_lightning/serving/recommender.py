@@ -24,7 +24,7 @@ from anyo_lightning.evaluation.index import ItemIndex, dense_for_index
 from anyo_lightning.evaluation.ranking import block_rows
 from anyo_lightning.evaluation.scores import Scorer, at_unit_length, best_items, dense_rows
 from anyo_lightning.serving import new_items
-from anyo_lightning.serving.restored_run import RestoredRun, restore_run
+from anyo_lightning.serving.restored_run import RestoredRun, chosen_device, restore_run
 from anyo_lightning.serving.titles import TitleMatcher, nearest_ids
 
 SHOWN = 3  # examples in a sentence
@@ -64,15 +64,7 @@ class Recommender:
             InputError: There is no run, no checkpoint that fits it, no data, or no such device; or FAISS cannot make
                 the index.
         """
-        try:
-            chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            torch.empty(0, device=chosen)
-        except (RuntimeError, AssertionError) as error:  # torch's, without CUDA
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"Expected a device of this machine such as cpu or cuda:0, got {device}: {reason}"
-            ) from None
-        return cls(restore_run(Path(run), device=chosen), index=index)
+        return cls(restore_run(Path(run), device=chosen_device(device)), index=index)
 
     def recommend(
         self,

@@ -81,6 +81,24 @@ def restore_run(folder: Path, *, device: torch.device) -> RestoredRun:
     return RestoredRun(model, data, model.history_masked, MIXED.get(str(precision)))
 
 
+def chosen_device(device: str | None) -> torch.device:
+    """The device of a name; by default the first GPU if there is one.
+
+    Args:
+        device: Such as `cpu` or `cuda:0`.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch's, without CUDA
+        reason = str(error).splitlines()[0]
+        raise InputError(f"Expected a device of this machine such as cpu or cuda:0, got {device}: {reason}") from None
+    return chosen
+
+
 def _read_config(run: RunFolder) -> dict[str, Any]:
     """The content of config.yaml."""
     try:
