@@ -82,5 +82,6 @@ def _quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
         ".*The dirpath has changed.*",  # of last.ckpt, which knows its folder
         ".*callbacks used to create the checkpoint need to be provided.*",  # a test needs no cost ledger
+        ".*MLFlow only allows .* special characters.*",  # ndcg@10 is ndcg10 there
     ):
         warnings.filterwarnings("ignore", message=message)
