@@ -14,8 +14,9 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
 from anyo_lightning.runs import RunFolder
 
-IDS = {"WandbLogger": ("id", "version"), "MLFlowLogger": ("run_id",)}  # the options that name a run, Lightning's first
-PLACES = {"WandbLogger": ("entity", "project"), "MLFlowLogger": ("tracking_uri", "save_dir")}
+Options = dict[str, tuple[str, ...]]
+IDS: Options = {"WandbLogger": ("id", "version"), "MLFlowLogger": ("run_id",)}  # that name a run, Lightning's first
+PLACES: Options = {"WandbLogger": ("entity", "project"), "MLFlowLogger": ("tracking_uri", "save_dir")}
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def _entries(logger: Any) -> list[Namespace]:
     return [entry for entry in found if isinstance(entry, Namespace)]
 
 
-def _of(options: dict[str, tuple[str, ...]], entry: Namespace) -> tuple[str, ...]:
+def _of(options: Options, entry: Namespace) -> tuple[str, ...]:
     return options.get(entry.class_path.rpartition(".")[2], ())
 
 
