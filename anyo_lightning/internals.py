@@ -69,6 +69,28 @@ def keep_share_only(layer: Any) -> None:
             group.reshard()
 
 
+@contextmanager
+def without_bitsandbytes() -> Iterator[None]:
+    """Let peft believe that bitsandbytes is not installed, within, unless something has imported it.
+
+    peft imports it wherever it is installed, for itself and again for each LoRA, although it needs it for quantised
+    weights alone; whoever loads such has imported it by then. It takes more than a second, and prints that a kernel is
+    missing. None in `sys.modules` is how Python marks what cannot be imported; what peft has noted meanwhile, it is
+    asked to forget. Versions that note it elsewhere would refuse LoRA on quantised weights, which a test would say.
+    """
+    if "bitsandbytes" in sys.modules:
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
+        noted = sys.modules.get("peft.import_utils")
+        for name in ("is_bnb_available", "is_bnb_4bit_available"):
+            getattr(getattr(noted, name, None), "cache_clear", lambda: None)()
+
+
 def keep_packed_weights(model: "nn.Module") -> None:
     """Let bitsandbytes leave 4-bit weights as they were loaded.
 

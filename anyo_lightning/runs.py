@@ -51,6 +51,7 @@ class RunFolder:
         self.queries_file = self.path / "queries.parquet"
         self.teacher_file = self.path / "teacher.safetensors"
         self.index_page_file = self.path / "index_fidelity.html"
+        self.logger_ids_file = self.path / "loggers.json"
         self.checkpoints = self.path / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best.ckpt"
         self.last_checkpoint = self.checkpoints / "last.ckpt"
@@ -230,6 +231,24 @@ class RunFolder:
             rows = pl.concat([pl.read_csv(self.changes_file, infer_schema=False, glob=False), rows])
         with renamed_to(self.changes_file) as temporary:
             rows.write_csv(temporary)
+
+    def write_logger_ids(self, ids: dict[str, str]) -> None:
+        """Write loggers.json: by which id each logger's server knows the run."""
+        with renamed_to(self.logger_ids_file) as temporary:
+            temporary.write_text(json.dumps(ids, indent=1), encoding="utf-8")
+
+    def read_logger_ids(self) -> dict[str, str]:
+        """Read loggers.json; nothing where it is not there.
+
+        Raises:
+            InputError: It is not JSON.
+        """
+        if not self.logger_ids_file.is_file():
+            return {}
+        try:
+            return dict(json.loads(self.logger_ids_file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"Expected {self.logger_ids_file} to be JSON of ours, got: {error}") from None
 
     def queries_rows(self) -> int:
         """Rows of queries.parquet; 0 where there is none."""

@@ -72,6 +72,9 @@ def test_board_shows_curves_settings_texts_and_vectors(fit: RunFolder) -> None:
     assert shown.count("#### User") == 5
     slices = events.Tensors("test/slices/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| target popularity | head |" in slices
+    table = events.Tensors("test/figures/text_summary")[0].tensor_proto.string_val[0].decode()
+    figure = figures["metrics"]["test/ndcg@10"]
+    assert f"| test/ndcg@10 | {figure['value']:.4f} | {figure['low']:.4f} | {figure['high']:.4f} |" in table
 
     vectors = np.loadtxt(fit.path / "00000" / "items" / "tensors.tsv", delimiter="\t")
     best = weights(fit.best_checkpoint)

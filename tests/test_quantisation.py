@@ -301,3 +301,18 @@ def test_a_run_resumes_on_a_gpu(tiny_llm: str, make_data: MakeData, tmp_path: Pa
     assert not differing(frozen(model.backbones[0]), before)
     figures = validated(quantised(tiny_llm), make_data(), whole.best_checkpoint)  # on the CPU
     assert 0 <= figures["val/ndcg@10"] <= 1
+
+
+def test_bitsandbytes_is_imported_for_quantised_weights_alone(tiny_llm: str) -> None:
+    """A model with LoRA in full precision leaves it alone, and one in 4 bits that follows has LoRA on its layers."""
+    script = f"""
+import sys
+from anyo_lightning.llm.backbone import Backbone
+backbone = Backbone({tiny_llm!r}, lora={LORA!r})
+assert "bitsandbytes" not in sys.modules
+four = Backbone({tiny_llm!r}, dtype="bfloat16", lora={LORA!r}, quantization_config={NF4!r})
+print({{type(module).__name__ for module in four.modules() if hasattr(module, "lora_A")}})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "{'Linear4bit'}"

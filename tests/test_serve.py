@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from anyo_lightning import Recommender
+from anyo_lightning.cli.serve_runs import LOCAL, hosts_for
 
 Ask = Callable[..., tuple[int, Any]]
 NAMES = ["sasrec", "e4srec_vectors"]
@@ -188,3 +189,11 @@ def test_the_page_lists_and_adds(browser: Any, address: str, runs: list[Path]) -
     assert not problems
     assert all(url.startswith((address, "data:")) for url in asked)
     page.close()
+
+
+def test_a_server_answers_to_its_own_names() -> None:
+    """One address or name is called by that or from this machine; all addresses by any name."""
+    assert hosts_for("127.0.0.1") == LOCAL
+    assert hosts_for("192.168.1.7") == (*LOCAL, "192.168.1.7")
+    assert hosts_for("fe80::1")[-1] == "[fe80::1]"
+    assert hosts_for("0.0.0.0") == hosts_for("::") == ("*",)

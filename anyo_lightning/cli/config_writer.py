@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from anyo_lightning.cli.loggers import keep_ids, log_settings
 from anyo_lightning.cli.resuming import Change
 from anyo_lightning.disk import renamed_to
 from anyo_lightning.runs import RunFolder
@@ -40,11 +41,14 @@ class ConfigWriter(SaveConfigCallback):
             for file in (self.run.metrics_file, self.run.probes_file, self.run.index_page_file):
                 file.unlink(missing_ok=True)
         self._record(trainer, pl_module)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(self._settings())
+        if trainer.is_global_zero:
+            log_settings(trainer.loggers, self._settings())
+            keep_ids(self.config.trainer.logger, trainer.loggers, self.run)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the test's figures beside the settings."""
+        if trainer.is_global_zero and trainer.loggers:
+            keep_ids(self.config.trainer.logger, trainer.loggers, self.run)
         shown = ("test/hr", "test/ndcg")
         figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(shown)}
         for logger in trainer.loggers:

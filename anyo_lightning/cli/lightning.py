@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import anyo_lightning
 from anyo_lightning import checkpoint_io, distributed
-from anyo_lightning.cli import launch
+from anyo_lightning.cli import launch, loggers
 from anyo_lightning.cli.config_writer import ConfigWriter, as_written
 from anyo_lightning.cli.main import STAGES
 from anyo_lightning.cli.option_checks import check_monitor, check_precision, check_trainer
@@ -85,6 +85,7 @@ class AnyoCLI(LightningCLI):
         self.claim = contextlib.ExitStack()
         try:
             super().__init__(**settings)
+            loggers.finish(self.trainer.loggers)
         except Exception as error:
             if getattr(self, "trainer", None) is not None and self.trainer.global_step > 0:
                 raise
@@ -231,7 +232,8 @@ class AnyoCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make the objects; a mistake that the constructor of a nested one names is told in its own words."""
         try:
-            super().instantiate_classes()
+            with loggers.going_on(self.config[self.subcommand].trainer.logger, self.results):
+                super().instantiate_classes()
         except InputError:
             raise
         except ValueError as error:  # jsonargparse's, which names all types that it tried

@@ -73,7 +73,9 @@ def _quiet() -> None:
     # Each new shape of a matrix product on a CPU is a compiled kernel of about 1 MB; by default 1,024 are kept.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls, not ours
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Of the two modules that tell: Lightning sets the level of what is above them when it is imported.
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses a kernel that we do not use
     for message in (
         ".*does not have many workers.*",
@@ -83,5 +85,6 @@ def _quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
         ".*The dirpath has changed.*",  # of last.ckpt, which knows its folder
         ".*callbacks used to create the checkpoint need to be provided.*",  # a test needs no cost ledger
+        ".*MLFlow only allows .* special characters.*",  # ndcg@10 is ndcg10 there
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,6 +1,7 @@
 """`anyo serve`: runs behind a port of this machine."""
 
 import socket
+import sys
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,8 @@ def serve_runs(
 
     Args:
         run: Run folders; each is a column of the page.
-        host: Address to listen on; only this machine can reach the default.
+        host: Address or name to listen on, and to be called by; only this machine can reach the default. 0.0.0.0
+            listens on all addresses and answers to any name.
         port: Port to listen on; 0 takes a free one.
         items: File with items that the runs have not seen, as in `anyo recommend`.
         device: Of the models, such as `cpu` or `cuda:0`; by default the first GPU if there is one.
@@ -40,6 +42,13 @@ def serve_runs(
     from anyo_lightning.serving.recommender import Recommender
     from anyo_lightning.serving.web import make_app
 
+    hosts = hosts_for(host)
+    if "*" in hosts:
+        print(
+            f"Whoever reaches {host} is answered, and by whatever name: pages elsewhere can ask, too, through the "
+            "browsers of those who can; one address or name in --host answers to that alone",
+            file=sys.stderr,
+        )
     new = None if items is None else read_items(items)
     with closing(_listening(host, port)) as listener:  # before the models, which take their time
         recommenders = {}
@@ -47,12 +56,24 @@ def serve_runs(
             recommenders[name] = Recommender.load(folder, device=device, index=index)
             if new is not None:
                 recommenders[name].add_items(new)
-        hosts = LOCAL if host in LOCAL else ("*",)
         app = make_app(recommenders, hosts=hosts)
         shown = f"[{host}]" if ":" in host else host
         print(f"Serving {', '.join(recommenders)} at http://{shown}:{listener.getsockname()[1]}", flush=True)
         config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=30, server_header=False)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def hosts_for(host: str) -> tuple[str, ...]:
+    """The names under which a browser may call a server: its own, this machine's, or any for all addresses.
+
+    A page elsewhere could otherwise reach it by a name of its own that it lets stand for this address.
+
+    Args:
+        host: What it listens on.
+    """
+    if host in ("", "0.0.0.0", "::"):
+        return ("*",)
+    return LOCAL if host in LOCAL else (*LOCAL, f"[{host}]" if ":" in host else host)
 
 
 def _listening(host: str, port: int) -> socket.socket:

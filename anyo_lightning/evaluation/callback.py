@@ -21,7 +21,7 @@ from anyo_lightning import distributed
 from anyo_lightning.data.splits import Queries, Split, Stage
 from anyo_lightning.environment import environment
 from anyo_lightning.errors import InputError
-from anyo_lightning.evaluation import tensorboard
+from anyo_lightning.evaluation import shown
 from anyo_lightning.evaluation.evaluation import Evaluation
 from anyo_lightning.evaluation.index import ItemIndex, check_factory, dense_for_index
 from anyo_lightning.evaluation.metrics import EXTRA, Extra
@@ -222,20 +222,20 @@ class RetrievalMetrics(Callback):
         prefix = "val/" if stage == "validation" else "test/"
         figures = evaluation.means(prefix)
         seconds = time.perf_counter() - self._started
-        shown = f"{prefix}ndcg@{10 if 10 in self.cutoffs else self.cutoffs[-1]}"
+        in_bar = f"{prefix}ndcg@{10 if 10 in self.cutoffs else self.cutoffs[-1]}"
         for name, value in {**figures, f"{prefix}seconds": seconds}.items():
-            module.log(name, value, prog_bar=name == shown)
+            module.log(name, value, prog_bar=name == in_bar)
         if self.collected is not None:
             self.collected.append(evaluation)
         elif trainer.is_global_zero:
-            tensorboard.log_recommendations(
+            shown.log_recommendations(
                 trainer.loggers, evaluation, tag=f"{prefix}recommendations", step=trainer.global_step
             )
             if stage == "test":
                 cost |= {"history_encode_seconds": histories, "evaluation_seconds": seconds}
                 if self.folder is not None:
                     self._write(trainer, module, evaluation, cost)
-                tensorboard.log_items(trainer.loggers, vectors, data.split.item_texts, data.split.training_counts())
+                shown.log_items(trainer.loggers, vectors, data.split.item_texts, data.split.training_counts())
 
     def _rank(
         self, split: Split, stage: Stage, queries: Queries, module: EncodesCatalogue, device: torch.device
@@ -294,8 +294,7 @@ class RetrievalMetrics(Callback):
             started_from=getattr(module, "started_from", None),
         )
         if written is not None:
-            tensorboard.log_slices(trainer.loggers, written["slices"], tag="test/slices", step=trainer.global_step)
-            tensorboard.log_costs(trainer.loggers, written["cost"], step=trainer.global_step)
+            shown.log_results(trainer.loggers, written, step=trainer.global_step)
 
 
 def _check_finite(what: str, vectors: Tensor, names: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from anyo_lightning.errors import InputError
+from anyo_lightning.internals import without_bitsandbytes
 from anyo_lightning.llm.low_rank import adapt
 
 # Of peft's ways to start LoRA, those that leave the base weights alone: caches and checkpoints rely on these.
@@ -41,7 +42,8 @@ def add_lora(model: nn.Module, lora: Mapping[str, Any] | LoraConfig) -> list[str
             )
         if config.bias != "none":
             raise InputError(f"Expected lora.bias none, which leaves the base weights alone, got {config.bias}")
-        inject_adapter_in_model(config, model)
+        with without_bitsandbytes():
+            inject_adapter_in_model(config, model)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
