@@ -70,10 +70,7 @@ def written_commands(file: Path) -> list[str]:
     lines = [*re.findall(r"^(?:    |\t|#).*", text, re.MULTILINE), *fenced]
     code = text if file.suffix == ".sh" else "\n".join(lines)
     inline = re.findall(r"`(anyo [^`]+)`", " ".join(text.split())) if file.suffix == ".md" else []
-    found = [match.group() for line in [*code.splitlines(), *inline] if (match := COMMAND.search(line))]
-    for name, value in PLACES.items():
-        found = [command.replace(name, value) for command in found]
-    return found
+    return [match.group() for line in [*code.splitlines(), *inline] if (match := COMMAND.search(line))]
 
 
 def all_commands() -> list[str]:
@@ -90,7 +87,10 @@ def all_commands() -> list[str]:
     dry = subprocess.run(make, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
     rows = [match.group() for match in COMMAND.finditer(dry)]
     assert len(rows) > 15
-    return sorted({command for found in (*counts.values(), shown, rows) for command in found})
+    found = {command for part in (*counts.values(), shown, rows) for command in part}
+    for name, value in PLACES.items():
+        found = {command.replace(name, value) for command in found}
+    return sorted(found)
 
 
 def words_of(command: str) -> list[str]:
