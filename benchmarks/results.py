@@ -1,9 +1,10 @@
-"""Write a page of results from tested runs, and the README's block from one of these pages.
+"""Write a page of results from tested runs, and the block of that name in the READMEs.
 
     python benchmarks/results.py runs/table/*/ --output benchmarks/ml100k.md --baseline markov --command "make table"
 
 Puts the comparison table, the command that makes the runs, hardware, commit and date between the page's markers, and
-with `--readme` between the README's, too; a test checks that these two agree. What stands around them stays.
+with `--readme` between the markers of that name in README.md and README.ja.md, too; a test checks that they agree. What
+stands around them stays.
 """
 
 import argparse
@@ -16,7 +17,8 @@ from anyo_lightning.compare.table import compare
 from anyo_lightning.runs import find_runs
 
 PROJECT = Path(__file__).parents[1]
-START, END = "<!-- results: made by a command, do not edit -->\n", "<!-- end of results -->"
+READMES = (PROJECT / "README.md", PROJECT / "README.ja.md")
+END = "<!-- end of results -->"
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="what made the runs")
     parser.add_argument("--baseline", default="markov", help="the row that others are compared with")
     parser.add_argument("--foreign", nargs="*", help="NAME=FILE of other systems' lists, as anyo compare takes them")
-    parser.add_argument("--readme", action="store_true", help="whether the block is the README's, too")
+    parser.add_argument("--readme", action="store_true", help="whether the block is the READMEs', too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         table = Path(temporary) / "table.md"
@@ -39,9 +41,11 @@ def main() -> None:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     note = f"Made by `{options.command}` on {describe_environments(environments)}, {today}."
     block = f"{text.strip()}\n\n{note}\n"
-    for page in [options.output, *([PROJECT / "README.md"] if options.readme else [])]:
-        before, rest = page.read_text().split(START)
-        page.write_text(f"{before}{START}\n{block}\n{END}{rest.split(END)[1]}")
+    start = f"<!-- results of {options.output.stem}: made by a command, do not edit -->\n"
+    for page in [options.output, *(READMES if options.readme else [])]:
+        before, rest = page.read_text().split(start)
+        after = rest[rest.index(END) :]
+        page.write_text(f"{before}{start}\n{block}\n{after}")
 
 
 if __name__ == "__main__":

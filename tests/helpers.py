@@ -1,5 +1,6 @@
 """What several test files build alike: tiny language models, models on data, short trainings, refusals."""
 
+import json
 import signal
 import subprocess
 import time
@@ -157,6 +158,11 @@ def write_loops(folder: Path, titles: Sequence[str], *, users: int, lengths: tup
     items = [f'm{i},"{title}"' for i, title in enumerate(titles)]
     (folder / "items.csv").write_text("\n".join(["item_id,title", *items]) + "\n")
     return folder / "interactions.csv", folder / "items.csv"
+
+
+def notebook_cells(file: Path) -> list[str]:
+    """The code of a notebook."""
+    return ["".join(cell["source"]) for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
 
 
 def kill_after(process: "subprocess.Popen[bytes]", files: int, folder: Path, pattern: str) -> int:

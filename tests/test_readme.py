@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import notebook_cells
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
 
 PROJECT = Path(__file__).parents[1]
-README = (PROJECT / "README.md").read_text()
+README, JAPANESE = ((PROJECT / name).read_text() for name in ("README.md", "README.ja.md"))
 DOCS = sorted(PROJECT.glob("docs/*.md"))
 assert len(DOCS) > 10
 COMMAND = re.compile(rf"(?:\banyo|-m anyo_lightning) (?:{'|'.join(STAGES | COMMANDS)}) .*")
@@ -37,6 +38,7 @@ PLACES = {
     "$v": "markov",
     "$B": "beauty",
     "$run": "sasrec",
+    "$overlay": "demo",
     "TEACHER": "runs/mine",
     "NAME.yaml": "sasrec.yaml",
 }
@@ -68,10 +70,7 @@ def written_commands(file: Path) -> list[str]:
     lines = [*re.findall(r"^(?:    |\t|#).*", text, re.MULTILINE), *fenced]
     code = text if file.suffix == ".sh" else "\n".join(lines)
     inline = re.findall(r"`(anyo [^`]+)`", " ".join(text.split())) if file.suffix == ".md" else []
-    found = [match.group() for line in [*code.splitlines(), *inline] if (match := COMMAND.search(line))]
-    for name, value in PLACES.items():
-        found = [command.replace(name, value) for command in found]
-    return found
+    return [match.group() for line in [*code.splitlines(), *inline] if (match := COMMAND.search(line))]
 
 
 def all_commands() -> list[str]:
@@ -81,11 +80,17 @@ def all_commands() -> list[str]:
     assert sum(bool(counts[page]) for page in DOCS) > 10
     assert all(counts[file] for file in PROJECT.glob("configs/*.yaml")), "a configuration without its command"
     assert len(counts[PROJECT / "README.md"]) > 15
+    cells = "\n".join(notebook_cells(PROJECT / "docs" / "quickstart.ipynb"))
+    shown = [match.group() for match in COMMAND.finditer(cells)]
+    assert len(shown) > 3
     make = ["make", "--dry-run", "--always-make", "BEAUTY=beauty", "demo-rows", "rows", "beauty"]
     dry = subprocess.run(make, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
     rows = [match.group() for match in COMMAND.finditer(dry)]
     assert len(rows) > 15
-    return sorted({command for found in (*counts.values(), rows) for command in found})
+    found = {command for part in (*counts.values(), shown, rows) for command in part}
+    for name, value in PLACES.items():
+        found = {command.replace(name, value) for command in found}
+    return sorted(found)
 
 
 def words_of(command: str) -> list[str]:
@@ -100,7 +105,7 @@ def words_of(command: str) -> list[str]:
     return words[1:]
 
 
-PAGES = [PROJECT / "README.md", *DOCS, *PROJECT.glob("benchmarks/*.md")]
+PAGES = [PROJECT / "README.md", PROJECT / "README.ja.md", *DOCS, *PROJECT.glob("benchmarks/*.md")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
@@ -113,6 +118,46 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not link.startswith("https://") and not (target.exists() and (not heading or heading in headings(target))):
             dead.append(link)
     assert dead == []
+
+
+def results(text: str) -> dict[str, str]:
+    """The blocks of results of a page, by name."""
+    block = r"<!-- results of (\w+): made by a command, do not edit -->\n(.*?)<!-- end of results -->"
+    return dict(re.findall(block, text, re.DOTALL))
+
+
+@pytest.mark.parametrize("text", [README, JAPANESE], ids=["en", "ja"])
+def test_results_are_those_that_were_made(text: str) -> None:
+    """Each block of results is that of its page in benchmarks, to the letter, and has at most eight rows."""
+    found = results(text)
+    assert list(found) == ["demo", "ml1m"]
+    for name, block in found.items():
+        assert results((PROJECT / "benchmarks" / f"{name}.md").read_text()) == {name: block}
+        assert "\n| sasrec " in block
+        assert len(re.findall(r"^\|", block, re.MULTILINE)) <= 2 + 8  # with head and rule
+    outside = re.sub(r"(hr|ndcg)@10", "", text, flags=re.IGNORECASE)
+    assert "@" not in outside  # no figure at another cutoff
+
+
+def typed(text: str) -> list[str]:
+    """What is typed in the indented code of a page's sections, without comments; of a tree the names alone."""
+    lines = re.findall(r"^    (.*\S.*)", text.split("\n## ", 1)[1], re.MULTILINE)
+    return [re.split(r"\s{2,}", line.strip())[0] for line in lines if not line.lstrip().startswith("#")]
+
+
+def test_the_readmes_say_the_same() -> None:
+    """Both have the same commands, code, sections, links and variants, and each leads to the other."""
+    assert len(typed(README)) > 50
+    assert typed(README) == typed(JAPANESE)
+    code = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+    assert code.findall(README) == code.findall(JAPANESE)
+    assert len(re.findall(r"^#", README, re.MULTILINE)) == len(re.findall(r"^#", JAPANESE, re.MULTILINE))
+    rows = re.compile(r"^\| \[.*?\| .*? \|", re.MULTILINE)  # the variants' pages and configurations
+    assert len(rows.findall(README)) > 8
+    assert rows.findall(README) == rows.findall(JAPANESE)
+    english, japanese = (set(re.findall(r"\]\(([^)#]+)\)", text)) for text in (README, JAPANESE))
+    assert english - japanese == {"README.ja.md"}
+    assert japanese - english == {"README.md"}
 
 
 def headings(page: Path) -> set[str]:

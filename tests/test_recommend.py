@@ -374,13 +374,13 @@ def test_the_python_api_refuses_what_it_cannot_read(run_of: Runs) -> None:
 def test_the_readmes_script_recommends(
     run_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With ids of the tiny data in the place of MovieLens's."""
+    """With titles of the tiny data in the place of MovieLens's."""
     section = (CONFIGS.parent / "README.md").read_text().split("\n## Recommend\n")[1].split("\n## ")[0]
     script = section.split("```python\n")[1].split("```")[0]
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "mine").symlink_to(run_of("sasrec"))
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "sasrec").symlink_to(run_of("sasrec"))
     monkeypatch.chdir(tmp_path)
-    for shown, tiny in {'"6"': '"m6"', '"1214"': '"m12"', '"10"': '"u10"'}.items():
+    for shown, tiny in {'"Heat"': '"Copycat"', '"Alien"': '"Babe"', '"10"': '"u10"'}.items():
         assert script.count(shown) == 1
         script = script.replace(shown, tiny)
     exec(compile(script, "README.md", "exec"), {})

@@ -1,4 +1,4 @@
-"""The house: imports go one way, public names are documented, the README's results are those that were made."""
+"""The house: imports go one way, public names are documented."""
 
 import ast
 import re
@@ -20,7 +20,6 @@ LAYERS = [
     "cli",
     "__init__ __main__",
 ]
-RESULTS = ("<!-- results: made by a command, do not edit -->\n", "<!-- end of results -->")
 
 
 def layer(module: str) -> int:
@@ -94,12 +93,3 @@ def test_lower_bounds_are_those_that_are_tested() -> None:
     assert len(wanted) > 10
     assert wanted.pop("torch") == "2.8"
     assert wanted == {name: tested[name] for name in wanted}
-
-
-def test_readme_shows_the_results_that_were_made() -> None:
-    """The block between the README's markers is that of benchmarks/ml1m.md, to the letter."""
-    readme, page = ((PROJECT / name).read_text() for name in ("README.md", "benchmarks/ml1m.md"))
-    block, made = (text.split(RESULTS[0])[1].split(RESULTS[1])[0].strip() for text in (readme, page))
-    assert block == made
-    assert "| sasrec " in block
-    assert "@" not in readme.replace("NDCG@10", "").replace("HR@10", "").replace("ndcg@10", "").replace("hr@10", "")
