@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import yaml
 from filelock import FileLock, Timeout
 
 from anyo_lightning.disk import renamed_to
@@ -127,6 +128,22 @@ class RunFolder:
         """The n of `version_<n>`, 0 where the folder is named otherwise."""
         match = VERSION.fullmatch(self.path.resolve().name)
         return int(match[1]) if match else 0
+
+    def read_config(self) -> dict[str, Any]:
+        """The content of config.yaml.
+
+        Raises:
+            InputError: There is none, or it cannot be read as one.
+        """
+        try:
+            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"Expected a run folder, got {self.path}, which has no config.yaml") from None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"Expected {self.config_file} to be YAML, got: {' '.join(str(error).split())}") from None
+        if not isinstance(config, dict):
+            raise InputError(f"Expected {self.config_file} to describe a run, got no configuration in it")
+        return config
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write metrics.json; its keys are `METRICS_KEYS`, and `STARTED_FROM` where there is one."""

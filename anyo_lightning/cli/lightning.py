@@ -23,7 +23,7 @@ from anyo_lightning.cli.main import STAGES
 from anyo_lightning.cli.option_checks import check_monitor, check_precision, check_trainer
 from anyo_lightning.cli.output import check_counted, check_no_output, output_folder
 from anyo_lightning.cli.resuming import Change, changes, check
-from anyo_lightning.cli.run_config import at, config_name, read_config, with_config_of_run
+from anyo_lightning.cli.run_config import at, config_name, with_config_of_run
 from anyo_lightning.cli.teach import teach
 from anyo_lightning.cli.trainer import AnyoTrainer
 from anyo_lightning.cli.words import nulls_as_configs
@@ -227,7 +227,7 @@ class AnyoCLI(LightningCLI):
         trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file()
         if not trained and (self.subcommand == "fit" or not run.finished):
             return None
-        return read_config(run.config_file)
+        return run.read_config()
 
     def instantiate_classes(self) -> None:
         """Make the objects; a mistake that the constructor of a nested one names is told in its own words."""
@@ -312,7 +312,7 @@ class AnyoCLI(LightningCLI):
         """
         if start.resolve().parent == self.run_folder.checkpoints.resolve() or not start.is_file():
             return
-        before = read_config(start.parent.parent / self.run_folder.config_file.name)
+        before = RunFolder(start.parent.parent).read_config()
         self._checked_changes(before, start)
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 
-from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
 
 
@@ -19,19 +17,6 @@ def with_config_of_run(arguments: list[str]) -> list[str]:
     value = arguments[runs[-1]].partition("=")[2] or arguments[min(runs[-1] + 1, len(arguments) - 1)]  # the last counts
     file = RunFolder(value).config_file
     return [arguments[0], f"--config={file}", *arguments[1:]] if file.is_file() else arguments
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """The content of a run's config.yaml."""
-    try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(
-            f"Expected {file} to describe what is beside it, got: {' '.join(str(error).split())}"
-        ) from None
-    if not isinstance(content, dict):
-        raise InputError(f"Expected {file} to describe what is beside it, got no configuration in it")
-    return content
 
 
 def at(settings: dict[str, Any] | None, path: str) -> Any:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -184,16 +183,12 @@ def _grouped(runs: Sequence[TestedRun], *, may_differ: tuple[str, ...] = ("seed"
 
 def _settings(folder: RunFolder, may_differ: tuple[str, ...]) -> str:
     """What a run was trained and tested with, except its seeds: the same text for runs that may be averaged."""
-    try:
-        config = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not folder.config_file.exists():
         return ""
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"Expected {folder.config_file} to be YAML, got: {str(error).splitlines()[0]}") from None
     free = FREE_SETTINGS | {"data": (*FREE_SETTINGS["data"], *may_differ)}
     blocks = {  # what stands outside of blocks is about the command: its folder, what it does at its end
         name: {setting: value for setting, value in block.items() if setting not in free.get(name, ())}
-        for name, block in (config if isinstance(config, dict) else {}).items()
+        for name, block in folder.read_config().items()
         if isinstance(block, dict)
     }
     return json.dumps(_variants_for_folders(blocks), default=str)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from anyo_lightning import checkpoint_io
@@ -61,7 +60,10 @@ def restore_run(folder: Path, *, device: torch.device) -> RestoredRun:
         InputError: The folder has no configuration or, for a trained model, no checkpoint that fits it; or its data
             cannot be read.
     """
-    config = _read_config(RunFolder(folder))
+    run = RunFolder(folder)
+    config = run.read_config()
+    if not {"model", "data"} <= config.keys():
+        raise InputError(f"Expected {run.config_file} to describe a run, got no model and data in it")
     model, data = _instantiate(config, folder)
     weights = None
     checkpoint: dict[str, Any] = {}
@@ -97,19 +99,6 @@ def chosen_device(device: str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"Expected a device of this machine such as cpu or cuda:0, got {device}: {reason}") from None
     return chosen
-
-
-def _read_config(run: RunFolder) -> dict[str, Any]:
-    """The content of config.yaml."""
-    try:
-        config = yaml.safe_load(run.config_file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"Expected a run folder, got {run.path}, which has no config.yaml") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"Expected {run.config_file} to be YAML, got: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
-        raise InputError(f"Expected {run.config_file} to describe a run, got no model and data in it")
-    return config
 
 
 def _instantiate(config: dict[str, Any], folder: Path) -> tuple[RetrievalModule, RecDataModule]:
