@@ -286,6 +286,17 @@ def test_help_imports_nothing_heavy() -> None:
     assert module.stdout.splitlines() == shown
 
 
+def test_a_training_is_quiet_and_imports_what_it_needs(small: list[str], small_llm: list[str], tmp_path: Path) -> None:
+    """In a process of its own: Lightning's tips are not shown, and libraries for other purposes are left alone."""
+    words = ["fit", f"--config={CONFIGS / 'e4srec.yaml'}", *small, *small_llm, "--data.max_items=20"]
+    words += [f"--run={tmp_path / 'run'}", "--trainer.limit_train_batches=1", "--final_test=false"]
+    script = f"import sys; from anyo_lightning.cli.main import main; main({words!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = {"bitsandbytes", "fastapi", "mlflow", "openai", "optuna", "wandb"}
+    assert not heavy & set(done.stdout.splitlines()[-1].split())
+    assert not [line for line in done.stderr.splitlines() if "Tip" in line or "GPU available" in line or "gemm" in line]
+
+
 MINE = """
 from anyo_lightning import SASRec
 
