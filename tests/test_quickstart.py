@@ -48,5 +48,5 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path / "docs", env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    table = done.stdout.split("vs base")[1]
-    assert all(name in table for name in ("markov", "sasrec", "llm")), table
+    rows = set(re.findall(r"^(\w+) +1 +\.\d+", done.stdout, re.MULTILINE))  # of the table: name, seeds, HR@10
+    assert rows == {"markov", "sasrec", "llm"}, done.stdout[-3000:]
