@@ -36,18 +36,18 @@ vectors=("${lora[@]}" --data.max_items 200 --data.batch_tokens 16384 --trainer.m
 # On an H200 with a slow host a step of 65,536 tokens takes as long as one of 16,384, a quarter of a second.
 texts=("${lora[@]}" --data.max_items 100 --data.max_tokens 1024 --data.batch_tokens 65536)
 
-# row NAME CONFIGURATION OPTIONS: trains, tests, or leaves alone what is finished. What has no time left is ended; what
-# has less than NEED seconds is not begun.
+# row NAME CONFIGURATION OPTIONS: trains, tests, or leaves alone what is finished. What has less than NEED seconds is not
+# begun; at the limit a row saves its state, untested, and goes on from there in the next call.
 row() {
   local name=$1 configuration=$2
   shift 2
   [ -f "$runs/$name/metrics.json" ] && return
   local left=$((ends - $(date +%s) - 5))
   [ "$left" -gt "${NEED:-15}" ] || { echo "$name: not run, the limit was reached"; return; }
-  local begun=$(date +%s) training=$((left > 60 ? left - 45 : left / 2))  # the rest is for the test
-  timeout "$left" python3 -m anyo_lightning fit -c "configs/$configuration.yaml" "${gpu[@]}" "$@" \
+  local begun=$(date +%s)
+  timeout --kill-after 10 "$left" python3 -m anyo_lightning fit -c "configs/$configuration.yaml" "${gpu[@]}" "$@" \
     "${quiet[@]}" ${EXTRA:-} \
-    --trainer.max_time "$(printf '00:00:%02d:%02d' $((training / 60)) $((training % 60)))" --run "$runs/$name" \
+    --run "$runs/$name" \
     >>"$runs/$name.log" 2>&1
   echo "$name: status $?, $(($(date +%s) - begun)) s"
   pack
@@ -111,7 +111,9 @@ if [ "$(failed | wc -l)" -ge 3 ]; then
   echo "ended: three lanes have failed"
   for log in $(failed); do echo "== $log"; tail -n 25 "$log"; done
   pack
+  started=$(pgrep -d, -P "$(IFS=,; echo "${pids[*]}")")
   kill "${pids[@]}"
+  [ -z "$started" ] || pkill -P "$started"
   exit 1
 fi
 wait "${pids[@]}"

@@ -21,12 +21,11 @@ from anyo_lightning.runs import RunFolder
 def loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A configuration with both and TensorBoard, all of which write below tmp_path."""
     wandb, _ = pytest.importorskip("wandb"), pytest.importorskip("mlflow")
-    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.chdir(tmp_path)
     settings = {
-        "WandbLogger": {"project": "tiny", "save_dir": str(tmp_path)},
+        "WandbLogger": {"project": "tiny", "save_dir": str(tmp_path), "offline": True},
         "MLFlowLogger": {
             "experiment_name": "tiny",
             "tracking_uri": f"sqlite:///{tmp_path / 'mlflow.db'}",

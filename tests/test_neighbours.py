@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import Split
 from anyo_lightning.data.windows import with_shuffled_ties
+from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
+from anyo_lightning.views import neighbours
 from anyo_lightning.views.neighbours import (
     Positives,
     mean_vectors,
@@ -54,6 +56,17 @@ def test_nearest_by_hand() -> None:
     assert found.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1], [3, 2]]
     assert nearest(vectors, np.array([2]), k=2).tolist() == [[2, -1], [2, -1], [-1, -1], [2, -1], [2, -1]]
     assert (nearest(vectors, np.array([], dtype=np.int64), k=2) == -1).all()
+    vectors[1] = torch.nan
+    with pytest.raises(InputError, match="finite vectors"):
+        nearest(vectors, np.arange(4), k=2)
+
+
+def test_nearest_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same whatever fits at a time."""
+    vectors, groups = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), np.arange(20) // 3
+    whole = nearest(vectors, np.arange(2, 20), k=4, groups=groups)
+    monkeypatch.setattr(neighbours, "MOST_SCORES", 40)
+    assert nearest(vectors, np.arange(2, 20), k=4, groups=groups).tolist() == whole.tolist()
 
 
 @given(

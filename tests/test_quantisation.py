@@ -231,7 +231,7 @@ def test_bitsandbytes_is_missing_anyway(small: list[str], small_llm: list[str], 
     found = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert found.returncode == 2
     assert found.stderr.splitlines()[-1].startswith("anyo: error: Expected bitsandbytes for quantization_config")
-    assert "pip install 'anyo-lightning[quantized]'" in found.stderr
+    assert "pip install '.[quantized]'" in found.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -231,6 +231,18 @@ def test_another_checkpoint_leaves_the_results_alone(anyo: Anyo, fit: Callable[.
         fit(tmp_path / "new", f"--ckpt_path={other.last_checkpoint}", epochs=3)
 
 
+def test_fewer_epochs_than_were_trained_are_refused(
+    capsys: pytest.CaptureFixture[str], fit: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    """With a sentence, and the run's results stay."""
+    run = fit(tmp_path / "run", epochs=3)
+    results = run.metrics_file.read_bytes()
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "run", epochs=1)
+    assert "Expected trainer.max_epochs of at least" in capsys.readouterr().err
+    assert run.metrics_file.read_bytes() == results
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import anyo_lightning
 from anyo_lightning import checkpoint_io, distributed
@@ -85,7 +86,6 @@ class AnyoCLI(LightningCLI):
         self.claim = contextlib.ExitStack()
         try:
             super().__init__(**settings)
-            loggers.finish(self.trainer.loggers)
         except Exception as error:
             if getattr(self, "trainer", None) is not None and self.trainer.global_step > 0:
                 raise
@@ -96,6 +96,7 @@ class AnyoCLI(LightningCLI):
             reason = " ".join(str(error).split())[:400] or type(error).__name__
             raise InputError(f"Expected options with which a run can be set up, got: {reason}") from error
         finally:
+            loggers.finish(getattr(getattr(self, "trainer", None), "loggers", []))
             self.claim.close()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -293,7 +294,7 @@ class AnyoCLI(LightningCLI):
             if start is not None:
                 self._check_start(Path(start))
                 model.restore_from(Path(start))
-            self.trainer.fit(model, ckpt_path=start, **kwargs)
+            self._train(model, start, **kwargs)
         elif self.trainer.world_size > 1:
             raise InputError(f"Expected one process to fit {type(model).__name__}, got {self.trainer.world_size}")
         if not self.config.fit.final_test or self.trainer.interrupted:
@@ -303,6 +304,22 @@ class AnyoCLI(LightningCLI):
         else:
             self.trainer.test(model, kwargs.get("datamodule"), ckpt_path=str(best) if best.is_file() else None)
             self._say_where()
+
+    def _train(self, model: RetrievalModule, start: str | None, **kwargs: Any) -> None:
+        """Train from a checkpoint.
+
+        Raises:
+            InputError: It is of a later epoch than the last one to be trained.
+        """
+        try:
+            self.trainer.fit(model, ckpt_path=start, **kwargs)
+        except MisconfigurationException as error:
+            reached, last = self.trainer.current_epoch, self.trainer.max_epochs
+            if last is None or last == -1 or reached <= last:
+                raise
+            raise InputError(
+                f"Expected trainer.max_epochs of at least {reached}, which the run has reached, got {last}"
+            ) from error
 
     def _check_start(self, start: Path) -> None:
         """Refuse to resume from another run's checkpoint with other settings than those beside it.

@@ -35,7 +35,7 @@ def serve_runs(
         InputError: FastAPI is not installed, the port is in use, or a run cannot be restored.
     """
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
-        raise InputError('Expected fastapi and uvicorn to serve, got none: pip install "anyo-lightning[serve]"')
+        raise InputError('Expected fastapi and uvicorn to serve, got none: pip install ".[serve]" in the clone')
     import uvicorn
 
     from anyo_lightning.serving.given_files import read_items
@@ -45,8 +45,8 @@ def serve_runs(
     hosts = hosts_for(host)
     if "*" in hosts:
         print(
-            f"Whoever reaches {host} is answered, and by whatever name: pages elsewhere can ask, too, through the "
-            "browsers of those who can; one address or name in --host answers to that alone",
+            "Listening on all addresses under any name: a web page elsewhere can reach this server through a visitor's "
+            "browser (DNS rebinding). Give one address or name in --host to prevent that",
             file=sys.stderr,
         )
     new = None if items is None else read_items(items)

@@ -60,7 +60,7 @@ def sweep(
             trial was refused, or every trial failed.
     """
     if find_spec("optuna") is None:
-        raise InputError('Expected optuna for a sweep, got none: pip install "anyo-lightning[sweep]"')
+        raise InputError('Expected optuna for a sweep, got none: pip install ".[sweep]" in the clone')
     if trials < 1 or (hours is not None and hours <= 0):
         raise InputError(f"Expected --trials and --hours to be positive, got {trials} and {hours}")
     distributions = read_space(space)
@@ -149,7 +149,7 @@ def _next(
         study.enqueue_trial(cut.params, user_attrs={"resumes": cut.user_attrs.get("resumes", cut.number)})
     waiting = study.get_trials(states=[TrialState.WAITING])
     done = [trial for trial in study.trials if "seconds" in trial.user_attrs]
-    spent = sum(trial.user_attrs.get("spent", 0.0) for trial in study.trials)  # of those that were cut off, too
+    spent = sum(a.get("spent", a.get("seconds", 0.0)) for a in (t.user_attrs for t in study.trials))  # cut off or not
     if not waiting and (len(done) >= trials or (hours is not None and spent >= hours * 3600)):
         return None
     return study.ask(distributions)

@@ -43,7 +43,7 @@ def quantisation(given: Mapping[str, Any], *, dtype: str) -> BitsAndBytesConfig:
     if not is_bitsandbytes_available():
         raise InputError(
             "Expected bitsandbytes for quantization_config, got none or too old a version: "
-            "pip install 'anyo-lightning[quantized]'"
+            "pip install '.[quantized]' in the clone"
         )
     if given.get("load_in_8bit"):
         raise InputError(

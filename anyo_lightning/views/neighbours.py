@@ -19,13 +19,14 @@ from torch.nn import functional as F
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import MISSING, Split
+from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.text_vectors import Pooling, frozen_vectors
 
 UserSemantics = Literal["mean", "texts"]
 Positives = Literal["others", "own", "own_without_target", "all"]
 PROFILE_TOKENS = 256  # MiniLM's training length; texts are newest first, so that a cut drops the oldest items
-SEARCHED_ROWS = 1024  # bounds the scores at a time
+MOST_SCORES = 2**27  # at a time: half a GiB
 
 
 @dataclass(frozen=True)
@@ -197,15 +198,21 @@ def nearest(
 
     Returns:
         Row numbers; -1 at the end if there are fewer than k other candidates.
+
+    Raises:
+        InputError: A vector is not finite.
     """
-    unit = F.normalize(vectors.float(), dim=1).cpu()
+    unit = F.normalize(vectors.float(), dim=1).cpu().numpy()  # whose products are float32 whatever torch is set to
+    if not np.isfinite(unit).all():
+        raise InputError("Expected finite vectors to find neighbours by, got NaN or infinity among them")
     found = np.full((len(unit), k), MISSING, dtype=np.int64)
     groups = np.arange(len(unit)) if groups is None else groups
     keys, by_group = unit[candidates], np.argsort(groups[candidates], kind="stable")
     sorted_groups = groups[candidates][by_group]
-    for start in range(0, len(unit), SEARCHED_ROWS):
-        block = slice(start, start + SEARCHED_ROWS)
-        scores = unit[block] @ keys.T
+    rows = max(1, MOST_SCORES // max(1, len(candidates)))
+    for start in range(0, len(unit), rows):
+        block = slice(start, start + rows)
+        scores = torch.from_numpy(unit[block] @ keys.T)
         first, last = (np.searchsorted(sorted_groups, groups[block], side) for side in ("left", "right"))
         for row in np.flatnonzero(last > first):
             scores[row, by_group[first[row] : last[row]]] = -torch.inf

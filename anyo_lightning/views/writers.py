@@ -220,5 +220,5 @@ def _client() -> "OpenAI":
     try:
         from openai import OpenAI
     except ImportError as error:
-        raise InputError("Expected the openai client: pip install 'anyo-lightning[augment]'") from error
+        raise InputError("Expected the openai client: pip install '.[augment]' in the clone") from error
     return OpenAI(max_retries=RETRIES, timeout=TIMEOUT_S)
