@@ -237,8 +237,8 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], anyo: Any
         "learning_rates": ["fit", *sasrec, "--model.learning_rates={item_encodr: 0.1}"],
         "nosuch": ["fit", *sasrec, f"--run={tmp_path / 'runs' / 'x' / 'version_0'}", "--data.source=nosuch", *NO_FILES],
         "diversity": ["test", *floor, "--metrics.cutoffs=[]", "--metrics.diversity=3"],
-        "Expected a command among fit, validate, test, predict, recommend, export, compare, index, data, augment, serve, "
-        "sweep, completion, got 'train'": ["train"],
+        "Expected a command among fit, validate, test, predict, recommend, export, compare, index, data, augment, "
+        "serve, sweep, completion, got 'train'": ["train"],
     }
     for words, arguments in cases.items():
         line = refused(capsys, anyo, *arguments)
