@@ -5,6 +5,31 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+# The classes of a configuration's blocks that name none.
+BLOCKS = {
+    "trainer": "lightning.pytorch.Trainer",
+    "data": "anyo_lightning.data.datamodule.RecDataModule",
+    "metrics": "anyo_lightning.evaluation.callback.RetrievalMetrics",
+    "checkpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "early_stopping": "lightning.pytorch.callbacks.EarlyStopping",
+}
+
+
+def by_path(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`; lists and empty mappings are values.
+
+    Args:
+        settings: A configuration, as config.yaml has it.
+        prefix: What stands before each path.
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= by_path(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
 
 def constructor_defaults(kind: type) -> dict[str, Any]:
     """The defaults of a class's options, those included that it passes on to the classes above it.
@@ -29,8 +54,9 @@ def at_default(option: str, settings: Mapping[str, Any]) -> bool:
     """
     owner, _, name = option.rpartition(".init_args.")
     path = settings.get(f"{owner}.class_path")
-    if option.startswith("data."):
-        path, name = "anyo_lightning.data.datamodule.RecDataModule", option.removeprefix("data.")
+    block, _, within = option.partition(".")
+    if block in BLOCKS and not owner:
+        path, name = BLOCKS[block], within
     if not isinstance(path, str):
         return False
     module, _, kind = path.rpartition(".")

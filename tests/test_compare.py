@@ -356,6 +356,16 @@ def test_seeds_of_other_settings_are_rows_of_their_own(runs: Path, ranks: np.nda
         ("data", [{"batch_tokens": 100}, {"batch_tokens": 200}], False),
         ("checkpoint", [{"dirpath": "runs/a", "verbose": True}, {"dirpath": "runs/b", "verbose": False}], True),
         ("final_test", [True, False], True),
+        ("trainer", [{"precision": None}, {"precision": "32-true"}], True),
+        ("trainer", [{"precision": None}, {"precision": "bf16-mixed"}], False),
+        ("trainer", [{"check_val_every_n_epoch": 1}, {"check_val_every_n_epoch": 2}], False),
+        ("trainer", [{"val_check_interval": 1}, {"val_check_interval": 1.0}], False),
+        ("trainer", [{}, {"gradient_clip_val": None, "accumulate_grad_batches": 1}], True),
+        ("trainer", [{}, {"accumulate_grad_batches": 2}], False),
+        ("metrics", [{}, {"index": "Flat"}], True),
+        ("metrics", [{}, {"index": "HNSW32"}], False),
+        ("data", [{"max_items": 7, "overlap": 0.5}, {"max_items": 7}], True),
+        ("data", [{"max_items": 7, "overlap": 0.0}, {"max_items": 7}], False),
     ],
 )
 def test_whatever_settings_differ_are_not_averaged(
@@ -380,6 +390,116 @@ def test_runs_that_started_from_runs_of_one_variant_are_seeds_of_one_row(
         run.config_file.write_text(json.dumps({"model": {"init_from": str(started_from)}}))
     lines = load_results([tmp_path / "runs"], metrics=["test/hr@10"]).results.lines
     assert [line.seeds for line in lines] == ([(0, 1)] if teachers[0] == teachers[1] else [(0,), (1,)])
+
+
+@pytest.mark.parametrize(
+    ("class_path", "options", "same"),
+    [
+        ("anyo_lightning.E4SRec", {"distillation": 1.0}, True),
+        ("anyo_lightning.E4SRec", {"distillation": 0.5}, False),
+        ("nowhere.Model", {"distillation": 1.0}, False),
+    ],
+)
+def test_an_option_that_a_run_lacks_is_at_its_default(
+    tmp_path: Path, ranks: np.ndarray, class_path: str, options: dict[str, Any], same: bool
+) -> None:
+    """A run of an earlier version and one that has the option; of a class that is not there no default is known."""
+    for seed, init_args in enumerate(({"warmup": 0.1}, {"warmup": 0.1} | options)):
+        run = RunFolder(write_run(tmp_path, "anyo", ranks, seed=seed))
+        run.config_file.write_text(json.dumps({"model": {"class_path": class_path, "init_args": init_args}}))
+    lines = load_results([tmp_path], metrics=["test/hr@10"]).results.lines
+    assert [line.seeds for line in lines] == ([(0, 1)] if same else [(0,), (1,)])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "values", "same"),
+    [(5, [0.1, 0.2, 0.3, 0.4, 0.5], True), (4, [0.1, 0.5, 0.4, 0.3], True), (4, [0.1, 0.2, 0.5, 0.4], False)],
+)
+def test_a_time_limit_matters_only_to_a_run_that_it_ended(
+    tmp_path: Path, ranks: np.ndarray, epochs: int, values: list[float], same: bool
+) -> None:
+    """One that trained all of its five epochs, one that lost patience before, and one that did neither."""
+    for seed, limit in enumerate((None, "00:01:00:00")):
+        run = RunFolder(write_run(tmp_path, "anyo", ranks, seed=seed))
+        stopping = {"monitor": "val/ndcg@10", "mode": "max", "patience": 2}
+        trainer = {"max_epochs": 5, "max_steps": -1, "max_time": limit}
+        run.config_file.write_text(json.dumps({"trainer": trainer, "early_stopping": stopping}))
+        run.write_curves(pl.DataFrame({"step": range(epochs), "epoch": range(epochs), "val/ndcg@10": values}))
+    lines = load_results([tmp_path], metrics=["test/hr@10"]).results.lines
+    assert [line.seeds for line in lines] == ([(0, 1)] if same else [(0,), (1,)])
+
+
+def items_from(run: RunFolder, file: str) -> None:
+    """Give a run a configuration that names a file of items."""
+    run.config_file.write_text(json.dumps({"data": {"interactions": "log.csv", "items": file}}))
+
+
+def test_runs_that_read_other_texts_are_not_averaged(tmp_path: Path, ranks: np.ndarray) -> None:
+    """The split's fingerprint is the same; texts decide wherever files lie, and without a catalogue where they lay."""
+    runs = []
+    for seed, titles in enumerate(("ABCDEFGHIJ", "ABCDEFGHIJ", "ABCDEFGHIX")):
+        runs.append(RunFolder(write_run(tmp_path, "anyo", ranks, seed=seed, titles=titles)))
+        items_from(runs[-1], f"items{seed}.csv")
+    lines = load_results([tmp_path], metrics=["test/hr@10"]).results.lines
+    assert [line.seeds for line in lines] == [(0, 1), (2,)]
+    for run in runs:
+        run.catalogue_file.unlink()
+    lines = load_results([tmp_path], metrics=["test/hr@10"]).results.lines
+    assert [line.seeds for line in lines] == [(0,), (1,), (2,)]
+    for run in runs[1:]:
+        items_from(run, "items1.csv")
+    lines = load_results([tmp_path], metrics=["test/hr@10"]).results.lines
+    assert [line.seeds for line in lines] == [(0,), (1, 2)]
+
+
+@pytest.mark.parametrize("different", [None, "rate", "first rate", "split", "texts"])
+def test_teachers_of_one_name_may_be_several(tmp_path: Path, ranks: np.ndarray, different: str | None) -> None:
+    """Their own settings count, and those of the runs that these started from; their seeds and folders do not."""
+    for seed in (0, 1):
+        first, teacher = (
+            RunFolder(
+                write_run(
+                    tmp_path / "teachers",
+                    name,
+                    ranks,
+                    seed=seed,
+                    fingerprint=f"{seed if different == 'split' else 0}",
+                    titles="ABCDEFGHIX" if different == "texts" and seed else "ABCDEFGHIJ",
+                    folder=f"{name}{seed}",
+                )
+            )
+            for name in ("first", "teacher")
+        )
+        run = RunFolder(write_run(tmp_path / "runs", "taught", ranks, seed=seed))
+        for folder, started_from, rate in ((first, None, "first rate"), (teacher, first, "rate"), (run, teacher, "")):
+            model = {"lr": 0.2 if rate == different and seed else 0.1}
+            model |= {"distil_from": str(started_from.path)} if started_from else {}
+            folder.config_file.write_text(json.dumps({"model": model, "data": {"seed": seed, "items": f"{seed}.csv"}}))
+    lines = load_results([tmp_path / "runs"], metrics=["test/hr@10"]).results.lines
+    assert [line.seeds for line in lines] == ([(0,), (1,)] if different else [(0, 1)])
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("metrics.json", "{"),
+        ("metrics.json", "[]"),
+        ("metrics.json", '{"variant": 1}'),
+        ("config.yaml", "a: ["),
+        ("config.yaml", '{"trainer": {"max_time": "1:00", "max_epochs": "many"}}'),
+        ("config.yaml", '{"model": {"init_from": "TEACHER"}}'),
+        ("catalogue.parquet", "x"),
+    ],
+)
+def test_a_broken_teacher_does_not_end_a_comparison(tmp_path: Path, ranks: np.ndarray, file: str, text: str) -> None:
+    """Nor does one that names itself; runs of that one teacher are seeds of one row."""
+    teacher = write_run(tmp_path / "teachers", "sasrec", ranks)
+    (teacher / file).write_text(text.replace("TEACHER", str(teacher)))
+    for seed in (0, 1):
+        run = RunFolder(write_run(tmp_path / "runs", "taught", ranks, seed=seed))
+        run.config_file.write_text(json.dumps({"model": {"init_from": str(teacher)}}))
+    lines = load_results([tmp_path / "runs"], metrics=["test/hr@10"]).results.lines
+    assert [line.seeds for line in lines] == [(0, 1)]
 
 
 def test_slices_part_the_users_and_match_the_whole(runs: Path, ranks: np.ndarray) -> None:

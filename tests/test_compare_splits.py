@@ -1,5 +1,6 @@
 """`anyo compare --across_splits true`: what moves when ties are drawn again."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,14 @@ def test_without_it_splits_are_refused_and_the_newest_counts(drawn: Path) -> Non
     assert sorted(run.version for run in find_runs(drawn / "markov", every_split=True)[0]) == [1, 2, 3, 4]
     with pytest.raises(InputError, match="one split"):
         compare([drawn])
+
+
+def test_draws_of_one_row_have_read_the_same_files(tmp_path: Path) -> None:
+    """Fingerprints differ by the draw, so that they cannot say whether the data are the same: files do."""
+    for draw, file in enumerate(("log.csv", "log.csv", "other.csv")):
+        run = RunFolder(write_run(tmp_path, "markov", np.arange(200.0) + 1 + draw, fingerprint=f"{draw}"))
+        run.config_file.write_text(json.dumps({"data": {"interactions": file, "ties_seed": draw, "seed": draw}}))
+    assert sorted(len(line.figures["test/hr@10"]) for line in spreads([tmp_path], METRICS)) == [1, 2]
 
 
 def test_mistakes_are_refused(drawn: Path) -> None:

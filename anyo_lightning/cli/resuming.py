@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from anyo_lightning.defaults import at_default
+from anyo_lightning.defaults import at_default, by_path
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
 
@@ -60,7 +60,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
         before: The run's config.yaml.
         after: The configuration of the command at hand, written and read the same way.
     """
-    old, new = _flat(before), _flat(after)
+    old, new = by_path(before), by_path(after)
     added = [
         option
         for option in new
@@ -116,14 +116,3 @@ def _called(place: Any) -> tuple[str, ...]:
 
 def _word(value: Any) -> str:
     return "null" if value is None else str(value)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`; lists and empty mappings are values."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found

@@ -4,7 +4,6 @@ Runs are one variant if metrics.json calls them so and their configurations agre
 apart. Runs of different splits or protocols are refused: their figures do not mean the same.
 """
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,42 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from anyo_lightning.compare.settings import Settings, agree, read_settings
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder, find_runs
-
-# Settings that change neither what is learnt nor what is measured, so that seeds of a variant may differ in them.
-FREE_SETTINGS = {
-    "trainer": (
-        "accelerator",
-        "strategy",
-        "devices",
-        "num_nodes",
-        "deterministic",
-        "benchmark",
-        "default_root_dir",
-        "logger",
-        "log_every_n_steps",
-        "enable_progress_bar",
-        "enable_model_summary",
-        "profiler",
-    ),
-    # Of files, the split's fingerprint says whether they are the same data.
-    "data": ("interactions", "items", "num_workers", "micro_batch_tokens", "evaluation_batch_tokens"),
-    "checkpoint": ("dirpath", "verbose", "save_last", "save_top_k"),
-    "early_stopping": ("verbose",),
-    "metrics": (
-        "cutoffs",
-        "top_k",
-        "extra",
-        "variant",
-        "mask_history",
-    ),  # whether masked: metrics.json's protocol says it
-}
-FOLDER_SETTINGS = (
-    "init_from",
-    "item_vectors_from",
-    "distil_from",
-)  # folders of runs, of which only the variant matters
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +93,7 @@ def read_splits(paths: Sequence[Path]) -> list[Variant]:
     runs = _tested(found, paths)
     _check_one(runs, "kind of split", lambda run: run.content["split"], _split_kind)
     _check_one(runs, "protocol", lambda run: _decisive(run.content["protocol"]), _protocol_name)
-    return _grouped(runs, may_differ=("seed", "ties_seed"))
+    return _grouped(runs, any_draw=True)
 
 
 def find_variant(variants: Sequence[Variant], name: str) -> Variant:
@@ -158,18 +124,24 @@ def _tested(found: Mapping[Path, RunFolder], paths: Sequence[Path]) -> list[Test
     return [TestedRun(folder, folder.read_metrics()) for folder in found.values()]
 
 
-def _grouped(runs: Sequence[TestedRun], *, may_differ: tuple[str, ...] = ("seed",)) -> list[Variant]:
+def _grouped(runs: Sequence[TestedRun], *, any_draw: bool = False) -> list[Variant]:
     """Rows in order of their first run; a variant with several configurations, or with a seed twice, has several.
 
     Args:
         runs: What is grouped.
-        may_differ: Settings of the data in which the runs of a row may differ.
+        any_draw: Whether the runs of a row may differ in how ties are drawn, and so in their splits.
     """
-    groups: dict[tuple[str, str], list[TestedRun]] = {}
+    groups: list[tuple[str, Settings, list[TestedRun]]] = []
     for run in runs:
-        groups.setdefault((run.content["variant"], _settings(run.folder, may_differ)), []).append(run)
+        variant, settings = run.content["variant"], read_settings(run.folder, any_draw=any_draw)
+        for name, others, group in groups:
+            if name == variant and agree(others, settings):
+                group.append(run)
+                break
+        else:
+            groups.append((variant, settings, [run]))
     rows: list[list[TestedRun]] = []
-    for group in groups.values():
+    for _, _, group in groups:
         seeds_differ = len({(run.seed, run.content["split"]["fingerprint"]) for run in group}) == len(group)
         rows += [sorted(group, key=lambda run: run.seed or 0)] if seeds_differ else [[run] for run in group]
     names = [row[0].content["variant"] for row in rows]
@@ -179,35 +151,6 @@ def _grouped(runs: Sequence[TestedRun], *, may_differ: tuple[str, ...] = ("seed"
         Variant(title if titles.count(title) == 1 else f"{name} ({row[0].folder.path})", tuple(row))
         for title, name, row in zip(titles, names, rows, strict=True)
     ]
-
-
-def _settings(folder: RunFolder, may_differ: tuple[str, ...]) -> str:
-    """What a run was trained and tested with, except its seeds: the same text for runs that may be averaged."""
-    if not folder.config_file.exists():
-        return ""
-    free = FREE_SETTINGS | {"data": (*FREE_SETTINGS["data"], *may_differ)}
-    blocks = {  # what stands outside of blocks is about the command: its folder, what it does at its end
-        name: {setting: value for setting, value in block.items() if setting not in free.get(name, ())}
-        for name, block in folder.read_config().items()
-        if isinstance(block, dict)
-    }
-    return json.dumps(_variants_for_folders(blocks), default=str)
-
-
-def _variants_for_folders(settings: Any) -> Any:
-    """The same settings with the variant's name where another run's folder stood: its metrics.json's, or its own."""
-    if isinstance(settings, list):
-        return [_variants_for_folders(value) for value in settings]
-    if not isinstance(settings, dict):
-        return settings
-    return {
-        name: _variant_in(RunFolder(value)) if name in FOLDER_SETTINGS and value else _variants_for_folders(value)
-        for name, value in settings.items()
-    }
-
-
-def _variant_in(folder: RunFolder) -> str:
-    return str(folder.read_metrics()["variant"]) if folder.metrics_file.is_file() else folder.variant
 
 
 def _check_one(
