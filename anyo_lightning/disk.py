@@ -2,11 +2,13 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder() -> Path:
@@ -51,6 +53,16 @@ def folder_renamed_to(path: Path) -> Iterator[Path]:
         except OSError:
             if not path.is_dir():
                 raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that people can read: indented, in UTF-8, with characters as they are.
+
+    Args:
+        path: The file.
+        content: What `json.dumps` takes.
+    """
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def text_sha256(text: str) -> str:

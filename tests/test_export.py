@@ -1,5 +1,6 @@
 """`anyo export`: other libraries open the folder, with the run's own lists and scores; what is refused."""
 
+import ast
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from helpers import CONFIGS, Anyo, refused, write_loops
+from helpers import CONFIGS, Anyo, refused, started_backbone, write_loops
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from torch.testing import assert_close
@@ -27,6 +28,9 @@ from anyo_lightning.data.sources import load_source
 from anyo_lightning.encoders.live import LiveTextItems
 from anyo_lightning.runs import RunFolder
 from anyo_lightning.serving.export import export
+from anyo_lightning.serving.exported_model import in_float32
+from anyo_lightning.serving.flat_heads import NotExpressibleError
+from anyo_lightning.serving.restored_run import restore_run
 from anyo_lightning.serving.sentence_model import with_suffix
 
 Runs = Callable[..., Path]
@@ -42,6 +46,9 @@ READ = {  # what the language model reads, and what follows its state
     "llara last": ("--data.supervision=last",),
     "llara plain": ("--data.titles_only=false", f"{LLARA}.whiten=false", f"{LLARA}.hidden=null"),
     "llara bare": (f"{LLARA}.dim=null", f"{LLARA}.hidden=null"),
+    "llara nothing": (f"{LLARA}.dim=null", f"{LLARA}.hidden=null", f"{LLARA}.whiten=false"),
+    "llara_pretrain": (),
+    "csft": (),
 }
 
 
@@ -112,6 +119,71 @@ def test_the_cards_lines_give_the_runs_lists(
     script = block(folder, "from transformers")
     assert "anyo" not in script
     assert len([line for line in script.splitlines() if line and "import" not in line]) <= 22
+
+
+@pytest.mark.parametrize("kind", ["llara nothing", "llara_pretrain", "csft"])
+def test_without_maps_none_are_loaded(kind: str, exported: Callable[..., tuple[Path, Path]]) -> None:
+    """The state is the query: the card names no file of maps, nor the package that reads it."""
+    _, folder = of(exported, kind)
+    assert not (folder / "projectors.safetensors").exists()
+    assert "safetensors" not in block(folder, "from transformers")
+    assert "`projectors.safetensors`" not in (folder / "README.md").read_text()
+
+
+def test_the_cards_history_is_nobodys(exported: Callable[..., tuple[Path, Path]]) -> None:
+    """Three items that are frequent in training: a user's own would be published with the folder."""
+    run, folder = of(exported, "e4srec")
+    (found,) = re.findall(r'history = "\.", (\[.*?\])', block(folder, "from transformers"))
+    recommender = Recommender.load(run, device="cpu")
+    counts = dict(zip(recommender.item_ids, recommender.data.split.training_counts(), strict=True))
+    assert sorted((counts[item] for item in json.loads(found)), reverse=True) == sorted(counts.values())[:-4:-1]
+
+
+@pytest.mark.parametrize("name", ["e4srec_hybrid", "sasrec"])
+def test_the_cards_similar_items_are_those_of_the_run(
+    name: str,
+    exported: Callable[..., tuple[Path, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the cosine, although vectors differ in length: inner products would name others."""
+    run, folder = exported(name)
+    recommender = Recommender.load(run, device="cpu")
+    own = recommender.similar(recommender.item_ids[:1], k=10)["title"].to_list()
+    by_products = (-recommender.vectors @ recommender.vectors[0]).argsort().tolist()
+    assert [recommender.titles[place] for place in by_products if place][:10] != own
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    exec(compile(block(folder, "import faiss"), "README.md", "exec"), {})
+    assert ast.literal_eval(capsys.readouterr().out) == own
+
+
+@pytest.mark.parametrize("name", ["e4srec", "e4srec_vectors"])
+def test_lines_that_would_read_other_tokens_are_left_out(
+    name: str, run_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's tokens of one title are others than its exported tokenizer's; vectors need no tokenizer."""
+    run, out = run_of(name), tmp_path / "out"
+    monkeypatch.setenv("ANYO_CACHE", str(tmp_path / "cache"))
+    restore_run(run, device=torch.device("cpu"))
+    for file in (tmp_path / "cache").glob("tokens/*/token_ids.npy"):
+        tokens = np.load(file)
+        tokens[0] += 1
+        np.save(file, tokens)
+    export(run, out, device="cpu")
+    card = (out / "README.md").read_text()
+    sentence = "- the user side in transformers: its tokenizer, opened by itself, reads 1 of 16 texts otherwise."
+    assert (sentence in card) == ("from transformers" not in card) == (name == "e4srec")
+
+
+@pytest.mark.parametrize("kind", ["e4srec", "e4srec_vectors", "llara", "sasrec"])
+def test_the_cards_table_names_the_folders_files(kind: str, exported: Callable[..., tuple[Path, Path]]) -> None:
+    """All that are there beside the card, and no other."""
+    _, folder = of(exported, kind) if kind in READ else exported(kind)
+    (table,) = re.findall(r"## Files\n\n(.*?)\n\n", (folder / "README.md").read_text(), re.DOTALL)
+    named = [name for line in table.splitlines()[2:] for name in re.findall(r"`(.*?)`", line.split("|")[1])]
+    there = [path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name != "README.md"]
+    assert sorted(named) == sorted(there)
 
 
 @pytest.mark.parametrize("kind", ["e4srec", "llara"])
@@ -230,8 +302,6 @@ def test_the_card_has_the_runs_figures_and_terms(exported: Callable[..., tuple[P
     assert "## Licences" in card.text
     assert "look it up before you publish" in card.text
     assert str(run.parent) not in card.content
-    for file in re.findall(r"^\| `([\w./]+)", card.text, re.MULTILINE):
-        assert (folder / file).exists(), file
 
 
 def test_weights_in_bfloat16_are_exported_in_float32(
@@ -258,6 +328,30 @@ def test_weights_in_bfloat16_are_exported_in_float32(
     np.testing.assert_allclose(names["scores"][shown], np.array(expected)[shown], rtol=0, atol=0.2)
     assert "The run computed in bfloat16; this export computes in float32" in (folder / "README.md").read_text()
     assert AutoModel.from_pretrained(folder / "base", dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_quantised_language_model_is_left_out_as_it_is(run_of: Runs, tmp_path: Path) -> None:
+    """Vectors are the run's own, in its precision, and the card does not call them float32's."""
+    pytest.importorskip("bitsandbytes")
+    backbone = "--model.encoders.backbone"
+    run = run_of("llara", f"--config={CONFIGS / 'overlays' / 'quantized.yaml'}", f"{backbone}.dtype=bfloat16")
+    export(run, tmp_path / "out", device="cpu")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- the language model: its weights are quantised, which merged ones could not be." in card
+    assert "this export's language model, which is quantised, computes in bfloat16, all else in float32." in card
+    own = Recommender.load(run, device="cpu").vectors.numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "vectors.npy"), own, rtol=0, atol=1e-6)
+
+
+def test_of_several_language_models_all_change_their_precision_or_none(tiny_llm: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain = started_backbone(tiny_llm, dtype="bfloat16")
+    quantised = started_backbone(tiny_llm, dtype="bfloat16", quantization_config={"load_in_4bit": True})
+    with pytest.raises(NotExpressibleError, match="quantised"):
+        in_float32([plain, quantised])
+    assert plain.dtype == plain.model.get_input_embeddings().weight.dtype == torch.bfloat16
+    in_float32([plain, started_backbone(tiny_llm)])
+    assert plain.dtype == plain.model.get_input_embeddings().weight.dtype == torch.float32
 
 
 ON_THE_HUB = """

@@ -12,10 +12,10 @@
     adapter/, base/         LoRA by itself, and the frozen model where no hub has it
     modules.json, 1_*, 2_*  the item side for sentence-transformers
 
-All is computed in float32. What a run does not have, or what others could not open, is left out; the card says why.
+All is computed in float32, but for a quantised language model, which is left out and encodes as in the run. What a run
+does not have, or what others could not open, is left out; the card says why.
 """
 
-import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,8 +25,9 @@ import numpy as np
 import polars as pl
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
-from anyo_lightning.disk import folder_renamed_to
+from anyo_lightning.disk import folder_renamed_to, write_json
 from anyo_lightning.encoders.items import FrozenTextItems
 from anyo_lightning.encoders.live import LiveTextItems
 from anyo_lightning.errors import InputError
@@ -77,7 +78,7 @@ def export(
     recommender = Recommender(replace(restored, mixed=None))
     with folder_renamed_to(output) as folder:
         written = _write(recommender, backbone, folder, left_out, index=index)
-        card = model_card(written, metrics, restored)
+        card = model_card(written, metrics, restored, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
     for what, why in left_out.items():
         print(f"Left out: {what}, since {why}", file=sys.stderr)
@@ -89,14 +90,13 @@ def export(
 def _readable(restored: RestoredRun, left_out: dict[str, str]) -> Backbone | None:
     """The language model that reads histories, computing in float32; None where there is none to write."""
     backbone = getattr(restored.model.history_encoder, "backbone", None)
-    if not isinstance(backbone, Backbone):
-        left_out["a language model"] = "none is left in the run: its vectors are frozen, or its items are ids"
-        return None
     try:
-        for one in restored.model.backbones:
-            in_float32(one)
+        in_float32(restored.model.backbones)
     except NotExpressibleError as reason:
         left_out["the language model"] = str(reason)
+        return None
+    if not isinstance(backbone, Backbone):
+        left_out["a language model"] = "none is left in the run: its vectors are frozen, or its items are ids"
         return None
     return backbone
 
@@ -123,15 +123,17 @@ def _write(
         if (inputs := user_side.item_inputs(model.history_encoder, len(recommender.item_ids))) is not None:
             np.save(folder / "item_inputs.npy", inputs.numpy())
         if base is not None:
-            example = recommender.history(recommender.data.split.user_ids.tolist()[0])[-3:]
+            user_side.check_reading(AutoTokenizer.from_pretrained(str(folder)), recommender.data)
+            frequent = np.argsort(-recommender.data.split.training_counts(), kind="stable")[:3]
+            example = [recommender.item_ids[item] for item in frequent]  # a user's own history would be published
             hides = recommender.restored.history_masked
             lines = user_side.script(side, base, example, projected=bool(head.layers), hides=hides)
     except NotExpressibleError as reason:
         left_out["the user side in transformers"] = str(reason)
     if projectors:
         save_file(projectors, folder / "projectors.safetensors")
-    _write_json(folder / "recommender.json", _description(recommender, side, base))
-    return Exported(base, lines, left_out, (folder / "modules.json").is_file(), backbone is not None)
+    write_json(folder / "recommender.json", _description(recommender, side, base))
+    return Exported(base, lines, left_out, (folder / "modules.json").is_file())
 
 
 def _write_items(recommender: Recommender, folder: Path, *, index: str) -> None:
@@ -144,7 +146,7 @@ def _write_items(recommender: Recommender, folder: Path, *, index: str) -> None:
     table.write_parquet(folder / "items.parquet")
     np.save(folder / "vectors.npy", vectors)
     ItemIndex(vectors, factory=index).write(folder / "items.faiss")
-    _write_json(folder / "items.json", names)
+    write_json(folder / "items.json", names)
 
 
 def _item_maps(recommender: Recommender) -> dict[str, Tensor]:
@@ -185,7 +187,3 @@ def _description(recommender: Recommender, side: user_side.UserSide | None, base
         "base": None if base is None else asdict(base),
         "user": None if side is None else asdict(side),
     }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

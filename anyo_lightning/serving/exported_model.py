@@ -1,5 +1,6 @@
 """A run's language model in the forms of transformers and peft: base, adapter, merged weights, tokenizer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,19 +32,39 @@ class Base:
     adapted: bool
 
 
-def in_float32(backbone: Backbone) -> None:
-    """Let a loaded language model compute in float32, by the weights that it has.
+def in_float32(backbones: Sequence[Backbone]) -> None:
+    """Let loaded language models compute in float32, by the weights that they have: all of them, or none.
 
     Those of a run in bfloat16 stay rounded, as the run has read them; its states differ by what rounding does in each
     product, which no other library would repeat.
 
+    Args:
+        backbones: Of one run.
+
     Raises:
-        NotExpressibleError: It is quantised.
+        NotExpressibleError: One is quantised; all are as they were, then.
     """
-    if "quantization" in backbone.identity or getattr(backbone.model.config, "quantization_config", None) is not None:
-        raise NotExpressibleError("its weights are quantised, which merged ones could not be")
-    backbone.model.float()
-    backbone.dtype = torch.float32
+    for backbone in backbones:
+        saved_quantised = getattr(backbone.model.config, "quantization_config", None) is not None
+        if saved_quantised or "quantization" in backbone.identity:
+            raise NotExpressibleError("its weights are quantised, which merged ones could not be")
+    for backbone in backbones:
+        backbone.model.float()
+        backbone.dtype = torch.float32
+
+
+def check_tokenizer(found: Sequence[Sequence[int]], own: Sequence[Sequence[int]]) -> None:
+    """Refuse a tokenizer that, opened by itself from the export, reads texts otherwise than the run.
+
+    Args:
+        found: Its token ids of each text.
+        own: The run's.
+
+    Raises:
+        NotExpressibleError: Some differ.
+    """
+    if wrong := sum(list(one) != list(other) for one, other in zip(found, own, strict=True)):
+        raise NotExpressibleError(f"its tokenizer, opened by itself, reads {wrong} of {len(own)} texts otherwise")
 
 
 def write_language_model(backbone: Backbone, folder: Path) -> Base:

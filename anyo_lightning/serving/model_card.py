@@ -1,5 +1,6 @@
 """The model card of an exported run: what it is for, how it is used, its figures, cost, licences and limits."""
 
+import fnmatch
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,45 +15,50 @@ from anyo_lightning.serving.exported_model import Base
 from anyo_lightning.serving.restored_run import RestoredRun
 
 UNKNOWN = "not known to anyo-lightning: look it up before you publish or sell anything"
-FILES = {
+FILES = {  # patterns, of which the first that a name fits describes it
     "items.parquet": "item_id, title, text and vector of each item",
     "vectors.npy": "the same vectors, (items, dim), float32",
     "items.faiss": "a FAISS index of them by inner product; its ids are rows of items.json",
     "items.json": "item_id, title and text in the order of the vectors",
     "recommender.json": "how a history is read, and what is compared",
-}
-FILES_OF_A_MODEL = {
-    "config.json, model.safetensors, tokenizer.json": "the language model, with LoRA merged into it, in float32",
-    "projectors.safetensors": "the linear maps behind it",
+    "projectors.safetensors": "the linear maps behind the language model",
+    "item_inputs.npy": "the input embedding that stands for each item",
+    "adapter": "LoRA by itself, for peft",
+    "base": "the frozen language model under it",
+    "config.json": "the language model, in float32; LoRA, where there is some, is merged into it",
+    "model*": "its weights",
+    "[0-9]_*": "a step of the item side for sentence-transformers",
+    "*sentence*": "its settings",
+    "modules.json": "the order of its steps",
+    "*": "the language model's tokenizer",
 }
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export holds.
+    """What an export holds, and why it lacks the rest.
 
     Attributes:
         base: Where the frozen language model is; None without one.
         script: The lines that give a history its list; None where there are none.
         left_out: What the export lacks, and why.
         sentences: Whether the item side opens in sentence-transformers.
-        language_model: Whether the merged language model is there.
     """
 
     base: Base | None
     script: str | None
     left_out: dict[str, str]
     sentences: bool
-    language_model: bool
 
 
-def model_card(exported: Exported, metrics: dict[str, Any], restored: RestoredRun) -> str:
+def model_card(exported: Exported, metrics: dict[str, Any], restored: RestoredRun, folder: Path) -> str:
     """The whole README.md.
 
     Args:
         exported: What the folder holds.
         metrics: The run's metrics.json.
-        restored: The run.
+        restored: The run, whose language models compute as they have in the export.
+        folder: Holds everything but the card.
     """
     split, variant = metrics["split"], metrics["variant"]
     figures = {name: figure for name, figure in metrics["metrics"].items() if figure["value"] is not None}
@@ -79,7 +85,7 @@ def model_card(exported: Exported, metrics: dict[str, Any], restored: RestoredRu
         f"# {variant}",
         _task(restored, split, exported),
         _use(exported),
-        _files(exported),
+        _files(folder),
         _figures(figures, metrics, restored),
         _data(split, restored),
         _cost(metrics),
@@ -105,9 +111,12 @@ def _task(restored: RestoredRun, split: dict[str, Any], exported: Exported) -> s
 def _use(exported: Exported) -> str:
     parts = ["## Use"]
     if exported.script is not None:
-        packages = "transformers, peft, safetensors" if "peft" in exported.script else "transformers, safetensors"
+        packages = ", ".join(
+            name for name in ("transformers", "peft", "safetensors") if f"from {name}" in exported.script
+        )
         parts.append(
-            f"A history's list, by {packages} and numpy alone (the files are read from this folder):\n\n"
+            f"A history's list, by {packages} and numpy alone (the files are read from this folder; the history is an "
+            "example, of the items that are most frequent in training):\n\n"
             f"```python\n{exported.script}```"
         )
     if exported.sentences:
@@ -117,12 +126,15 @@ def _use(exported: Exported) -> str:
             'vectors = SentenceTransformer(".").encode(["the text of an item"])\n```'
         )
     parts.append(
-        "Items like the first one, by FAISS:\n\n"
+        "Items like the first one, by FAISS and the cosine (`items.faiss` has inner products, which rank for a "
+        "history's vector):\n\n"
         "```python\nimport json\n\nimport faiss\nimport numpy as np\n\n"
-        'index, vectors = faiss.read_index("items.faiss"), np.load("vectors.npy")\n'
-        "scores, places = index.search(vectors[:1], 10)\n"
-        'items = json.load(open("items.json", encoding="utf-8"))\n'
-        'print([items["title"][place] for place in places[0]])\n```'
+        'vectors, items = np.load("vectors.npy"), json.load(open("items.json", encoding="utf-8"))\n'
+        "faiss.normalize_L2(vectors)\n"
+        "index = faiss.IndexFlatIP(vectors.shape[1])\n"
+        "index.add(vectors)\n"
+        "cosines, places = index.search(vectors[:1], 11)\n"
+        'print([items["title"][place] for place in places[0] if place > 0])  # without the item itself\n```'
     )
     if exported.left_out:
         lines = [f"- {what}: {why}." for what, why in exported.left_out.items()]
@@ -132,27 +144,21 @@ def _use(exported: Exported) -> str:
     return "\n\n".join(parts)
 
 
-def _files(exported: Exported) -> str:
-    files = dict(FILES)
-    if exported.language_model:
-        files |= FILES_OF_A_MODEL
-    if exported.script is not None and "item_inputs" in exported.script:
-        files["item_inputs.npy"] = "the input embedding that stands for each item"
-    if (base := exported.base) is not None and base.adapted:
-        files["adapter/"] = "LoRA by itself, for peft"
-        if base.revision is None:
-            files["base/"] = "the frozen language model under it"
-    if exported.sentences:
-        files["modules.json, 1_Pooling/ …"] = "the item side for sentence-transformers"
-    return "## Files\n\n" + _table(("file", "content"), [(f"`{name}`", what) for name, what in files.items()])
+def _files(folder: Path) -> str:
+    """What the folder holds, beside the card."""
+    left = {path.name for path in folder.iterdir()} - {"README.md"}
+    rows = []
+    for pattern, what in FILES.items():
+        names = sorted(fnmatch.filter(left, pattern))
+        left -= set(names)
+        if names:
+            shown = (f"`{name}/`" if (folder / name).is_dir() else f"`{name}`" for name in names)
+            rows.append((", ".join(shown), what))
+    return "## Files\n\n" + _table(("file", "content"), rows)
 
 
 def _figures(figures: dict[str, Any], metrics: dict[str, Any], restored: RestoredRun) -> str:
     protocol = metrics["protocol"]
-    dtypes = {backbone.identity["dtype"] for backbone in restored.model.backbones}
-    dtypes |= {str(restored.mixed).removeprefix("torch.")} if restored.mixed is not None else set()
-    lower = " and ".join(sorted(dtypes - {"float32"}))
-    computed = f"The run computed in {lower}; this export computes" if lower else "The run and this export compute"
     rows = []
     for name, figure in figures.items():
         low, high = figure.get("low"), figure.get("high")
@@ -162,8 +168,25 @@ def _figures(figures: dict[str, Any], metrics: dict[str, Any], restored: Restore
     return (
         f"## Figures\n\nOn the test part of the split, {protocol['rows']:,} rows, each target ranked among all items; "
         f"what a history holds is {masked} the ranking. Intervals are 95%, by bootstrap over users; seed "
-        f"{metrics['seed']}. {computed} in float32.\n\n"
+        f"{metrics['seed']}. {_precision(restored)}\n\n"
     ) + _table(("metric", "value", "95% interval"), rows)
+
+
+def _precision(restored: RestoredRun) -> str:
+    """In what the run has computed its figures, and the export its vectors."""
+    backbones = restored.model.backbones
+    own = {backbone.identity["dtype"] for backbone in backbones}
+    own |= {str(restored.mixed).removeprefix("torch.")} if restored.mixed is not None else set()
+    lower = " and ".join(sorted(own - {"float32"}))
+    kept = {str(backbone.dtype).removeprefix("torch.") for backbone in backbones} - {"float32"}
+    if kept:
+        return (
+            f"The run computed in {lower}; this export's language model, which is quantised, computes in "
+            f"{' and '.join(sorted(kept))}, all else in float32."
+        )
+    if lower:
+        return f"The run computed in {lower}; this export computes in float32."
+    return "The run and this export compute in float32."
 
 
 def _data(split: dict[str, Any], restored: RestoredRun) -> str:

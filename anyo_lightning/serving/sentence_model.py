@@ -4,7 +4,6 @@ Its files are written by hand, so that an export needs no further package. What 
 length, then the prompt and the pooled token, is in the tokenizer's post-processor, which cuts texts before it appends.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from anyo_lightning.disk import write_json
 from anyo_lightning.encoders.live import LiveTextItems
 from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.serving.exported_model import check_tokenizer
 from anyo_lightning.serving.flat_heads import FlatHead, NotExpressibleError, flatten
 
 MODULES = "sentence_transformers.models."  # the names that all versions read
@@ -61,13 +62,13 @@ def write_sentence_model(
         path = f"{number}_{name}"
         (folder / path).mkdir()
         if settings:
-            _write(folder / path / "config.json", settings)
+            write_json(folder / path / "config.json", settings)
         if weights:
             save_file({name: value.float().contiguous() for name, value in weights.items()}, folder / path / WEIGHTS)
         modules.append({"idx": number, "name": str(number), "path": path, "type": f"{MODULES}{kind}"})
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
-    _write(folder / "config_sentence_transformers.json", {"similarity_fn_name": "dot", "prompts": {}})
-    _write(folder / "modules.json", modules)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
+    write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "dot", "prompts": {}})
+    write_json(folder / "modules.json", modules)
 
 
 def with_suffix(tokenizer: Any, suffix: list[int]) -> PreTrainedTokenizerFast:
@@ -115,8 +116,7 @@ def _check_rows(tokenizer: Any, items: LiveTextItems, texts: list[str], longest:
     found = tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
     ids = torch.arange(len(texts))
     rows = [[*text.tolist(), *items.suffix.tolist()] for text in items.texts(ids)]
-    if wrong := sum(one != other for one, other in zip(found, rows, strict=True)):
-        raise NotExpressibleError(f"its tokenizer, opened by itself, reads {wrong} of {len(texts)} texts otherwise")
+    check_tokenizer(found, rows)
 
 
 def _dense(
@@ -133,7 +133,3 @@ def _dense(
 
 def _norm(width: int) -> dict[str, Tensor]:
     return {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
-
-
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

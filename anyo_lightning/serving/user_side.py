@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.history import ItemTokenHistory, TextHistory
 from anyo_lightning.encoders.live import PromptedHistory
-from anyo_lightning.serving.exported_model import Base
+from anyo_lightning.serving.exported_model import Base, check_tokenizer
 from anyo_lightning.serving.flat_heads import FlatHead, NotExpressibleError, flatten
 
 
@@ -104,6 +105,23 @@ def item_inputs(encoder: nn.Module, items: int) -> Float[Tensor, "items hidden"]
     return embeddings.float().cpu()
 
 
+def check_reading(tokenizer: Any, data: RecDataModule) -> None:
+    """Refuse a tokenizer by which the script would read other tokens than the run.
+
+    Args:
+        tokenizer: Opened from the exported folder.
+        data: The data that the run has read; where histories are not read as text, there is nothing to check.
+
+    Raises:
+        NotExpressibleError: It reads some of the catalogue's texts otherwise.
+    """
+    if (tokens := data.tokens) is None:
+        return
+    read: list[list[int]] = tokenizer(data.texts_read, add_special_tokens=False)["input_ids"]
+    found = [[*text[: data.max_item_tokens - 1], tokens.separator] for text in read]
+    check_tokenizer(found, [tokens.span(item).tolist() for item in range(len(found))])
+
+
 def script(side: UserSide, base: Base, history: list[str], *, projected: bool, hides: bool) -> str:
     """The lines that give a history its list from the exported folder.
 
@@ -114,10 +132,11 @@ def script(side: UserSide, base: Base, history: list[str], *, projected: bool, h
         projected: Whether a linear map follows the state.
         hides: Whether the items of the history are left out of its list.
     """
-    imports = ["from safetensors.numpy import load_file"]
+    loads = projected or side.centred
+    imports = ["from peft import PeftModel"] if base.adapted else []
+    if loads:
+        imports.append("from safetensors.numpy import load_file")
     names = ["AutoModel"]
-    if base.adapted:
-        imports.insert(0, "from peft import PeftModel")
     if base.adapted and base.revision is not None:
         names.insert(0, "AutoConfig")
     if side.reads is not None:
@@ -130,7 +149,8 @@ def script(side: UserSide, base: Base, history: list[str], *, projected: bool, h
         'user = json.load(open(f"{folder}/recommender.json", encoding="utf-8"))["user"]',
         'items = json.load(open(f"{folder}/items.json", encoding="utf-8"))',
         *_loading(base),
-        'vectors, head = np.load(f"{folder}/vectors.npy"), load_file(f"{folder}/projectors.safetensors")',
+        'vectors = np.load(f"{folder}/vectors.npy")',
+        *(['head = load_file(f"{folder}/projectors.safetensors")'] if loads else []),
         'places = [items["item_id"].index(item) for item in history]',
         'read = places[-user["max_items"] :]',
         *_reading(side),
