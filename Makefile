@@ -143,10 +143,14 @@ $(RUNS)/e4srec_vectors_hybrid/metrics.json: | .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[completion,serve,sweep]'
+	touch $@
+
+.venv/tested: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-test: .venv/installed
+test: .venv/tested
 	$(BIN)/pytest --numprocesses 2 -m "not distributed"
 
 LOWEST := sources backbone encoders models losses internals costs callback delimited index report
@@ -162,15 +166,15 @@ test-lowest: .venv-lowest/installed
 		$(LOWEST:%=tests/test_%.py) tests/test_cli.py::test_every_configuration_survives_a_step \
 		tests/test_cli.py::test_mistakes_are_one_sentence
 
-test-distributed: .venv/installed
+test-distributed: .venv/tested
 	$(BIN)/pytest -m distributed
 
-check: .venv/installed
+check: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/installed
+format: .venv/tested
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
