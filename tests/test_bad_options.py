@@ -20,7 +20,7 @@ SASREC, E4SREC, LLARA, SRACL, CLLMREC = ("sasrec", "e4srec", "llara", "sracl_pap
 # The configuration, what is given with it, and words of the sentence.
 MISTAKES = [
     (SASREC, ["--trainer.accelerator=gpu"], "gpu"),
-    (SASREC, ["--trainer.logger=WandbLogger"], "wandb"),
+    (SASREC, ["--trainer.logger=CometLogger"], "comet"),  # which is not installed
     (SASREC, ["--trainer.precision=64-true"], "Expected trainer.precision among"),
     (SASREC, ["--trainer.overfit_batches=2"], "Expected trainer.overfit_batches 0, got 2"),
     (SASREC, ["--trainer.enable_checkpointing=false"], "Expected trainer.enable_checkpointing true"),
