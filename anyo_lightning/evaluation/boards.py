@@ -111,7 +111,19 @@ class TensorBoard:
         self.writer.add_embedding(vectors, rows, tag="items", metadata_header=["item", "in training"])
 
 
-class WeightsAndBiases:
+class TablesOnly(Board, Protocol):
+    """A board of a server that shows lists as a table, too."""
+
+    def show_lists(self, tag: str, lists: Sequence[Shown], step: int) -> None:
+        """A row per user."""
+        self.show_table(tag, _as_table(lists), step)
+
+    def show_items(self, vectors: Float[Tensor, "items dim"], metadata: Sequence[tuple[str, int]]) -> None:
+        """Not at all: thousands of vectors would be sent to a server."""
+        return
+
+
+class WeightsAndBiases(TablesOnly):
     """Tables in the run's workspace."""
 
     def __init__(self, logger: WandbLogger) -> None:
@@ -121,15 +133,8 @@ class WeightsAndBiases:
         """As a table whose columns can be sorted and filtered."""
         self.logger.log_table(tag, columns=table.columns, data=table.rows, step=step)
 
-    def show_lists(self, tag: str, lists: Sequence[Shown], step: int) -> None:
-        """A row per user."""
-        self.show_table(tag, _as_table(lists), step)
 
-    def show_items(self, vectors: Float[Tensor, "items dim"], metadata: Sequence[tuple[str, int]]) -> None:
-        """Not at all: thousands of vectors would be sent to a server."""
-
-
-class MLflow:
+class MLflow(TablesOnly):
     """Artifacts of the run: CSV files, which its page shows as tables."""
 
     def __init__(self, logger: MLFlowLogger) -> None:
@@ -140,13 +145,6 @@ class MLflow:
         content = io.StringIO()
         csv.writer(content, lineterminator="\n").writerows([table.columns, *table.rows])
         self.logger.experiment.log_text(self.logger.run_id, content.getvalue(), f"{tag}/{step:06}.csv")
-
-    def show_lists(self, tag: str, lists: Sequence[Shown], step: int) -> None:
-        """A row per user."""
-        self.show_table(tag, _as_table(lists), step)
-
-    def show_items(self, vectors: Float[Tensor, "items dim"], metadata: Sequence[tuple[str, int]]) -> None:
-        """Not at all: thousands of vectors would be sent to a server."""
 
 
 def _as_table(lists: Sequence[Shown]) -> Table:
