@@ -1,12 +1,14 @@
 """A table's columns as text and style, the same for the terminal, Markdown and LaTeX; and the sentences around it."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from anyo_lightning.compare.costs import COSTS, NONE, cost_notes
 from anyo_lightning.compare.results import Cell, Results, is_higher_better
 from anyo_lightning.compare.rows import is_rank_metric
+from anyo_lightning.compare.stats import Difference
 
 EXACT_INDEX = "Flat"
 FINE_INTERVAL = 0.002  # below it, a third decimal hides what the interval can tell apart
@@ -38,7 +40,8 @@ def table_columns(results: Results) -> list[Column]:
         if any(cell and cell.deviation is not None for cell in cells):
             columns.append(_deviations(cells))
         if any(cell and cell.difference is not None for cell in cells):
-            columns += _differences(cells, [line.is_baseline for line in lines])
+            differences = [cell.difference if cell else None for cell in cells]
+            columns += _differences(differences, [line.is_baseline for line in lines], decimals_of(cells))
     return columns + [Column(name, [COSTS[name].shown(line.cost) for line in lines], plain) for name in results.costs]
 
 
@@ -53,12 +56,16 @@ def slice_columns(results: Results) -> list[Column]:
     ]
     for metric in results.slices[0].metrics if results.slices else ():
         figures = [part.metrics[metric][row] for part, _, row in entries]
-        texts = [number(f.value, 3) + half_of_interval(f.low, f.high, 3) if f else NONE for f in figures]
+        decimals = decimals_of([line.cells.get(metric) for line in results.lines])
+        texts = [number(f.value, decimals) + half_of_interval(f.low, f.high, decimals) if f else NONE for f in figures]
         best = [max(figure.value for figure in part.metrics[metric] if figure) for part, _, _ in entries]
         styles: list[Style] = [
             "best" if f and f.value == b > 0 else "plain" for f, b in zip(figures, best, strict=True)
         ]
         columns.append(Column(title(metric), texts, styles))
+        if results.baseline is not None:
+            differences = [figure.difference if figure else None for figure in figures]
+            columns += _differences(differences, [line.is_baseline for _, line, _ in entries], decimals)
     return columns
 
 
@@ -89,7 +96,8 @@ def notes(results: Results) -> list[str]:
             f"vs base: difference to {results.baseline}, paired by user; * significant; p, and Cohen's d of it."
         )
     if any(cell.best for cell in cells) or results.baseline is not None:
-        found.append("Tests: sign-flip permutation, Holm-corrected over the rows, 5%.")
+        each = ", in each slice by itself" if results.slices else ""
+        found.append(f"Tests: sign-flip permutation, Holm-corrected over the rows{each}, 5%.")
     if not all(map(is_rank_metric, results.metrics)):
         found += approximate_lists(results)
     if any(metric.startswith("test/ild@") for metric in results.metrics):
@@ -180,12 +188,10 @@ def _deviations(cells: list[Cell | None]) -> Column:
     return Column("sd", texts, ["plain"] * len(cells))
 
 
-def _differences(cells: list[Cell | None], is_baseline: list[bool]) -> list[Column]:
+def _differences(differences: Sequence[Difference | None], is_baseline: Sequence[bool], decimals: int) -> list[Column]:
     """Paired differences with a star where they are significant, so that no colour is needed; p and effect size."""
-    decimals = decimals_of(cells)
     texts, tests, styles = [], [], list[Style]()
-    for cell, baseline in zip(cells, is_baseline, strict=True):
-        difference = cell.difference if cell else None
+    for difference, baseline in zip(differences, is_baseline, strict=True):
         if difference is None:
             texts.append("base " if baseline else NONE)
             tests.append("")
@@ -194,4 +200,4 @@ def _differences(cells: list[Cell | None], is_baseline: list[bool]) -> list[Colu
         texts.append(as_change(difference.value, difference.low, difference.high, decimals, clear=difference.clear))
         tests.append(f"{as_p(difference.p_holm)} ({number(difference.effect_size, 2)})")
         styles.append(("higher" if difference.value > 0 else "lower") if difference.clear else "plain")
-    return [Column("vs base ", texts, styles), Column("p (d)", tests, ["plain"] * len(cells), optional=True)]
+    return [Column("vs base ", texts, styles), Column("p (d)", tests, ["plain"] * len(tests), optional=True)]

@@ -49,10 +49,8 @@ def _slice(results: Results, number: int) -> dict[str, Any]:
 
 
 def _lines(results: Results) -> Iterator[dict[str, Any]]:
-    blank = {field.name: None for field in dataclasses.fields(Difference)}
     for line in results.lines:
         for metric, cell in line.cells.items():
-            difference = dataclasses.asdict(cell.difference) if cell.difference else blank
             yield {
                 "variant": line.variant,
                 "seeds": " ".join(str(seed) for seed in line.seeds if seed is not None),
@@ -69,7 +67,7 @@ def _lines(results: Results) -> Iterator[dict[str, Any]]:
                 "is_baseline": line.is_baseline,
                 "index": line.index,
                 "list_length": line.list_length,
-                **{"difference" if name == "value" else f"difference_{name}": v for name, v in difference.items()},
+                **_difference(cell.difference),
                 **{key: line.cost.get(key) for key in KEYS},
             }
     for part in results.slices:
@@ -84,5 +82,15 @@ def _lines(results: Results) -> Iterator[dict[str, Any]]:
                     "slice_group": part.group,
                     "slice": part.name,
                     "rows": part.rows,
-                    **dataclasses.asdict(figure),
+                    "value": figure.value,
+                    "low": figure.low,
+                    "high": figure.high,
+                    **_difference(figure.difference),
                 }
+
+
+def _difference(difference: Difference | None) -> dict[str, float | None]:
+    """Columns of a difference to the baseline, empty without one."""
+    names = [field.name for field in dataclasses.fields(Difference)]
+    columns = ["difference" if name == "value" else f"difference_{name}" for name in names]
+    return {column: getattr(difference, name, None) for column, name in zip(columns, names, strict=True)}

@@ -12,7 +12,7 @@ from anyo_lightning.compare.costs import DEFAULT_COSTS
 from anyo_lightning.compare.foreign import read_foreign
 from anyo_lightning.compare.rows import SharedRows, is_rank_metric
 from anyo_lightning.compare.slice_table import Slice, slice_table
-from anyo_lightning.compare.stats import Difference, paired_differences
+from anyo_lightning.compare.stats import Difference, differences_to
 from anyo_lightning.compare.variants import TestedRun, Variant, find_variant, read_variants
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.intervals import bootstrap_means
@@ -138,7 +138,7 @@ def load_results(
         baseline=None if base is None else base.label,
         split=content["split"],
         protocol={name: value for name, value in content["protocol"].items() if name != "weights"},  # of one run
-        slices=slice_table(variants, shared, rank_metrics) if slices and rank_metrics else (),
+        slices=slice_table(variants, shared, rank_metrics, base) if slices and rank_metrics else (),
         passed_over=tuple(passed_over),
         costs=tuple(costs),
     )
@@ -183,7 +183,8 @@ def _cells(variants: Sequence[Variant], shared: SharedRows, metric: str, base: i
         by_seed = [[run.content["metrics"][metric]["value"] for run in variant.runs] for variant in variants]
     means = [float(np.mean(of_seeds)) for of_seeds in by_seed]
     best = int(np.argmax(means)) if is_higher_better(metric) and len(variants) > 1 else None
-    differences, to_best = (_against(values, reference, len(variants)) for reference in (base, best))
+    none: list[Difference | None] = [None] * len(variants)
+    differences, to_best = (none if values is None else differences_to(values, row) for row in (base, best))
     cells = []
     for row, variant in enumerate(variants):
         ends = (None, None) if low is None or high is None else (float(low[row]), float(high[row]))
@@ -203,15 +204,6 @@ def _cells(variants: Sequence[Variant], shared: SharedRows, metric: str, base: i
             )
         )
     return cells
-
-
-def _against(values: np.ndarray | None, reference: int | None, variants: int) -> list[Difference | None]:
-    """The difference of each variant to one of them, None for that one; all None where there is nothing to pair."""
-    if values is None or reference is None:
-        return [None] * variants
-    others = np.delete(values, reference, axis=1)
-    found: list[Difference | None] = list(paired_differences(others, values[:, reference]))
-    return [*found[:reference], None, *found[reference:]]
 
 
 def _mean_cost(runs: Sequence[TestedRun]) -> dict[str, Any]:

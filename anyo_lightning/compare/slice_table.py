@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float
 
 from anyo_lightning.compare.rows import KEYS, SharedRows, in_order
+from anyo_lightning.compare.stats import Difference, differences_to
 from anyo_lightning.compare.variants import Variant
 from anyo_lightning.evaluation.intervals import bootstrap_means
 from anyo_lightning.evaluation.slices import GROUPS, slice_masks
@@ -27,6 +29,7 @@ class SliceFigure:
     value: float
     low: float
     high: float
+    difference: Difference | None  # to the baseline, corrected over the rows; None for it and without one
 
 
 @dataclass(frozen=True)
@@ -40,31 +43,39 @@ class Slice:
     metrics: dict[str, tuple[SliceFigure | None, ...]]  # None for a row that cannot show the metric
 
 
-def slice_table(variants: Sequence[Variant], shared: SharedRows, metrics: Sequence[str]) -> tuple[Slice, ...]:
+def slice_table(
+    variants: Sequence[Variant], shared: SharedRows, metrics: Sequence[str], baseline: Variant | None = None
+) -> tuple[Slice, ...]:
     """Every slice of every group that the runs agree on, for the rank metrics among `metrics`.
 
     Args:
         variants: The rows of the table.
         shared: Their ranks.
         metrics: Rank metrics, as in metrics.json.
+        baseline: The row that the others are compared with, paired by user.
     """
     slices = []
     for group, masks in slice_masks(_agreed(variants, shared.keys)).items():
         for name, mask in masks.items():
-            values = [shared.values(metric, mask) for metric in metrics]
-            low, high = bootstrap_means(np.concatenate(values, axis=1), resamples=RESAMPLES)
-            ends = np.stack([np.concatenate(values, axis=1).mean(axis=0), low, high], axis=1)
-            figures = [SliceFigure(*map(float, end)) for end in ends]
-            size = len(variants)
-            by_metric = {
-                metric: tuple(
-                    None if metric in variant.left_out else figures[size * column + row]
-                    for row, variant in enumerate(variants)
-                )
-                for column, metric in enumerate(metrics)
-            }
-            slices.append(Slice(group, name, int(mask.sum()), len(values[0]), by_metric))
+            values = {metric: shared.values(metric, mask) for metric in metrics}
+            figures = {metric: _figures(variants, metric, of_metric, baseline) for metric, of_metric in values.items()}
+            users = len(next(iter(values.values())))
+            slices.append(Slice(group, name, int(mask.sum()), users, figures))
     return tuple(slices)
+
+
+def _figures(
+    variants: Sequence[Variant], metric: str, values: Float[np.ndarray, "users variants"], baseline: Variant | None
+) -> tuple[SliceFigure | None, ...]:
+    """A metric of each row of the table, None where it cannot show the metric."""
+    shown = [row for row, variant in enumerate(variants) if metric not in variant.left_out]
+    base = next((place for place, row in enumerate(shown) if variants[row] is baseline), None)
+    values = values[:, shown]
+    low, high = bootstrap_means(values, resamples=RESAMPLES)
+    differences = differences_to(values, base)
+    columns = zip(shown, values.mean(axis=0).tolist(), low.tolist(), high.tolist(), differences, strict=True)
+    found = {row: SliceFigure(*figure) for row, *figure in columns}
+    return tuple(found.get(row) for row in range(len(variants)))
 
 
 def _agreed(variants: Sequence[Variant], keys: pl.DataFrame) -> pl.DataFrame:

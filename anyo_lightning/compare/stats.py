@@ -61,6 +61,16 @@ def paired_differences(
     return [Difference(*map(float, column)) for column in columns]
 
 
+def differences_to(values: Float[np.ndarray, "users systems"], reference: int | None) -> list[Difference | None]:
+    """Each system against one of them, None for that one; all None without a reference."""
+    if reference is None:
+        return [None] * values.shape[1]
+    found: list[Difference | None] = list(
+        paired_differences(np.delete(values, reference, axis=1), values[:, reference])
+    )
+    return [*found[:reference], None, *found[reference:]]
+
+
 def sign_flip_p(
     differences: Float[np.ndarray, "users *systems"], *, resamples: int = RESAMPLES
 ) -> Float[np.ndarray, "*systems"]:
