@@ -1,0 +1,118 @@
+"""How much of one run's gain over another is a better idea of what is popular.
+
+    python benchmarks/popularity_prior.py BASELINE RUN [RUN ...] [--output benchmarks/popularity_prior.md]
+
+Each run's scores get `strength` times the logarithm of one plus an item's training interactions; the strength that is
+best for NDCG@10 on validation is taken to the test. It is one more dimension of the inner product: the strength in each
+query, the logarithm in each item's vector. A strength of zero gives the run's own figures, and is checked to. Prints,
+or writes between the page's markers, NDCG@10 without and with it and the differences to the baseline, paired by user.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anyo_lightning.compare.columns import Column, as_change, as_p, number
+from anyo_lightning.compare.render import markdown_table
+from anyo_lightning.compare.stats import SIGNIFICANCE, paired_differences
+from anyo_lightning.data.splits import Stage
+from anyo_lightning.evaluation.metrics import user_metrics
+from anyo_lightning.evaluation.ranking import rank
+from anyo_lightning.runs import RunFolder
+from anyo_lightning.serving.restored_run import RestoredRun, restore_run
+
+STRENGTHS = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+METRIC = "ndcg@10"
+PASS = 16384  # items, or tokens, that are read at once
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """NDCG@10 of each user on the test, and the strength that validation chose."""
+
+    folder: Path
+    own: np.ndarray
+    calibrated: np.ndarray
+    strength: float
+    validation: tuple[float, float]  # without, with
+
+
+def main() -> None:
+    """Calibrate every run, then compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    found = [calibrate(folder) for folder in options.runs]
+    table = "\n".join(markdown_table(columns(found)))
+    print(table)
+    if options.output:
+        start, end = "<!-- made by popularity_prior.py, do not edit -->\n", "<!-- end -->"
+        before, rest = options.output.read_text().split(start)
+        options.output.write_text(f"{before}{start}\n{table}\n\n{rest[rest.index(end) :]}")
+
+
+def calibrate(folder: Path) -> Calibrated:
+    """Choose the strength on validation and rank the test with and without it."""
+    run = restore_run(folder, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    with run.as_evaluated(), torch.no_grad():
+        vectors = run.model.encode_catalogue().float()
+        validation, test = (encode(run, stage) for stage in ("validation", "test"))
+    by_strength = {strength: ndcg(run, "validation", validation, vectors, strength) for strength in STRENGTHS}
+    means = {strength: float(values.mean()) for strength, values in by_strength.items()}
+    best = max(means, key=lambda strength: (means[strength], -abs(strength)))
+    own = ndcg(run, "test", test, vectors, 0.0)
+    recorded = RunFolder(folder).read_metrics()["metrics"][f"test/{METRIC}"]["value"]
+    if abs(own.mean() - recorded) > 1e-4:
+        raise SystemExit(f"{folder}: its test had {recorded:.4f}, here it has {own.mean():.4f}")
+    return Calibrated(folder, own, ndcg(run, "test", test, vectors, best), best, (means[0.0], means[best]))
+
+
+def encode(run: RestoredRun, stage: Stage) -> Tensor:
+    """The state after each history of a stage."""
+    queries = run.data.queries(stage)
+    histories = [queries.history(row) for row in range(len(queries.target))]
+    return run.model.encode_in_batches(histories, budget=PASS)
+
+
+def ndcg(run: RestoredRun, stage: Stage, states: Tensor, vectors: Tensor, strength: float) -> np.ndarray:
+    """NDCG@10 of each user with so much of the popularity in the scores."""
+    counts = torch.from_numpy(run.data.split.training_counts()).to(vectors)
+    queries = run.data.queries(stage)
+    ranking = rank(
+        np.arange(len(queries.target)),
+        torch.cat([states, torch.full_like(states[:, :1], strength)], dim=1),
+        torch.cat([vectors, counts.log1p()[:, None]], dim=1),
+        queries.target,
+        index=None,
+        k=10,
+        history=queries.history if run.history_masked else None,
+    )
+    return user_metrics(ranking.ranks, queries.user, [10])[METRIC]
+
+
+def columns(found: list[Calibrated]) -> list[Column]:
+    """A line for each run; differences are to the first."""
+    first = found[0]
+    texts: dict[str, list[str]] = {
+        "variant": [run.folder.name for run in found],
+        "strength": [number(run.strength, 1) for run in found],
+        "validation": [number(run.validation[0], 4) for run in found],
+        "validation, with it": [number(run.validation[1], 4) for run in found],
+    }
+    for header, name in (("test", "own"), ("test, with it", "calibrated")):
+        values = [getattr(run, name) for run in found]
+        texts[header] = [number(float(of_run.mean()), 4) for of_run in values]
+        differences = [paired_differences(of_run[:, None], getattr(first, name))[0] for of_run in values[1:]]
+        changes = [as_change(d.value, d.low, d.high, 4, clear=d.p < SIGNIFICANCE) for d in differences]
+        texts[f"{header}: vs first"] = ["", *changes]
+        texts[f"{header}: p"] = ["", *(as_p(difference.p) for difference in differences)]
+    return [Column(header, lines, ["plain"] * len(lines)) for header, lines in texts.items()]
+
+
+if __name__ == "__main__":
+    main()
