@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anyo_lightning.models.cllmrec import CLLMRec as CLLMRec
     from anyo_lightning.models.csft import CSFT as CSFT
     from anyo_lightning.models.e4srec import E4SRec as E4SRec
+    from anyo_lightning.models.ensemble import Ensemble as Ensemble
     from anyo_lightning.models.floors import EASE as EASE
     from anyo_lightning.models.floors import Markov as Markov
     from anyo_lightning.models.floors import Popularity as Popularity
@@ -51,6 +52,7 @@ MODULES = {
     "models.cllmrec": ["CLLMRec"],
     "models.csft": ["CSFT"],
     "models.e4srec": ["E4SRec"],
+    "models.ensemble": ["Ensemble"],
     "models.floors": ["EASE", "Markov", "Popularity"],
     "models.llara": ["LLaRA"],
     "models.llara_pretrain": ["LLaRAPretrain"],

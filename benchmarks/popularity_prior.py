@@ -22,8 +22,8 @@ from anyo_lightning.compare.stats import SIGNIFICANCE, paired_differences
 from anyo_lightning.data.splits import Stage
 from anyo_lightning.evaluation.metrics import user_metrics
 from anyo_lightning.evaluation.ranking import rank
+from anyo_lightning.models.restored_run import RestoredRun, restore_run
 from anyo_lightning.runs import RunFolder
-from anyo_lightning.serving.restored_run import RestoredRun, restore_run
 
 STRENGTHS = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 METRIC = "ndcg@10"

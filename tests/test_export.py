@@ -26,11 +26,11 @@ from anyo_lightning import Recommender
 from anyo_lightning.cli.main import main
 from anyo_lightning.data.sources import load_source
 from anyo_lightning.encoders.live import LiveTextItems
+from anyo_lightning.models.restored_run import restore_run
 from anyo_lightning.runs import RunFolder
 from anyo_lightning.serving.export import export
 from anyo_lightning.serving.exported_model import in_float32
 from anyo_lightning.serving.flat_heads import NotExpressibleError
-from anyo_lightning.serving.restored_run import restore_run
 from anyo_lightning.serving.sentence_model import with_suffix
 
 Runs = Callable[..., Path]

@@ -271,6 +271,10 @@ class RetrievalModule(BuiltModule):
         vectors: Tensor = self.item_encoder(item_ids)
         return vectors.float()
 
+    def logit_scale(self) -> float:
+        """What the loss multiplies inner products by before its softmax: 1/τ where it has a temperature."""
+        return 1.0
+
     def global_mean(self, mean: Float[Tensor, ""], count: int) -> Float[Tensor, ""]:
         """This process's share of a mean over all processes, for gradients that DDP averages.
 

@@ -100,6 +100,10 @@ class E4SRec(RetrievalModule):
         if self.start is not None:
             self.temperature = Temperature(self.start)
 
+    def logit_scale(self) -> float:
+        """1/τ of cosines."""
+        return 1.0 if self.temperature is None else 1 / float(self.temperature())
+
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:

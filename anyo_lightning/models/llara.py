@@ -205,6 +205,10 @@ class LLaRA(RetrievalModule):
         self._validated = super().encode_catalogue()
         return self._validated
 
+    def logit_scale(self) -> float:
+        """1/τ."""
+        return 1 / float(self.current_temperature())
+
     def current_temperature(self) -> Float[Tensor, ""]:
         """τ."""
         start = torch.tensor(self.temperature, device=self.device)

@@ -33,6 +33,10 @@ class UniSRec(RetrievalModule):
             raise InputError(f"Expected model.temperature to be positive, got {temperature}")
         self.temperature = temperature
 
+    def logit_scale(self) -> float:
+        """1/τ."""
+        return 1 / self.temperature
+
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:

@@ -33,6 +33,7 @@ from anyo_lightning.encoders.live import LiveTextItems
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.llm.backbone import Backbone, load_tokenizer
+from anyo_lightning.models.restored_run import RestoredRun, chosen_device, restore_run
 from anyo_lightning.runs import RunFolder
 from anyo_lightning.serving import user_side
 from anyo_lightning.serving.exported_model import Base, in_float32, write_language_model
@@ -40,7 +41,6 @@ from anyo_lightning.serving.flat_heads import FlatHead, NotExpressibleError, fla
 from anyo_lightning.serving.hub import check_hub, push
 from anyo_lightning.serving.model_card import Exported, model_card
 from anyo_lightning.serving.recommender import Recommender
-from anyo_lightning.serving.restored_run import RestoredRun, chosen_device, restore_run
 from anyo_lightning.serving.sentence_model import write_sentence_model
 
 

@@ -11,8 +11,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from anyo_lightning.data.sources import GROUPLENS_TERMS
 from anyo_lightning.llm.aliases import ALIASES
+from anyo_lightning.models.restored_run import RestoredRun
 from anyo_lightning.serving.exported_model import Base
-from anyo_lightning.serving.restored_run import RestoredRun
 
 UNKNOWN = "not known to anyo-lightning: look it up before you publish or sell anything"
 FILES = {  # patterns, of which the first that a name fits describes it

@@ -23,8 +23,8 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import ItemIndex, dense_for_index
 from anyo_lightning.evaluation.ranking import block_rows
 from anyo_lightning.evaluation.scores import Scorer, at_unit_length, best_items, dense_rows
+from anyo_lightning.models.restored_run import RestoredRun, chosen_device, restore_run
 from anyo_lightning.serving import new_items
-from anyo_lightning.serving.restored_run import RestoredRun, chosen_device, restore_run
 from anyo_lightning.serving.titles import TitleMatcher, nearest_ids
 
 SHOWN = 3  # examples in a sentence
