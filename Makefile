@@ -2,7 +2,8 @@
 # format. make demo-record: the README's table of the demo.
 # make table: all variants and floors into benchmarks/ml100k.md and runs/report.html. JOBS rows at a time, one core each.
 #   Language models at one budget, overlays/table.yaml; BUDGET= trains them as their own yaml files say, in runs/own.
-# make beauty BEAUTY=folder: the id-only variants on Amazon Beauty; the folder holds interactions.csv.gz, items.csv.gz.
+# make beauty BEAUTY=folder: floors, SASRec, UniSRec and an LLM on Amazon Beauty, history masked and not; the folder
+#   holds interactions.csv.gz and items.csv.gz.
 # make ml1m DATA=folder: floors, SASRec, UniSRec and an LLM on MovieLens-1M, into the README's table.
 # make test-lowest: the parts that rest on libraries, with the oldest versions of these, constraints-lowest.txt.
 # make test-distributed: several real processes, killed processes, full disks.
@@ -27,7 +28,7 @@ OPTIONS_llara := --trainer.max_epochs 4
 # The paper trains on one prefix per sample: hours here. All boundaries in one pass instead, and the row says so.
 OPTIONS_e4srec_paper := --model.encoders.item_vectors_from $(TABLE_RUNS)/sasrec --data.supervision all \
 	--data.shuffle_ties true --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
-BEAUTY_TABLE := sasrec sracl_paper sracl_without e4srec_paper
+BEAUTY_TABLE := $(FLOORS) sasrec sasrec_text unisrec e4srec_vectors_hybrid
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo first-rows demo-rows demo-record table rows beauty ml1m test test-lowest test-distributed check format clean
@@ -66,32 +67,27 @@ $(TABLE_RUNS)/views.done: | .venv/installed
 	$(BIN)/anyo augment --kind summarise $(if $(BUDGET),--parts 1)
 	mkdir -p $(TABLE_RUNS) && touch $@
 
-BEAUTY_OPTIONS_sasrec := --model.encoders.dropout 0.5 --model.optimizer.weight_decay 0 \
-	--trainer.max_epochs 30
-BEAUTY_OPTIONS_sracl_paper := --data.batch_tokens 5274 --trainer.max_epochs 70
-BEAUTY_OPTIONS_sracl_without := --data.batch_tokens 5274 --model.alpha 0 --model.beta 0 --trainer.max_epochs 70 \
-	--metrics.variant "sracl_paper without contrasts"
-BEAUTY_OPTIONS_e4srec_paper := --model.encoders.item_vectors_from runs/beauty/sasrec --model.encoders.dropout 0.5 \
-	--model.optimizer.lr 1e-3 --data.supervision all --data.group_by_length true \
-	--data.batch_tokens 640 --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
+BEAUTY_OPTIONS_sasrec := --model.encoders.dropout 0.5 --model.optimizer.weight_decay 0 --trainer.max_epochs 30
+BEAUTY_OPTIONS_sasrec_text := $(BEAUTY_OPTIONS_sasrec) --model.encoders.frozen 32 \
+	--metrics.variant "sasrec_text, half frozen"
+BEAUTY_OPTIONS_unisrec := --model.encoders.backbone.layers null --model.encoders.dropout 0.5 --trainer.max_epochs 30
+BEAUTY_OPTIONS_e4srec_vectors_hybrid := --model.encoders.item_vectors_from runs/beauty/sasrec \
+	--model.encoders.dropout 0.5 --data.batch_tokens 5280 --trainer.max_epochs 12 \
+	--metrics.variant "e4srec_vectors_hybrid, SASRec's vectors"
+BEAUTY_RESULTS := $(BIN)/python benchmarks/results.py --output benchmarks/beauty.md --baseline sasrec \
+	--command "make beauty BEAUTY=folder" --metrics test/ndcg@10 test/hr@10 --slices
 
-BEAUTY_COMPARE := $(BIN)/anyo compare --format markdown --metrics "[test/hr@10, test/ndcg@10, test/hr@20, test/ndcg@20]"
-
-# Another data set, the literature's protocol: ids only, history not masked; about two hours on one core.
-beauty: $(BEAUTY_TABLE:%=runs/beauty/%/metrics.json)
-	printf '# Amazon Beauty, ids only\n\nMade by `make beauty`, one core per run.\n\n' > runs/beauty.md
-	$(BEAUTY_COMPARE) runs/beauty --baseline sasrec >> runs/beauty.md
-	printf '\n## What the contrasts are worth: the same backbone and epochs without them\n\n' >> runs/beauty.md
-	$(BEAUTY_COMPARE) runs/beauty/sracl_without runs/beauty/sracl_paper \
-		--baseline "sracl_paper without contrasts" >> runs/beauty.md
-	mv runs/beauty.md benchmarks/beauty.md
-	cat benchmarks/beauty.md
+# Another data set by both of the literature's protocols: what the history holds may be recommended again, or not. Some
+# two and a half hours on one core.
+beauty: $(BEAUTY_TABLE:%=runs/beauty/%/metrics.json) $(BEAUTY_TABLE:%=runs/beauty_masked/%/metrics.json)
+	$(BEAUTY_RESULTS) --block beauty $(BEAUTY_TABLE:%=runs/beauty/%)
+	$(BEAUTY_RESULTS) --block beauty_masked $(BEAUTY_TABLE:%=runs/beauty_masked/%)
 
 # MovieLens-1M, history masked. DATA=folder with interactions.parquet and items.csv, in time order by `position`; without
 # it the rows are made of GroupLens's archive. Some three hours on one core, a seed: SASRec, UniSRec on the texts of all
 # 30 layers, and an LLM that reads SASRec's vectors beside those of texts. The table has all runs in runs/ml1m, so that
 # other seeds may be added to it: `--seed_everything 1 --run runs/ml1m/sasrec1`, or quality_gpu.sh's lanes `seed1 seed2`.
-ML1M_TABLE := $(FLOORS) sasrec unisrec e4srec_vectors_hybrid
+ML1M_TABLE := $(FLOORS) sasrec unisrec e4srec_vectors_hybrid ensemble
 ML1M_DATA := $(if $(DATA),--data.interactions $(DATA)/interactions.parquet --data.items $(DATA)/items.csv \
 	--data.columns.timestamp position,--data.source ml-1m)
 ML1M_OPTIONS_sasrec := --data.max_items 200 --data.overlap 0 --data.random_cuts true --trainer.max_epochs 40 \
@@ -99,6 +95,9 @@ ML1M_OPTIONS_sasrec := --data.max_items 200 --data.overlap 0 --data.random_cuts 
 ML1M_OPTIONS_unisrec := $(ML1M_OPTIONS_sasrec) --model.encoders.backbone.layers null
 ML1M_OPTIONS_e4srec_vectors_hybrid := --data.max_items 100 --data.batch_tokens 4000 --trainer.max_epochs 10 \
 	--model.encoders.item_vectors_from runs/ml1m/sasrec --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors"
+
+ML1M_OPTIONS_ensemble := --model.runs "[runs/ml1m/e4srec_vectors_hybrid, runs/ml1m/sasrec]" \
+	--metrics.variant "ensemble, the LLM and SASRec"
 
 ml1m: $(ML1M_TABLE:%=runs/ml1m/%/metrics.json)
 	$(BIN)/python benchmarks/results.py $(wildcard runs/ml1m/*/) --output benchmarks/ml1m.md --baseline sasrec \
@@ -109,12 +108,17 @@ runs/ml1m/%/metrics.json: | .venv/installed
 
 runs/ml1m/e4srec_vectors_hybrid/metrics.json: runs/ml1m/sasrec/metrics.json
 
+runs/ml1m/ensemble/metrics.json: runs/ml1m/e4srec_vectors_hybrid/metrics.json
+
 runs/beauty/%/metrics.json: | .venv/installed
-	$(BIN)/anyo fit --config configs/$(if $(filter sracl%,$*),sracl_paper,$*).yaml --config configs/overlays/beauty.yaml \
+	$(BIN)/anyo fit --config configs/$*.yaml --config configs/overlays/beauty.yaml \
 		--data.interactions $(BEAUTY)/interactions.csv.gz --data.items $(BEAUTY)/items.csv.gz \
 		--run runs/beauty/$* $(BEAUTY_OPTIONS_$*)
 
-runs/beauty/e4srec_paper/metrics.json: runs/beauty/sasrec/metrics.json
+runs/beauty_masked/%/metrics.json: runs/beauty/%/metrics.json
+	$(BIN)/anyo test --run runs/beauty/$* --output runs/beauty_masked/$* --metrics.mask_history true
+
+runs/beauty/e4srec_vectors_hybrid/metrics.json: runs/beauty/sasrec/metrics.json
 
 DEBUG := $(if $(filter debug,$(OVERLAY)),--config configs/overlays/debug.yaml)
 FAST_DTYPE := from anyo_lightning.hardware import fast_dtype; print(fast_dtype())

@@ -28,12 +28,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="page with markers")
     parser.add_argument("--command", required=True, help="what made the runs")
     parser.add_argument("--baseline", default="markov", help="the row that others are compared with")
+    parser.add_argument("--block", help="name of the block, where it is not the page's")
+    parser.add_argument("--metrics", nargs="*", help="figures to show, as anyo compare takes them")
+    parser.add_argument("--slices", action="store_true", help="whether a table of slices follows")
     parser.add_argument("--foreign", nargs="*", help="NAME=FILE of other systems' lists, as anyo compare takes them")
     parser.add_argument("--readme", action="store_true", help="whether the block is the READMEs', too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         table = Path(temporary) / "table.md"
-        compare(options.runs, baseline=options.baseline, foreign=options.foreign, format="markdown", output=table)
+        shown = {"metrics": options.metrics, "slices": options.slices, "foreign": options.foreign}
+        compare(options.runs, baseline=options.baseline, format="markdown", output=table, **shown)
         text = table.read_text()
     environments = [
         run.read_metrics()["environment"]["training"] for folder in options.runs for run in find_runs(folder)[0]
@@ -41,7 +45,7 @@ def main() -> None:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     note = f"Made by `{options.command}` on {describe_environments(environments)}, {today}."
     block = f"{text.strip()}\n\n{note}\n"
-    start = f"<!-- results of {options.output.stem}: made by a command, do not edit -->\n"
+    start = f"<!-- results of {options.block or options.output.stem}: made by a command, do not edit -->\n"
     for page in [options.output, *(READMES if options.readme else [])]:
         before, rest = page.read_text().split(start)
         after = rest[rest.index(END) :]
