@@ -165,6 +165,10 @@ def test_commands_refuse_what_they_do_not_know(
         ("recommend --run=absent --usr=1", "Expected options that the command has (--help lists them), got --usr=1"),
         ("compare absent --metrics=ndcg@10", "Expected metrics to be one of list[str], null, got ndcg@10"),
         ("data --micro_batch_tokens=None", "Expected micro_batch_tokens to be one of int, 'auto', null, got None"),
+        (
+            f"fit --config={CONFIGS / E4SREC}.yaml --model.encoders.backbone.layers=x",
+            "Expected model.encoders.backbone.layers to be one of int, null, got x",
+        ),
         ("fit --trainer=absent.yaml", "Expected a configuration for trainer, got absent.yaml"),
     ],
 )

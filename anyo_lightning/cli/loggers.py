@@ -110,7 +110,7 @@ def _is_there(entry: Namespace, run_id: str) -> bool:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    print(f"MLflow at {place} has no run {run_id}, in which this one began: another one begins", file=sys.stderr)
+    print(f"MLflow has no run {run_id}, in which this one began: another one begins", file=sys.stderr)
     return False
 
 
