@@ -23,7 +23,14 @@ def argument_sentence(error: Exception) -> str:
         One sentence; jsonargparse's own where it is short already.
     """
     text = " ".join(str(error).split())
-    keys = ".".join(re.findall(r'Parser key "([^"]+)"', text)) or "the command line"
+    named = re.findall(r'Parser key "([^"]+)"', text)
+    keys = ".".join(named) or "the command line"
+    if found := re.search(r"arguments are required: (.+)", text):
+        if found[1].endswith(".model"):
+            return "Expected --config FILE, or --run with a run folder that has a config.yaml, got neither"
+        return f"Expected {found[1]} to be given, got none"
+    if found := re.search(r"unrecognized arguments: (.+)", text):
+        return f"Expected options that the command has (--help lists them), got {found[1]}"
     if found := re.search(r"Option '([^']+)' is not accepted", text):
         classes = re.findall(r"class_path[= ]'([\w.]+)'", text[: found.start()])
         owner = classes[-1].rpartition(".")[2] if classes else "it"  # the innermost
@@ -40,6 +47,15 @@ def argument_sentence(error: Exception) -> str:
     if found := re.search(rf"Expected an? {kind}\. Got value: (.+?)(?: - Expected| Given value|$)", text):
         expected = f"of type {found[1]}" if found[1] else f"one of {found[2]}"
         return f"Expected {keys} to be {expected}, got {found[3]}"
+    if found := re.search(r"(?:File does not exist|Path is not a file): '(.+?)'", text):
+        return f"Expected a file for {keys}, got none at {found[1]}"
+    if found := re.search(r"Unable to load config ['\"](.+?)['\"]", text):
+        return f"Expected a configuration for {named[0] if named else 'the command line'}, got {found[1]}"
+    if found := re.search(r"(?:Problems parsing|Unexpected) config: (.+)", text):
+        return f"Expected configurations in YAML, names with values, got: {found[1]}"
+    if found := re.search(r".*Subtypes: \[(.+?)\] Errors: .*?Given value: (.+?)(?: - Expected|$)", text):  # innermost
+        kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\]", r"\1\2", found[1])
+        return f"Expected {keys} to be one of {kinds.replace('NoneType', 'null')}, got {found[2]}"
     return text
 
 

@@ -18,8 +18,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from anyo_lightning.compare.environments import describe_environments
+from anyo_lightning.compare.find_runs import find_runs
 from anyo_lightning.compare.table import compare
-from anyo_lightning.runs import RunFolder, find_runs
+from anyo_lightning.runs import RunFolder
 
 PROJECT = Path(__file__).parents[1]
 ONE_LAYER = ["--model.encoders.backbone.layers=1"]

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 from anyo_lightning.compare.environments import describe_environments
+from anyo_lightning.compare.find_runs import find_runs
 from anyo_lightning.compare.table import compare
-from anyo_lightning.runs import find_runs
 
 PROJECT = Path(__file__).parents[1]
 READMES = (PROJECT / "README.md", PROJECT / "README.ja.md")

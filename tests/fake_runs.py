@@ -14,6 +14,9 @@ from anyo_lightning.runs import RunFolder
 
 COUNTS = np.array([0, 1, 2, 3, 4, 5, 6, 1, 1, 2, 2])  # of training interactions
 
+USERS = 300
+METRICS = ["test/hr@10", "test/ndcg@10"]
+
 
 def write_run(
     root: Path,
@@ -89,3 +92,16 @@ def _top_list(target: int, rank: float) -> list[str]:
     others = [item for item in range(10) if item != target]
     place = int(rank) - 1
     return [f"i{item}" for item in ([*others[:place], target, *others[place:]] if place < 10 else others)]
+
+
+def spread_ranks() -> np.ndarray:
+    """A rank for each of `USERS` between 1 and 1,000, many small ones."""
+    return np.exp(np.random.default_rng(0).uniform(0, np.log(1000), USERS)).round()
+
+
+def write_three(folder: Path, ranks: np.ndarray) -> Path:
+    """Three variants, in `folder`: markov, one that is better for each user, one that is much like markov."""
+    write_run(folder, "markov", ranks, seed=None)
+    write_run(folder, "e4srec", np.maximum(ranks / 3, 1).round(), order=np.arange(USERS)[::-1].copy())
+    write_run(folder, "sasrec", np.roll(ranks, 1))
+    return folder

@@ -155,6 +155,28 @@ def test_commands_refuse_what_they_do_not_know(
     assert "config.yaml" in refused(capsys, anyo, "index", f"--run={tmp_path / 'none'}")
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("fit", "Expected --config FILE, or --run with a run folder that has a config.yaml, got neither"),
+        ("test --run=absent", "Expected --config FILE, or --run with a run folder that has a config.yaml, got neither"),
+        ("compare", "Expected runs to be given, got none"),
+        ("export --run=absent", "Expected output to be given, got none"),
+        ("recommend --run=absent --usr=1", "Expected options that the command has (--help lists them), got --usr=1"),
+        ("compare absent --metrics=ndcg@10", "Expected metrics to be one of list[str], null, got ndcg@10"),
+        ("data --micro_batch_tokens=None", "Expected micro_batch_tokens to be one of int, 'auto', null, got None"),
+        (
+            f"fit --config={CONFIGS / E4SREC}.yaml --model.encoders.backbone.layers=x",
+            "Expected model.encoders.backbone.layers to be one of int, null, got x",
+        ),
+        ("fit --trainer=absent.yaml", "Expected a configuration for trainer, got absent.yaml"),
+    ],
+)
+def test_what_is_typed_first(words: str, sentence: str, anyo: Anyo, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is missing or misspelt is said in our words, not in those of the parser's insides."""
+    assert refused(capsys, anyo, *words.split()) == f"anyo: error: {sentence}"
+
+
 def test_configurations_that_cannot_be_read(
     words: Callable[[str], list[str]], anyo: Anyo, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -163,8 +185,10 @@ def test_configurations_that_cannot_be_read(
     latin.write_bytes(b"model: {class_path: SASRec} # caf\xe9\n")
     broken.write_text("model: {class_path: [\n")
     assert "UTF-8" in refused(capsys, anyo, "fit", f"--config={latin}")
-    refused(capsys, anyo, "fit", f"--config={broken}")
-    refused(capsys, anyo, "fit", f"--config={tmp_path / 'none.yaml'}")
+    assert "Expected configurations in YAML" in refused(capsys, anyo, "fit", f"--config={broken}")
+    for absent in (tmp_path / "none.yaml", tmp_path):
+        expected = f"anyo: error: Expected a file for config, got none at {absent}"
+        assert refused(capsys, anyo, "fit", f"--config={absent}") == expected
     assert "got the file" in refused(capsys, anyo, "fit", *words(SASREC), f"--run={latin}")
     files = words(SASREC)[1:3]
     output = refused(capsys, anyo, "data", *(word.replace("data.", "") for word in files), f"--output={latin}/x")

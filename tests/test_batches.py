@@ -250,7 +250,7 @@ def test_titles_only_shortens_histories_not_items(tmp_path: Path, tiny_llm: str)
         data.setup("fit")
         data.read_for(TextEncoders(llm))
         assert data.split.item_texts[0].endswith("Drama and more")
-        lengths.append(data._item_lengths())
+        lengths.append(data.reader.item_lengths)
         tokens = data.tokens
         assert tokens is not None
         text = llm.tokenizer.decode(tokens.span(0)[:-1])

@@ -10,9 +10,10 @@ import pytest
 from fake_runs import write_run
 
 from anyo_lightning.compare.across_splits import spreads
+from anyo_lightning.compare.find_runs import find_runs
 from anyo_lightning.compare.table import compare
 from anyo_lightning.errors import InputError
-from anyo_lightning.runs import RunFolder, find_runs
+from anyo_lightning.runs import RunFolder
 
 METRICS = ["test/hr@10", "test/ndcg@10"]
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -34,7 +34,7 @@ def training_batch(data: RecDataModule, rows: list[int]) -> HistoryBatch:
     length = data.max_tokens if data.tokens else data.max_items
     windows = training_windows(
         data.split,
-        data._item_lengths(),
+        data.reader.item_lengths,
         max_items=data.max_items,
         max_length=length,
         supervision=data.supervision,

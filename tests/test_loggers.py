@@ -137,8 +137,13 @@ def test_wandb_and_mlflow_show_what_tensorboard_shows(
     assert again.data.params["trainer.max_epochs"] == "1"
     assert len(client.get_metric_history(again.info.run_id, "val/ndcg10")) == 2
     assert len(list((artifacts / "val" / "recommendations").iterdir())) == 2
+    loggers.write_text(loggers.read_text().replace("experiment_name: tiny", "experiment_name: other"))
+    anyo("fit", *words, f"--config={loggers}", f"--run={run.path}", "--trainer.max_epochs=3")
+    (elsewhere,) = client.search_runs([client.get_experiment_by_name("other").experiment_id])
+    assert len(client.get_metric_history(elsewhere.info.run_id, "val/ndcg10")) == 1
+    assert len(client.get_metric_history(again.info.run_id, "val/ndcg10")) == 2
     folders = wandb_folders(tmp_path)
-    assert len(folders) == 2
+    assert len(folders) == 3
     assert len({path.name.rpartition("-")[2] for path in folders}) == 1  # one id: `wandb sync` joins them
     entries = yaml.safe_load(run.config_file.read_text())["trainer"]["logger"]
     ids = {entry["class_path"]: entry["init_args"] for entry in entries}
@@ -151,25 +156,49 @@ def entry(name: str, **options: Any) -> Namespace:
     return Namespace(class_path=f"lightning.pytorch.loggers.{name}", init_args=Namespace(**options))
 
 
-def test_ids_are_of_a_place(tmp_path: Path) -> None:
-    """A run's id goes to the logger of its project or server alone, unless one is given, and only within."""
+def test_ids_are_of_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's id goes to the logger of its project or experiment alone, unless one is given, and only within."""
+    client = pytest.importorskip("mlflow.tracking").MlflowClient(one := f"sqlite:///{tmp_path / 'one.db'}")
+    run_id = client.create_run(client.create_experiment("tiny")).info.run_id
     run = RunFolder(tmp_path)
-    run.write_logger_ids({"WandbLogger mine": "abc", "MLFlowLogger http://one": "def"})
+    run.write_logger_ids({"WandbLogger mine": "abc", "WandbLogger me mine": "ghi", f"MLFlowLogger {one} tiny": run_id})
     mine = entry("WandbLogger", project="mine", id=None, version=None, resume=None)
     named = entry("WandbLogger", project="mine", id=None, version="given", resume=None)
-    elsewhere = entry("MLFlowLogger", tracking_uri="http://two", run_id=None)
-    same = entry("MLFlowLogger", tracking_uri="http://one", run_id=None)
+    by_default = entry("WandbLogger", project=None, id=None, resume=None)
+    elsewhere = entry("MLFlowLogger", tracking_uri="http://two", experiment_name="tiny", run_id=None)
+    other = entry("MLFlowLogger", tracking_uri=one, experiment_name="other", run_id=None)
+    same = entry("MLFlowLogger", tracking_uri=one, experiment_name="tiny", run_id=None)
     board = entry("TensorBoardLogger", save_dir="x")
-    with going_on([mine, named, elsewhere, same, board], run):
+    with going_on([mine, named, by_default, elsewhere, other, same, board], run):
         assert mine.init_args.id == "abc"
         assert mine.init_args.resume == "allow"
-        assert named.init_args.id is None
-        assert elsewhere.init_args.run_id is None
-        assert same.init_args.run_id == "def"
+        assert named.init_args.id is by_default.init_args.id is None
+        assert elsewhere.init_args.run_id is other.init_args.run_id is None
+        assert same.init_args.run_id == run_id
     assert mine.init_args.id is mine.init_args.resume is same.init_args.run_id is None
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    with going_on(by_default, run):
+        assert by_default.init_args.id == "abc"
+    monkeypatch.setenv("WANDB_ENTITY", "me")
+    with going_on([mine, by_default], run):
+        assert mine.init_args.id == by_default.init_args.id == "ghi"
     for nothing in (None, True, False):
         with going_on(nothing, run):
             pass
     run.logger_ids_file.write_text("[1")
     with pytest.raises(InputError, match="to be JSON of ours"), going_on(mine, run):
         pass
+
+
+def test_a_run_that_the_server_has_lost_is_not_gone_on_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Deleted, or of a database that is another one by now: a sentence, and no id."""
+    client = pytest.importorskip("mlflow.tracking").MlflowClient(place := f"sqlite:///{tmp_path / 'mlflow.db'}")
+    deleted = client.create_run(client.create_experiment("tiny")).info.run_id
+    client.delete_run(deleted)
+    for lost in (deleted, "0" * 32):
+        run = RunFolder(tmp_path)
+        run.write_logger_ids({f"MLFlowLogger {place} tiny": lost})
+        logger = entry("MLFlowLogger", tracking_uri=place, experiment_name="tiny", run_id=None)
+        with going_on(logger, run):
+            assert logger.init_args.run_id is None
+        assert f"has no run {lost}" in capsys.readouterr().err

@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 
 from anyo_lightning.compare.environments import describe_environments
+from anyo_lightning.compare.find_runs import find_runs
 from anyo_lightning.disk import renamed_to
 from anyo_lightning.environment import environment
 from anyo_lightning.errors import InputError
-from anyo_lightning.runs import METRICS_KEYS, RunFolder, find_runs
+from anyo_lightning.runs import METRICS_KEYS, RunFolder
 
 
 def content(variant: str = "sasrec") -> dict[str, Any]:

@@ -505,5 +505,5 @@ def test_a_wheel_with_other_content_is_refused(tmp_path: Path, monkeypatch: pyte
     """A wheel whose SHA-256 differs is named, and nothing of it is kept."""
     monkeypatch.setenv("ANYO_CACHE", str(tmp_path))
     monkeypatch.setattr(sources, "ML_100K_WHEEL_SHA256", "0" * 64)
-    refused("the wheel of recbole==1.2.1 to have SHA-256 0000", lambda: load_source("ml-100k"))
+    refused("recbole==1.2.1 to have SHA-256 0000", lambda: load_source("ml-100k"))
     assert list(tmp_path.rglob("*.inter")) == list(tmp_path.rglob("*.whl")) == []

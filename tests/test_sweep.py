@@ -1,11 +1,15 @@
 """`anyo sweep` on tiny data: trials are kept, the command resumes, bad ones are stopped, the best alone is tested."""
 
+import math
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -58,6 +62,33 @@ def test_a_sweep_goes_on_and_tests_the_best(options: list[str], tmp_path: Path, 
     assert f"best of 2: trial {study.best_trial.number}" in said
     with pytest.raises(InputError, match="choose another --run"):
         sweeping.sweep(CONFIGS / "sasrec.yaml", SPACE, folder, trials=3)
+
+
+def test_the_study_is_written_when_a_trial_was_validated(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often a trial is looked at, its storage is written and its pruning asked once per validation."""
+    calls: list[str] = []
+
+    def noting(name: str) -> Callable[..., Any]:
+        own = getattr(optuna.trial.Trial, name)
+
+        def noted(self: optuna.trial.Trial, *arguments: Any) -> Any:
+            calls.append(" ".join([name, *(str(one) for one in arguments if name == "set_user_attr")][:2]))
+            return own(self, *arguments)
+
+        return noted
+
+    for name in ("report", "should_prune", "set_user_attr"):
+        monkeypatch.setattr(optuna.trial.Trial, name, noting(name))
+    monkeypatch.setattr(sweeping, "POLL_S", 0.01)
+    monkeypatch.setattr(sweeping, "SPENT_S", math.inf)
+    options = [word.replace("epochs=1", "epochs=2") for word in options]
+    sweeping.sweep(CONFIGS / "sasrec.yaml", SPACE, tmp_path / "sweep", trials=1, options=options)
+    counts = Counter(calls)
+    assert counts["report"] == 2
+    assert counts["should_prune"] <= 2
+    assert counts["set_user_attr spent"] <= 2 + 1  # and when it has ended
 
 
 def test_a_trial_below_the_others_is_stopped(

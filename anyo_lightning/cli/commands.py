@@ -20,7 +20,12 @@ def recommend_parser() -> ArgumentParser:
 
     parser = _parser("recommend", "Top lists of finished runs, for users, typed titles, histories in a file, or items.")
     parser.add_argument(
-        "--run", nargs="+", action="extend", type=Path, required=True, help="Run folders, finished; lists side by side."
+        "--run",
+        nargs="+",
+        action="extend",
+        type=Path,
+        required=True,
+        help="Run folders of finished runs; the lists of several are shown side by side.",
     )
     parser.add_argument("--user", nargs="+", type=str, help="Users of the run's data: their whole histories are read.")
     parser.add_function_arguments(recommend_lists, skip={"run", "user"})
@@ -39,7 +44,7 @@ def export_parser() -> ArgumentParser:
     from anyo_lightning.serving.export import export as export_run
 
     parser = _parser("export", "Write a finished run for transformers, peft, sentence-transformers, FAISS and numpy.")
-    parser.add_argument("--run", type=Path, required=True, help="Run folder, trained and tested.")
+    parser.add_argument("--run", type=Path, required=True, help="Run folder of a finished run.")
     parser.add_argument("--output", type=Path, required=True, help="Folder to write; one that exists is refused.")
     parser.add_function_arguments(export_run, skip={"run", "output"})
     return parser
@@ -79,8 +84,8 @@ def index_parser() -> ArgumentParser:
     """The options of `anyo index`."""
     from anyo_lightning.cli.measure_indexes import measure_indexes
 
-    parser = _parser("index", "Approximate indexes against exact search.")
-    parser.add_argument("--run", type=Path, required=True, help="Run folder, finished.")
+    parser = _parser("index", "Compare approximate indexes with exact search.")
+    parser.add_argument("--run", type=Path, required=True, help="Run folder of a finished run.")
     parser.add_argument("--factories", nargs="+", type=str, default=FACTORIES, help="FAISS factory strings.")
     parser.add_function_arguments(measure_indexes, skip={"run", "factories"})
     return parser
@@ -142,7 +147,9 @@ def serve_parser() -> ArgumentParser:
     from anyo_lightning.cli.serve_runs import serve_runs
 
     parser = _parser("serve", "Answer requests for recommendations, and show a page for them.")
-    parser.add_argument("--run", nargs="+", action="extend", type=Path, required=True, help="Run folders, finished.")
+    parser.add_argument(
+        "--run", nargs="+", action="extend", type=Path, required=True, help="Run folders of finished runs."
+    )
     parser.add_function_arguments(serve_runs, skip={"run"})
     return parser
 

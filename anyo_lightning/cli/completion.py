@@ -32,7 +32,7 @@ class _Completion(AnyoCLI):
         super().__init__(**settings)
 
     def init_parser(self, **options: Any) -> LightningArgumentParser:
-        return _AllCommands(prog="anyo", **options)
+        return _AllCommands(**options)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         print(parser.get_completion_script(f"shtab-{self.shell}"))

@@ -6,40 +6,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
-import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import anyo_lightning
-from anyo_lightning import checkpoint_io, distributed
+from anyo_lightning import checkpoint_io
 from anyo_lightning.cli import launch, loggers
 from anyo_lightning.cli.config_writer import ConfigWriter, as_written
 from anyo_lightning.cli.main import STAGES
 from anyo_lightning.cli.option_checks import check_monitor, check_precision, check_trainer
 from anyo_lightning.cli.output import check_counted, check_no_output, output_folder
+from anyo_lightning.cli.queries import predict_queries
 from anyo_lightning.cli.resuming import Change, changes, check
 from anyo_lightning.cli.run_config import at, config_name, with_config_of_run
+from anyo_lightning.cli.run_options import add_run_options, callbacks
 from anyo_lightning.cli.teach import teach
 from anyo_lightning.cli.trainer import AnyoTrainer
 from anyo_lightning.cli.words import nulls_as_configs
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.errors import InputError, constructor_sentence, raised_by_us
-from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.hardware import fast_dtype
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.probes.probe import probe
 from anyo_lightning.runs import RunFolder
-from anyo_lightning.training.checkpointing import BestCheckpoint, LastCheckpoint, StepCheckpoint
-from anyo_lightning.training.cost_ledger import CostLedger
-from anyo_lightning.training.guards import Guards
-
-MONITOR = "val/ndcg@10"
 
 
 def run_lightning(arguments: list[str], *, cli: "Callable[..., AnyoCLI] | None" = None) -> "AnyoCLI":
@@ -73,7 +65,7 @@ def run_lightning(arguments: list[str], *, cli: "Callable[..., AnyoCLI] | None" 
             "enable_model_summary": False,
             "log_every_n_steps": 10,
         },
-        parser_kwargs={name: {"exit_on_error": False} for name in STAGES} | {"exit_on_error": False},
+        parser_kwargs={name: {"exit_on_error": False} for name in STAGES} | {"exit_on_error": False, "prog": "anyo"},
     )
 
 
@@ -107,54 +99,8 @@ class AnyoCLI(LightningCLI):
             raise InputError(f"Expected configuration files in UTF-8, got other bytes: {error}") from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add `--run` and the callbacks that every run has."""
-        parser.add_argument(
-            "--run", type=Path | None, default=None, help="Run folder; by default the next free below default_root_dir."
-        )
-        parser.add_argument(
-            "--output",
-            type=Path | None,
-            default=None,
-            help="With test: a folder for the results of --run's weights under other metrics.* or on other data.",
-        )
-        parser.add_argument(
-            "--final_test", type=bool, default=True, help="Whether fit ends with a test of the best checkpoint."
-        )
-        parser.add_argument(
-            "--save_every_n_steps",
-            type=int,
-            default=0,
-            help="Steps between checkpoints to resume from, within an epoch; 0: at the end of each epoch only.",
-        )
-        parser.add_argument(
-            "--probe", action="store_true", help="With test: what takes the quality away; written to probes.json."
-        )
-        parser.add_argument(
-            "--probe_memory",
-            type=int,
-            default=200,
-            help="With --probe: titles and users for which the bare LLM is asked what it remembers; 0 leaves it out.",
-        )
-        parser.add_argument(
-            "--teach",
-            type=int,
-            default=0,
-            help="With predict: write so many items for each training boundary, and all item vectors, for a Student; "
-            "20 are enough for most.",
-        )
-        parser.add_lightning_class_args(RetrievalMetrics, "metrics")
-        parser.add_class_arguments(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        parser.set_defaults(
-            {
-                "checkpoint.monitor": MONITOR,
-                "checkpoint.mode": "max",
-                "early_stopping.monitor": MONITOR,
-                "early_stopping.mode": "max",
-                "early_stopping.patience": 10,
-                "early_stopping.strict": False,
-            }
-        )
+        """Add what every run has beside LightningCLI's own."""
+        add_run_options(parser)
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder and let everything write there."""
@@ -268,23 +214,9 @@ class AnyoCLI(LightningCLI):
         given = self.config_init[self.subcommand].trainer
         given.plugins = [*(given.plugins or []), checkpoint_io.AtomicCheckpoints()]
         if self.subcommand == "fit":
-            given.callbacks = [*(given.callbacks or []), *self._callbacks(config)]
+            defaults = self._parser("fit").get_defaults().checkpoint
+            given.callbacks = [*(given.callbacks or []), *callbacks(config, self.run_folder, defaults=defaults)]
         return super().instantiate_trainer(**kwargs)
-
-    def _callbacks(self, config: Namespace) -> list[Callback]:
-        """What every training has; the best checkpoint comes before the others, which hold its state."""
-        wanted, run = config.checkpoint.as_dict(), self.run_folder
-        own: list[Callback] = [CostLedger(run), Guards(run)]
-        if config.trainer.logger is not False:
-            own.append(LearningRateMonitor("step"))
-        own.append(BestCheckpoint(run, monitor=wanted["monitor"], mode=wanted["mode"]))
-        defaults = self._parser("fit").get_defaults().checkpoint.as_dict()
-        if any(wanted[name] != defaults[name] for name in wanted.keys() - {"monitor", "mode"}):
-            own.append(ModelCheckpoint(**wanted | {"dirpath": wanted["dirpath"] or run.checkpoints}))
-        own.append(LastCheckpoint(run))
-        if config.save_every_n_steps:
-            own.append(StepCheckpoint(run, every=config.save_every_n_steps))
-        return own
 
     def fit(self, model: RetrievalModule, *, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, from the last checkpoint where the run folder has one, then test the best checkpoint."""
@@ -357,22 +289,7 @@ class AnyoCLI(LightningCLI):
             teach(self.trainer, self.model, self.datamodule, self.run_folder, k=self.teaching, options=options)
             self._say_where()
             return
-        found: list[Any] = self.trainer.predict(model, **self._with_checkpoint(kwargs)) or []
-        if not found:
-            raise InputError("Expected users to predict for, got none: trainer.limit_predict_batches is 0")
-        rows, queries = (
-            distributed.gather_rows(torch.cat([batch[key] for batch in found]).to(self.trainer.strategy.root_device))
-            .cpu()
-            .to_dense()  # a floor's are sparse
-            .numpy()
-            for key in ("row", "query")
-        )
-        rows, first = np.unique(rows, return_index=True)
-        users = self.datamodule.split.user_ids[self.datamodule.queries("test").user[rows]]
-        if self.trainer.is_global_zero and self.run_folder.queries_rows() > len(first):
-            print(f"Predicted {len(first)} rows: {self.run_folder.path} keeps its {self.run_folder.queries_rows()}")
-        elif self.trainer.is_global_zero:
-            self.run_folder.write_queries(pl.DataFrame({"user_id": users.tolist(), "query": queries[first]}))
+        predict_queries(self.trainer, model, self.datamodule, self.run_folder, options=self._with_checkpoint(kwargs))
         self._say_where()
 
     def _checkpoint_named(self, name: str | None) -> str | None:

@@ -1,9 +1,10 @@
 """A run's loggers beside what Lightning does: a resumed run goes on in the W&B or MLflow run that it began.
 
 loggers.json in the run folder keeps their ids, each by the logger's class and the place where it writes: the same run
-at another project or server has another id.
+in another project or experiment, or at another server, has another id.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +13,17 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
+from anyo_lightning.cli import launch
 from anyo_lightning.runs import RunFolder
 
 Options = dict[str, tuple[str, ...]]
 IDS: Options = {"WandbLogger": ("id", "version"), "MLFlowLogger": ("run_id",)}  # that name a run, Lightning's first
-PLACES: Options = {"WandbLogger": ("entity", "project"), "MLFlowLogger": ("tracking_uri", "save_dir")}
+PLACES: Options = {
+    "WandbLogger": ("entity", "project"),
+    "MLFlowLogger": ("tracking_uri", "save_dir", "experiment_name"),
+}
+# What counts where the option is not given. Of tracking_uri, MLFLOW_TRACKING_URI is Lightning's own default.
+VARIABLES = {"entity": "WANDB_ENTITY", "project": "WANDB_PROJECT"}
 
 
 @contextmanager
@@ -25,12 +32,14 @@ def going_on(logger: Any, run: RunFolder) -> Iterator[None]:
 
     Args:
         logger: The value of `trainer.logger`, changed in place and put back.
-        run: Where results go. A logger to which an id was given keeps that.
+        run: Where results go. A logger to which an id was given keeps that; where the server has no such run any more,
+            another one begins.
     """
     kept, given = run.read_logger_ids(), []
     for entry in _entries(logger):
-        if (key := _key(entry)) in kept and not any(entry.init_args.get(option) for option in _of(IDS, entry)):
-            options = {_of(IDS, entry)[0]: kept[key]}
+        own = any(entry.init_args.get(option) for option in _of(IDS, entry))
+        if not own and (known := kept.get(_key(entry))) is not None and _is_there(entry, known):
+            options = {_of(IDS, entry)[0]: known}
             if "resume" in entry.init_args and entry.init_args.resume is None:
                 options["resume"] = "allow"  # Lightning's own default, in whose place a parsed null would overwrite
             for option, value in options.items():
@@ -87,7 +96,26 @@ def _of(options: Options, entry: Namespace) -> tuple[str, ...]:
     return options.get(entry.class_path.rpartition(".")[2], ())
 
 
+def _is_there(entry: Namespace, run_id: str) -> bool:
+    """Whether a run can be gone on in: MLflow's may be gone; W&B makes one of that id where it has none."""
+    if not entry.class_path.endswith(".MLFlowLogger") or launch.rank() != 0:  # elsewhere nothing is written
+        return True
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    place = entry.init_args.tracking_uri or f"file:{entry.init_args.save_dir}"
+    try:
+        if MlflowClient(place).get_run(run_id).info.lifecycle_stage == "active":
+            return True
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    print(f"MLflow has no run {run_id}, in which this one began: another one begins", file=sys.stderr)
+    return False
+
+
 def _key(entry: Namespace) -> str:
     """What tells a logger from another: its class and where it writes."""
-    places = (entry.get("init_args", {}).get(option) for option in _of(PLACES, entry))
+    given, variables = entry.get("init_args", {}), os.environ
+    places = (given.get(option) or variables.get(VARIABLES.get(option, "")) for option in _of(PLACES, entry))
     return " ".join([entry.class_path.rpartition(".")[2], *(str(place) for place in places if place)])

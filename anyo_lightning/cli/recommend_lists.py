@@ -12,8 +12,9 @@ from rich.progress import track
 
 from anyo_lightning.data.schema import first_few
 from anyo_lightning.errors import InputError
+from anyo_lightning.serving.best_lists import check_length
 from anyo_lightning.serving.given_files import known_only, read_histories, read_ids, read_items
-from anyo_lightning.serving.recommender import Recommender, check_length
+from anyo_lightning.serving.recommender import Recommender
 from anyo_lightning.serving.shown_lists import check_output, list_table, write_lists
 
 HISTORIES = 1024  # that are read before the bar moves

@@ -5,6 +5,7 @@ The training process knows nothing of Optuna: its curves are read from outside, 
 with is told to stop.
 """
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 MONITOR = "val/ndcg@10"
 POLL_S = 0.5
+SPENT_S = 60.0  # between notes of the time that a trial takes, where none is validated meanwhile
 STARTUP_TRIALS = 5  # that are neither pruned nor proposed by the sampler: as many as Optuna's own pruner has
 
 
@@ -164,26 +166,32 @@ def _train(study: "Study", trial: "Trial", run: Path, words: list[str]) -> None:
     """Train a trial in a process of its own, and tell the study what came of it."""
     from optuna.trial import TrialState
 
-    folder, started, told = _folder(run, trial), time.monotonic(), 0
+    folder, started, told, noted = _folder(run, trial), time.monotonic(), 0, 0.0
     log = folder.path.with_suffix(".log")
     command = [sys.executable, "-m", "anyo_lightning", "fit", *words, f"--run={folder.path}", "--final_test=false"]
     with log.open("a", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        pruned = False
+        pruned = ended = False
         try:
-            while process.poll() is None:
-                time.sleep(POLL_S)
-                trial.set_user_attr("spent", time.monotonic() - started)  # at once: the sweep may be killed
-                for value in _validated(folder)[told:]:
-                    trial.report(value, told)
-                    told += 1
-                if told and not pruned and trial.should_prune():
+            while not ended:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_S)
+                ended = process.returncode is not None  # what it wrote last is read below, too
+                validated, spent = _validated(folder)[told:], time.monotonic() - started
+                for step, value in enumerate(validated, told):
+                    trial.report(value, step)
+                told += len(validated)
+                if validated or spent - noted >= SPENT_S:  # while it trains: the sweep may be killed
+                    trial.set_user_attr("spent", spent)
+                    noted = spent
+                if validated and not ended and not pruned and trial.should_prune():
                     pruned = True
                     process.terminate()  # a run that is told to stop ends with the files that it has
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+                trial.set_user_attr("spent", time.monotonic() - started)
     values = _validated(folder)
     for name in ("spent", "seconds"):  # the latter once it has ended
         trial.set_user_attr(name, time.monotonic() - started)

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from anyo_lightning.compare.find_runs import find_runs
 from anyo_lightning.compare.settings import Settings, agree, read_settings
 from anyo_lightning.errors import InputError
-from anyo_lightning.runs import RunFolder, find_runs
+from anyo_lightning.runs import RunFolder
 
 
 @dataclass(frozen=True, eq=False)

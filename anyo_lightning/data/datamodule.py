@@ -2,49 +2,25 @@
 
 import copy
 import inspect
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from anyo_lightning.data.batches import HistoryBatch, HistoryDataset, collate
-from anyo_lightning.data.item_texts import TrainedTexts, item_texts
+from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
+from anyo_lightning.data.history_reader import HistoryReader, ReadsPrompts, ReadsTokens
+from anyo_lightning.data.item_texts import TrainedTexts, title_texts
 from anyo_lightning.data.loader import ResumableLoader
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.sources import NAMES, Columns, Source, load_source, read_files
 from anyo_lightning.data.splits import Queries, Split, make_split
 from anyo_lightning.data.tokens import ItemTokenStore
-from anyo_lightning.data.windows import (
-    Supervision,
-    latest_start,
-    query_windows,
-    training_windows,
-    with_shuffled_ties,
-)
+from anyo_lightning.data.windows import Supervision, with_shuffled_ties
 from anyo_lightning.errors import InputError
-
-
-@runtime_checkable
-class ReadsTokens(Protocol):
-    """A module whose histories may be read as text."""
-
-    def item_tokens(self, data: "RecDataModule") -> ItemTokenStore | None:
-        """The tokens of each item, as `LLM.item_tokens` makes them; None where histories are not read as text."""
-        ...
-
-
-@runtime_checkable
-class ReadsPrompts(Protocol):
-    """A module that reads more of a history than its items."""
-
-    def row_tokens(self, data: "RecDataModule") -> int:
-        """Tokens of prompts and response markers that are read with each history: they count in a batch's budget."""
-        ...
 
 
 class RecDataModule(LightningDataModule):
@@ -177,7 +153,9 @@ class RecDataModule(LightningDataModule):
             source = self.read()
             self._split = make_split(source, **self.split_options)
             self.template = self.split_options.get("template") or source.template
-            self.titles = self._item_titles(source)
+            titles = dict(zip(source.items["item_id"], title_texts(source.items, str(self.template)), strict=True))
+            own = zip(self._split.item_ids, self._split.item_texts, strict=True)
+            self.titles = [titles[item] or text for item, text in own]
 
     def setup(self, stage: str) -> None:
         """Read and split, on every process; under a Trainer, carry what its module reads."""
@@ -210,14 +188,7 @@ class RecDataModule(LightningDataModule):
 
     def largest_share(self) -> HistoryBatch:
         """Of this process's shares of an epoch's steps, the one with the most padded tokens."""
-        loader = self.train_dataloader()
-        assert isinstance(loader, ResumableLoader)
-        assert isinstance(loader.dataset, HistoryDataset)
-        shares = [rows for rows in loader.batches.batches() if len(rows)]
-        lengths = loader.dataset.lengths  # the sampler's own are all the same without `group_by_length`
-        sizes = [len(rows) * lengths[rows].max() for rows in shares]
-        batch: HistoryBatch = loader.dataset[shares[int(np.argmax(sizes))].tolist() if shares else []]
-        return batch
+        return self.train_dataloader().largest_share()
 
     def view(
         self,
@@ -266,7 +237,7 @@ class RecDataModule(LightningDataModule):
         """(catalogue,) tokens of each item's text, where histories are read as text."""
         return self.tokens.lengths if self.tokens else None
 
-    def train_dataloader(self) -> DataLoader[HistoryBatch]:
+    def train_dataloader(self) -> ResumableLoader:
         """Windows of the training sequences, each target supervised exactly once an epoch.
 
         With `random_cuts` and `shuffle_ties` they depend on the epoch: our command line reloads this loader in each.
@@ -274,30 +245,17 @@ class RecDataModule(LightningDataModule):
         epoch = self.trainer.current_epoch if self.trainer else 0
         random = np.random.default_rng([self.seed, epoch])
         split = with_shuffled_ties(self.split, random) if self.shuffle_ties else self.split
-        windows = training_windows(
-            split,
-            self._item_lengths(),
-            max_items=self.max_items,
-            max_length=self._max_length(),
-            supervision=self.supervision,
-            overlap=self.overlap,
-            random=random if self.random_cuts else None,
-        )
-        if not len(windows):
+        cuts = random if self.random_cuts else None
+        dataset = self.reader.training(split, supervision=self.supervision, overlap=self.overlap, random=cuts)
+        if not len(dataset):
             raise InputError("Expected a user with at least 2 training interactions, got none")
-        lengths = windows.length if self.group_by_length else np.full_like(windows.length, windows.length.max())
-        lengths = lengths + self.row_tokens
+        lengths = dataset.lengths if self.group_by_length else np.full_like(dataset.lengths, dataset.lengths.max())
         batches = TokenBudgetBatches(
             lengths, budget=self.batch_tokens, seed=self.seed, epoch=epoch, **self._processes()
         )
         if self.supervision == "last":
-            self.targets_per_batch = len(windows) / len(batches)
-        return ResumableLoader(
-            HistoryDataset.training(split, windows, self.tokens, self.row_tokens),
-            batches,
-            consumed=self._consumed,
-            **self._loading(),
-        )
+            self.targets_per_batch = len(dataset) / len(batches)
+        return ResumableLoader(dataset, batches, consumed=self._consumed, **self._loading())
 
     def val_dataloader(self) -> DataLoader[HistoryBatch]:
         """The validation queries."""
@@ -309,16 +267,9 @@ class RecDataModule(LightningDataModule):
 
     def boundaries_dataloader(self) -> DataLoader[HistoryBatch]:
         """All training boundaries, once, in file order; windows overlap by half at least, none is cut anew."""
-        windows = training_windows(
-            self.split,
-            self._item_lengths(),
-            max_items=self.max_items,
-            max_length=self._max_length(),
-            supervision=self.supervision,
-            overlap=max(self.overlap, 0.5),
-        )
-        batches = TokenBudgetBatches(windows.length + self.row_tokens, budget=self.evaluation_batch_tokens, seed=None)
-        dataset = HistoryDataset.training(self.split, windows, self.tokens, self.row_tokens)
+        overlap = max(self.overlap, 0.5)
+        dataset = self.reader.training(self.split, supervision=self.supervision, overlap=overlap)
+        batches = TokenBudgetBatches(dataset.lengths, budget=self.evaluation_batch_tokens, seed=None)
         return DataLoader(dataset, batch_size=None, sampler=batches, **self._loading())
 
     def predict_dataloader(self) -> DataLoader[HistoryBatch]:
@@ -339,51 +290,19 @@ class RecDataModule(LightningDataModule):
             hidden: For each history, True at the items whose identity is hidden from the encoder.
             spans: For each history, the tokens that are read instead of each item's own, separator included.
         """
-        own = self._item_lengths()
-        lengths = [own[items] for items in histories] if spans is None else [list(map(len, of)) for of in spans]
-        starts = [
-            latest_start(np.cumsum([0, *sizes]), len(sizes), 0, max_items=self.max_items, max_length=self._max_length())
-            for sizes in lengths
-        ]
-        return collate(
-            [items[start:] for items, start in zip(histories, starts, strict=True)],
-            tokens=self.tokens,
-            row_tokens=self.row_tokens,
-            hidden=None if hidden is None else [kept[start:] for kept, start in zip(hidden, starts, strict=True)],
-            spans=None if spans is None else [of[start:] for of, start in zip(spans, starts, strict=True)],
-        )
+        return self.reader.collate(histories, hidden=hidden, spans=spans)
 
     def longest_history(self) -> int:
         """The most tokens (items, where no text is read) of a history that is read: what positions must hold."""
-        split, lengths = self.split, self._item_lengths()
-        positions = np.concatenate([[0], np.cumsum(lengths[split.items], dtype=np.int64)])
-        ends = np.arange(1, len(split.items) + 1)
-        starts = np.maximum(np.repeat(split.offsets[:-1], np.diff(split.offsets)), ends - self.max_items)
-        return min(int((positions[ends] - positions[starts]).max()), self._max_length())
-
-    def _item_titles(self, source: Source) -> list[str]:
-        """The catalogue's texts by the first field of the template alone."""
-        template = self.split_options.get("template") or source.template
-        title = next((field for _, field, _, _ in string.Formatter().parse(str(template)) if field), None)
-        if title is None:  # a catalogue without text
-            return self.split.item_texts
-        texts = dict(zip(source.items["item_id"], item_texts(source.items, f"{{{title}}}"), strict=True))
-        own = zip(self.split.item_ids, self.split.item_texts, strict=True)
-        return [texts[item] or text for item, text in own]
+        return self.reader.longest(self.split)
 
     def _evaluation_loader(self, stage: Literal["validation", "test"]) -> DataLoader[HistoryBatch]:
-        queries, lengths = self.queries(stage), self._item_lengths()
-        start, end = query_windows(queries, lengths, max_items=self.max_items, max_length=self._max_length())
-        positions = np.concatenate([[0], np.cumsum(lengths[queries.items], dtype=np.int64)])
-        dataset = HistoryDataset.evaluation(queries, (start, end), self.tokens, self.row_tokens)
+        dataset = self.reader.evaluation(self.queries(stage))
+        batches = TokenBudgetBatches(
+            dataset.lengths, budget=self.evaluation_batch_tokens, seed=None, **self._processes()
+        )
         if self._change is not None:
             dataset = self._change(dataset)
-        batches = TokenBudgetBatches(
-            positions[end] - positions[start] + self.row_tokens,
-            budget=self.evaluation_batch_tokens,
-            seed=None,
-            **self._processes(),
-        )
         # Each element is a whole batch already: the sampler yields lists of rows.
         return DataLoader(dataset, batch_size=None, sampler=batches, **self._loading())
 
@@ -401,8 +320,11 @@ class RecDataModule(LightningDataModule):
         trainer = self.trainer
         return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
 
-    def _item_lengths(self) -> np.ndarray:
-        return self.tokens.lengths if self.tokens else np.ones(self.split.catalogue_size, dtype=np.int64)
-
-    def _max_length(self) -> int:
-        return min(self.max_tokens, self._longest or self.max_tokens) if self.tokens else self.max_items
+    @property
+    def reader(self) -> HistoryReader:
+        """How much of histories is read, and as what; after `setup` and, where they are read as text, `read_for`."""
+        if self.tokens is None:
+            ones = np.ones(self.split.catalogue_size, dtype=np.int64)
+            return HistoryReader(ones, self.max_items, self.max_items, None, self.row_tokens)
+        longest = min(self.max_tokens, self._longest or self.max_tokens)
+        return HistoryReader(self.tokens.lengths, self.max_items, longest, self.tokens, self.row_tokens)

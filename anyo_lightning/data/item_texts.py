@@ -63,6 +63,20 @@ def item_texts(items: pl.DataFrame, template: str) -> list[str]:
     return clean.select(text.str.strip_chars().alias("text"))["text"].to_list()
 
 
+def title_texts(items: pl.DataFrame, template: str) -> list[str]:
+    """The title of each item: its text by the first field of the template alone.
+
+    Args:
+        items: As in `item_texts`.
+        template: As in `item_texts`.
+
+    Returns:
+        One title per row; empty where the field is, or where the template has none.
+    """
+    title = next((field for _, field, _, _ in string.Formatter().parse(template) if field), None)
+    return item_texts(items, "" if title is None else f"{{{title}}}")
+
+
 def default_template(columns: Sequence[str]) -> str:
     """Title, year and genres as far as there are such columns, otherwise all columns, separated by commas.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
@@ -23,11 +24,20 @@ class ResumableLoader(DataLoader[HistoryBatch]):
         options: What else `DataLoader` takes.
     """
 
+    dataset: HistoryDataset
+
     def __init__(
         self, dataset: HistoryDataset, batches: TokenBudgetBatches, *, consumed: Callable[[], int], **options: Any
     ) -> None:
         super().__init__(dataset, batch_size=None, sampler=batches, **options)
         self.batches, self.consumed = batches, consumed
+
+    def largest_share(self) -> HistoryBatch:
+        """Of this process's shares of the epoch's steps, the one with the most padded tokens."""
+        shares = [rows for rows in self.batches.batches() if len(rows)]
+        lengths = self.dataset.lengths  # the sampler's own may all be the same
+        sizes = [len(rows) * lengths[rows].max() for rows in shares]
+        return self.dataset[shares[int(np.argmax(sizes))].tolist() if shares else []]
 
     def state_dict(self) -> dict[str, Any]:
         """Where in which epoch, and in which batches."""

@@ -12,7 +12,7 @@ from anyo_lightning.data.schema import Columns, Source, make_source
 from anyo_lightning.data.tables import read_table
 from anyo_lightning.disk import cache_folder, file_sha256, set_aside
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import fetch_archive, fetch_wheel
+from anyo_lightning.fetch import fetch
 
 __all__ = ["Columns", "Source", "load_source", "read_files"]
 
@@ -102,7 +102,7 @@ def _fetch_ml_100k() -> Path:
     if folder.exists() and not _is_intact(folder):
         set_aside(folder)
     if not folder.exists():
-        fetch_wheel(
+        fetch(
             "recbole==1.2.1",
             sha256=ML_100K_WHEEL_SHA256,
             members="recbole/dataset_example/ml-100k/*",
@@ -116,7 +116,7 @@ def _fetch_ml_1m() -> Path:
     """The folder with ML-1M's files."""
     folder = cache_folder() / "data" / "ml-1m"
     if not folder.exists():
-        fetch_archive(ML_1M, sha256=ML_1M_SHA256, members="*/*.dat", folder=folder)
+        fetch(ML_1M, sha256=ML_1M_SHA256, members="*/*.dat", folder=folder)
         print(GROUPLENS_TERMS.format(name="ml-1m"), file=sys.stderr)
     return folder
 

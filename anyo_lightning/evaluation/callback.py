@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,7 +25,7 @@ from anyo_lightning.evaluation.evaluation import Evaluation
 from anyo_lightning.evaluation.index import ItemIndex, check_factory, dense_for_index
 from anyo_lightning.evaluation.metrics import EXTRA, Extra
 from anyo_lightning.evaluation.ranking import block_rows, distinct_rows, excluded_items, rank
-from anyo_lightning.evaluation.scores import dense_rows
+from anyo_lightning.evaluation.scores import check_finite, dense_rows
 from anyo_lightning.evaluation.tested import training_cost, write_results
 from anyo_lightning.runs import RunFolder
 
@@ -250,8 +249,8 @@ class RetrievalMetrics(Callback):
         started = time.perf_counter()
         vectors = module.encode_catalogue().detach().float()
         cost = {"catalogue_encode_seconds": time.perf_counter() - started}
-        _check_finite("item", vectors, split.item_ids)
-        _check_finite("query", query_vectors, split.user_ids[queries.user[rows]])
+        check_finite("item", vectors, split.item_ids)
+        check_finite("query", query_vectors, split.user_ids[queries.user[rows]])
         target, history = queries.target[rows], queries.history if self.history_masked else None
         index = None
         if self.index != "Flat" or not query_vectors.is_sparse:
@@ -295,17 +294,3 @@ class RetrievalMetrics(Callback):
         )
         if written is not None:
             shown.log_results(trainer.loggers, written, step=trainer.global_step)
-
-
-def _check_finite(what: str, vectors: Tensor, names: np.ndarray) -> None:
-    """Refuse vectors with NaN or infinity, which would give every item the same rank."""
-    if vectors.is_sparse:
-        vectors = vectors.coalesce()
-        broken = sorted(set(vectors.indices()[0][~vectors.values().isfinite()].tolist()))
-    else:
-        broken = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
-    if broken:
-        raise InputError(
-            f"Expected finite {what} vectors, got {len(broken)} of {len(vectors)} with NaN or infinity "
-            f"(the first for {names[broken[0]]!r}): training has diverged, a lower learning rate may help"
-        )

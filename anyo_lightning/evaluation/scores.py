@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyo_lightning.data.splits import MISSING
+from anyo_lightning.errors import InputError
 
 FEWEST = 4  # rows of a product: of fewer, MKL rounds equal items differently, and they would not tie
 TILE = 256  # scores whose maximum says whether any of them can be among the best
@@ -89,6 +90,29 @@ def dense_rows(queries: Float[Tensor, "rows dim"], span: slice) -> Float[np.ndar
     if queries.is_sparse:
         return queries.index_select(0, torch.arange(span.start, span.stop)).to_dense().float().numpy()
     return queries[span].float().cpu().numpy()
+
+
+def check_finite(what: str, vectors: Float[Tensor, "rows dim"], names: np.ndarray) -> None:
+    """Refuse vectors with NaN or infinity, which would give every item the same rank.
+
+    Args:
+        what: `item` or `query`, for the sentence.
+        vectors: Dense, or sparse (COO).
+        names: (rows,) whose they are.
+
+    Raises:
+        InputError: Some are not finite.
+    """
+    if vectors.is_sparse:
+        vectors = vectors.coalesce()
+        broken = sorted(set(vectors.indices()[0][~vectors.values().isfinite()].tolist()))
+    else:
+        broken = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if broken:
+        raise InputError(
+            f"Expected finite {what} vectors, got {len(broken)} of {len(vectors)} with NaN or infinity "
+            f"(the first for {names[broken[0]]!r}): training has diverged, a lower learning rate may help"
+        )
 
 
 def at_unit_length(vectors: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:

