@@ -85,7 +85,7 @@ class CLLMRec(RetrievalModule):
 
     How this differs from the paper beyond that: it is a composite, as its users describe it. The released code trains a
     plain LRURec: its contrastive branch is never given to the optimizer. Crop, mask and reorder are those of CL4SRec,
-    substitute is that of CoSeRec.
+    substitute is that of CoSeRec without the boundary's target.
 
     Args:
         encoders: How histories and items are encoded; `TextEncoders`, and with written views ones that read texts.
@@ -194,7 +194,7 @@ class CLLMRec(RetrievalModule):
         """The contrast of the two views at the anchors, and how many there are."""
         random = np.random.default_rng(int(torch.randint(2**31, ())))
         rows, written = self.find_anchors(batch)
-        histories = prefixes(batch, rows)
+        histories, targets = prefixes(batch, rows), batch.on_cpu.targets[rows.cpu()].tolist()
         identities, views = [boundary_identities(batch)[rows], same_content(histories).to(self.device)], []
         for position, view in enumerate(self.views):
             if view in get_args(Kind):
@@ -206,7 +206,7 @@ class CLLMRec(RetrievalModule):
                 encoded = states[rows]
             else:
                 scores = sizes_before(states, batch, rows) if view in PRUNED_BY_STATES else None
-                items, hidden = self.made(view, histories, scores=scores, random=random)
+                items, hidden = self.made(view, histories, targets=targets, scores=scores, random=random)
                 encoded = self.encode_in_batches(items, budget=self.data.batch_tokens, hidden=hidden)
             views.append(F.normalize(self.head(encoded), dim=1))
         options: dict[str, Any] = {
@@ -277,25 +277,35 @@ class CLLMRec(RetrievalModule):
         return self._written[kind]
 
     def made(
-        self, view: str, histories: list[np.ndarray], *, scores: list[np.ndarray] | None, random: np.random.Generator
+        self,
+        view: str,
+        histories: list[np.ndarray],
+        *,
+        targets: list[int],
+        scores: list[np.ndarray] | None,
+        random: np.random.Generator,
     ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
         """The items of a view of each history, and with `mask` which of them are hidden.
 
         Args:
             view: Any but the written ones.
             histories: Items, oldest first.
+            targets: The item that follows each.
             scores: γ of each history's items, for views that are pruned by it.
             random: Source of randomness.
         """
         share = self.shares["importance" if view in PRUNED_BY_STATES else view] if view != "original" else 0
         if view == "mask":
             return histories, [operators.mask(items, share=share, random=random) for items in histories]
+        if view == "substitute":
+            options: dict[str, Any] = {"share": share, "similar": self.similar, "random": random}
+            followed = zip(histories, targets, strict=True)
+            return [operators.substitute(items, target=target, **options) for items, target in followed], None
         make: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "original": lambda items: items,
             "importance": lambda items: operators.importance(items, share=share, scores=self.importance_scores(items)),
             "crop": lambda items: operators.crop(items, share=share, random=random),
             "reorder": lambda items: operators.reorder(items, share=share, random=random),
-            "substitute": lambda items: operators.substitute(items, share=share, similar=self.similar, random=random),
         }
         if scores is None:
             return list(map(make[view], histories)), None
