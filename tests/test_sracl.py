@@ -122,7 +122,7 @@ def test_at_most_the_asked_number_of_anchors(tiny_bert: str, data: RecDataModule
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_intra_user_by_hand(tiny_bert: str, data: RecDataModule, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two views per history, items before the last replaced by neighbours, never the target; each against the others."""
+    """Two views per history, items before the last replaced by neighbours but the target; each against the others."""
     model = made(tiny_bert, data, mask_false_negatives=masked, share=0.5)
     items = np.arange(data.split.catalogue_size)[:, None]
     model.item_neighbours = (items + np.arange(1, 4)) % data.split.catalogue_size  # with many a target among them

@@ -221,7 +221,7 @@ class CLLMRec(RetrievalModule):
 
     def find_anchors(self, batch: HistoryBatch) -> tuple[Int[Tensor, " anchors"], dict[Kind, list[TokenisedView]]]:
         """Boundaries at random, those without a written view left out, and the written views of each kind."""
-        drawn = sampled(torch.arange(len(batch.targets)), self.anchors)
+        drawn = sampled(batch, torch.arange(len(batch.targets)), self.anchors, random=self.shared_random)
         here = batch.on_cpu
         users, targets = here.user[here.target_places[0]][drawn].tolist(), here.targets[drawn].tolist()
         asked = list(zip(users, prefixes(batch, drawn), targets, strict=True))

@@ -186,10 +186,10 @@ class SRACL(RetrievalModule):
         return self._contrast(states[rows], positives, identities)
 
     def taking_part(self, batch: HistoryBatch) -> Int[Tensor, " rows"]:
-        """The boundaries whose prefixes have neighbours, or a sample of them: this process's share of `anchors`."""
+        """The boundaries whose prefixes have neighbours, or this process's part of a sample of `anchors`."""
         prefixes = self.prefix_of_target[batch.target_positions]
         rows = ((prefixes >= 0) & (self.prefix_neighbours[prefixes, 0] >= 0)).nonzero()[:, 0]
-        return sampled(rows, self.anchors)
+        return sampled(batch, rows, self.anchors, random=self.shared_random)
 
     def intra_user(self, batch: HistoryBatch) -> Float[Tensor, ""]:
         """InfoNCE over the 2N views of N histories: each against all but itself, its positive the other of the two."""
