@@ -277,13 +277,13 @@ class RetrievalMetrics(Callback):
         item_tokens = getattr(trainer.datamodule, "item_token_counts", None)  # type: ignore[attr-defined]
         training = training_cost(trained, elsewhere=self.weights_of is not None)
         cost: dict[str, Any] = {**getattr(module, "cost", dict)(), **training, **serving}
-        name, zero_shot = self.variant or trained.variant, getattr(module, "transfer", None) is not None
+        name, transfer = self.variant or trained.variant, getattr(module, "transfer", None)
         written = write_results(
             run,
             evaluation,
             item_tokens,
             cost,
-            variant=f"{name}, zero-shot" if zero_shot else name,
+            variant=name if transfer is None else f"{name}, {transfer.name}",
             seed=self.seed,
             protocol={
                 "history_masked": self.history_masked,
