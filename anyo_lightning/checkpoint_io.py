@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from anyo_lightning.data.splits import Split
 from anyo_lightning.disk import renamed_to
 from anyo_lightning.errors import InputError
-from anyo_lightning.runs import STARTED_FROM, RunFolder
+from anyo_lightning.runs import RunFolder
 
 METADATA = "anyo_lightning"  # the key of what a checkpoint says of itself
 
@@ -80,31 +80,6 @@ def describe_catalogue(split: Split) -> dict[str, Any]:
         "items": split.catalogue_size,
         "catalogue": describe_items(split.item_ids.tolist(), split.item_texts),
         "split": split.fingerprint,
-    }
-
-
-def describe_run(folder: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run that starts from a checkpoint notes of it, for its own checkpoints and metrics.json.
-
-    Args:
-        folder: The checkpoint's run folder.
-        checkpoint: Its content.
-
-    Returns:
-        `run`, `model`, `split` (the fingerprint), `weights` (a hash of all tensors), and `started_from`, the same of
-        what that run started from, or None.
-    """
-    content, weights = hashlib.sha256(), checkpoint["state_dict"]
-    for name, weight in sorted(weights.items()):
-        content.update(f"{name} {tuple(weight.shape)}".encode())
-        content.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    found = checkpoint[METADATA]
-    return {
-        "run": str(folder),
-        "model": found["model"],
-        "split": found["split"],
-        "weights": content.hexdigest()[:16],
-        STARTED_FROM: found.get(STARTED_FROM),
     }
 
 

@@ -31,7 +31,8 @@ from anyo_lightning.disk import renamed_to
 from anyo_lightning.errors import InputError
 
 METRICS_KEYS = ("variant", "seed", "split", "protocol", "metrics", "slices", "cost", "environment")
-STARTED_FROM = "started_from"  # a further key of metrics.json and of checkpoints, where a run starts from another's
+RUN_OPTIONS = ("init_from", "item_vectors_from", "distil_from", "teacher")  # of models: folders of other runs
+LINEAGE = "lineage"  # a further key of metrics.json and of checkpoints: of the runs that were read, by these options
 PROBES_KEYS = ("split", "seed", "users", "reads_titles", "figures", "memory")
 VERSION = re.compile(r"version_(\d+)")
 
@@ -146,8 +147,8 @@ class RunFolder:
         return config
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write metrics.json; its keys are `METRICS_KEYS`, and `STARTED_FROM` where there is one."""
-        assert tuple(name for name in metrics if name != STARTED_FROM) == METRICS_KEYS, (
+        """Write metrics.json; its keys are `METRICS_KEYS`, and `LINEAGE` where other runs were read."""
+        assert tuple(name for name in metrics if name != LINEAGE) == METRICS_KEYS, (
             f"Expected the keys {METRICS_KEYS}, got {tuple(metrics)}"
         )
         text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -283,6 +284,12 @@ class RunFolder:
             InputError: There is none, or it cannot be read as one.
         """
         return _read_parquet(self.catalogue_file)
+
+
+def named_run(place: str | Path) -> RunFolder:
+    """The run that an option names by its folder, or by the file in it that is read (`Student.teacher`)."""
+    path = Path(place)
+    return RunFolder(path.parent if path.suffix == ".safetensors" else path)
 
 
 def _missing(path: Path) -> list[Path]:

@@ -13,7 +13,7 @@ LAYERS = [
     "defaults errors disk distributed hardware environment fetch internals losses",
     "runs",
     "data",
-    "checkpoint_io llm",
+    "checkpoint_io lineage llm",
     "encoders views evaluation",
     "models",
     "training compare fidelity probes serving",

@@ -386,18 +386,20 @@ def test_a_run_says_whose_weights_it_started_from(anyo: Anyo, run: Callable[...,
         run("sasrec", f"--model.init_from={tmp_path / start}", folder=folder)
         for start, folder in (("first", "second"), ("second", "third"))
     )
-    assert "started_from" not in first.read_metrics()
+    assert "lineage" not in first.read_metrics()
     split = first.read_metrics()["split"]["fingerprint"]
-    origin = second.read_metrics()["started_from"]
-    assert origin.pop("weights") != third.read_metrics()["started_from"]["weights"]
-    assert origin == {"run": str(first.path), "model": "SASRec", "split": split, "started_from": None}
-    found = third.read_metrics()["started_from"]
-    assert found["started_from"] == second.read_metrics()["started_from"]
+    found, origin = (run.read_metrics()["lineage"]["init_from"] for run in (third, second))
+    assert found["lineage"] == {"init_from": origin}
+    assert origin.pop("weights") != found["weights"]
+    settings = origin.pop("settings")
+    assert settings["data.max_items"] == 20
+    assert settings["split"] == split
+    assert origin == {"run": str(first.path), "variant": "first", "model": "SASRec", "split": split, "lineage": {}}
     second.remove()
     anyo("test", f"--run={third.path}", "--trainer.enable_progress_bar=false")
-    assert third.read_metrics()["started_from"] == found
+    assert third.read_metrics()["lineage"] == {"init_from": found}
     run("sasrec", f"--model.init_from={second.path}", "--trainer.max_epochs=2", folder="third")
-    assert third.read_metrics()["started_from"] == found
+    assert third.read_metrics()["lineage"] == {"init_from": found}
 
 
 def test_a_start_from_a_catalogue_that_is_known_in_part(

@@ -291,7 +291,7 @@ class RetrievalMetrics(Callback):
                 **({} if self.weights_of is None else {"weights": str(self.weights_of)}),
             },
             environment={"training": self._trained_in or self._environment, "testing": self._environment},
-            started_from=getattr(module, "started_from", None),
+            lineage=getattr(module, "lineage", None),
         )
         if written is not None:
             shown.log_results(trainer.loggers, written, step=trainer.global_step)
