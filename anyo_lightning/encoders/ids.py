@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.base import Encoders, check_dropout, check_sizes
-from anyo_lightning.encoders.history import Body, IdHistory, Positions
+from anyo_lightning.encoders.id_history import Body, IdHistory, Positions
 from anyo_lightning.encoders.items import IdItems
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from anyo_lightning import distributed
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.base import Encoders, check_dropout, check_frozen, check_sizes, settings_of_dropped
-from anyo_lightning.encoders.history import Body, IdHistory, Positions
+from anyo_lightning.encoders.id_history import Body, IdHistory, Positions
 from anyo_lightning.encoders.items import IdItems
 from anyo_lightning.encoders.whitening import leading_components
 from anyo_lightning.errors import InputError
