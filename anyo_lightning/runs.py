@@ -27,7 +27,7 @@ import polars as pl
 import yaml
 from filelock import FileLock, Timeout
 
-from anyo_lightning.disk import renamed_to
+from anyo_lightning.disk import renamed_to, write_json
 from anyo_lightning.errors import InputError
 
 METRICS_KEYS = ("variant", "seed", "split", "protocol", "metrics", "slices", "cost", "environment")
@@ -151,9 +151,8 @@ class RunFolder:
         assert tuple(name for name in metrics if name != LINEAGE) == METRICS_KEYS, (
             f"Expected the keys {METRICS_KEYS}, got {tuple(metrics)}"
         )
-        text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         with renamed_to(self.metrics_file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            write_json(temporary, metrics)
 
     def read_metrics(self) -> dict[str, Any]:
         """The content of metrics.json.
@@ -176,8 +175,7 @@ class RunFolder:
         """Write probes.json; its keys are `PROBES_KEYS`."""
         assert tuple(probes) == PROBES_KEYS, f"Expected the keys {PROBES_KEYS}, got {tuple(probes)}"
         with renamed_to(self.probes_file) as temporary:
-            text = json.dumps(probes, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-            temporary.write_text(text, encoding="utf-8")
+            write_json(temporary, probes)
 
     def read_probes(self) -> dict[str, Any] | None:
         """The content of probes.json; None where the run has not been probed.
@@ -253,7 +251,7 @@ class RunFolder:
     def write_logger_ids(self, ids: dict[str, str]) -> None:
         """Write loggers.json: by which id each logger's server knows the run."""
         with renamed_to(self.logger_ids_file) as temporary:
-            temporary.write_text(json.dumps(ids, indent=1), encoding="utf-8")
+            write_json(temporary, ids)
 
     def read_logger_ids(self) -> dict[str, str]:
         """Read loggers.json; nothing where it is not there.
