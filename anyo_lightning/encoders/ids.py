@@ -32,7 +32,7 @@ class IdEncoders(Encoders):
     """
 
     texts = frozenset()
-    item_rows = ("*.embedding.weight",)
+    item_rows: tuple[str, ...] = ("*.embedding.weight",)
 
     def __init__(
         self,
