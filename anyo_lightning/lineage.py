@@ -1,55 +1,27 @@
-"""What a run was trained with, and what the runs were that it has read: noted when they are read, since folders go."""
+"""What a run folder says of how it was trained, and of the runs that it has read; without torch, which takes seconds.
+
+A run notes what the runs were that it reads (`checkpoint_io.describe_run`), since their folders go.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
-from torch import Tensor, uint8
 
-from anyo_lightning.checkpoint_io import METADATA, describe_items, read
 from anyo_lightning.defaults import by_path
 from anyo_lightning.errors import InputError
-from anyo_lightning.runs import LINEAGE, RunFolder, named_run
+from anyo_lightning.runs import LINEAGE, RunFolder
 
 CUT_SHORT = "cut short"
 
 
-def describe_run(path: Path) -> dict[str, Any]:
-    """What a run that reads another one notes of it, for its own checkpoints and metrics.json.
-
-    Args:
-        path: The other run's folder, or the file in it that is read.
-
-    Returns:
-        `run`, the folder; `variant`; `model`, the class; `split`, the fingerprint; `weights`, a hash of all tensors of
-        its best checkpoint; `settings`, as `read_settings` reads them; `lineage`, the same of the runs that it has read
-        itself, by their options. None stands for what it does not say.
-
-    Raises:
-        InputError: Its best checkpoint cannot be read.
-    """
-    run = named_run(path)
-    settings = known_settings(run)
-    found: dict[str, Any] = {"run": str(run.path), "variant": variant_of(run)}
-    if not run.best_checkpoint.is_file():  # a floor
-        data, kind = settings or {}, (settings or {}).get("model.class_path")
-        model = None if kind is None else str(kind).rpartition(".")[2]
-        given = {"model": model, "split": data.get("split"), "weights": None}
-        return {**found, **given, "settings": settings, LINEAGE: lineage_of(run)}
-    checkpoint = read(run.path)
-    noted = checkpoint[METADATA]
-    if settings is not None:  # of a run that has not been tested, its checkpoint alone says which data it had
-        settings |= {part: noted[part] for part in ("split", "catalogue")}
-    weights = _hash_of(checkpoint["state_dict"])
-    given = {"model": noted["model"], "split": noted["split"], "weights": weights}
-    return {**found, **given, "settings": settings, LINEAGE: noted_in(noted)}
-
-
 def noted_in(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run has noted of the runs that it has read, by a checkpoint's metadata; once of `init_from` alone."""
+    """What a run has noted of the runs that it has read, by a checkpoint's metadata.
+
+    Of an earlier version these say it of `init_from` alone.
+    """
     earlier = metadata.get("started_from")
     return metadata.get(LINEAGE) or ({"init_from": earlier} if earlier else {})
 
@@ -98,12 +70,14 @@ def lineage_of(run: RunFolder) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _hash_of(weights: Mapping[str, Tensor]) -> str:
-    content = hashlib.sha256()
-    for name, weight in sorted(weights.items()):
-        content.update(f"{name} {tuple(weight.shape)}".encode())
-        content.update(weight.detach().contiguous().reshape(-1).view(uint8).numpy().tobytes())
-    return content.hexdigest()[:16]
+def describe_items(ids: Sequence[str], texts: Sequence[str]) -> str:
+    """The fingerprint of a catalogue.
+
+    Args:
+        ids: Of its items, in their order.
+        texts: Their texts.
+    """
+    return hashlib.sha256(json.dumps([list(ids), list(texts)]).encode()).hexdigest()[:16]
 
 
 def _data(run: RunFolder) -> dict[str, str]:

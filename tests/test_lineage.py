@@ -13,12 +13,12 @@ import yaml
 from fake_runs import write_run
 from helpers import MakeData, fit, prepare, save_as_run, tiny
 
+from anyo_lightning.checkpoint_io import describe_run
 from anyo_lightning.compare.columns import notes
 from anyo_lightning.compare.results import load_results
 from anyo_lightning.compare.settings import agree, read_settings
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.vectors import VectorEncoders
-from anyo_lightning.lineage import describe_run
 from anyo_lightning.models.e4srec import E4SRec
 from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.runs import RUN_OPTIONS, RunFolder, named_run

@@ -11,9 +11,9 @@ PACKAGE = PROJECT / "anyo_lightning"
 # From low to high: a file may import from its own layer and from lower ones.
 LAYERS = [
     "defaults errors disk distributed hardware environment fetch internals losses",
-    "runs",
+    "runs lineage",
     "data",
-    "checkpoint_io lineage llm",
+    "checkpoint_io llm",
     "encoders views evaluation",
     "models",
     "training compare fidelity probes serving",

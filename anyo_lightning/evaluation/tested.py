@@ -35,7 +35,7 @@ def write_results(
         seed: Of the run.
         protocol: How it was ranked, beside cutoffs and counts of rows.
         environment: Where it was trained and tested.
-        lineage: The runs that it has read, by the options that name them, as `lineage.describe_run` describes each.
+        lineage: The runs that it has read, by the options that name them (`checkpoint_io.describe_run`).
 
     Returns:
         The content of metrics.json; None where what is there is kept.

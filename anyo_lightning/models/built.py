@@ -17,7 +17,7 @@ from anyo_lightning.encoders.base import CountsTokens, Encoders
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import peak_memory_gib
 from anyo_lightning.internals import keep_from_ddp, trainer_of
-from anyo_lightning.lineage import describe_run, noted_in
+from anyo_lightning.lineage import noted_in
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.quantisation import parameter_count
 from anyo_lightning.models import identity
@@ -164,7 +164,7 @@ class BuiltModule(LightningModule):
         self.identity()  # refuses settings that no checkpoint can hold
         if saved is None:
             self.initialise()
-            self.lineage = {name: describe_run(place) for name, place in self.runs_read().items()}
+            self.lineage = {name: checkpoint_io.describe_run(place) for name, place in self.runs_read().items()}
         self.built = True
         # What DDP need not send: frozen weights, and buffers, which are the same on all processes and may be large.
         keep_from_ddp(self, identity.frozen_keys(self) | dict(self.named_buffers()).keys())

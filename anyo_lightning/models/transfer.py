@@ -19,11 +19,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from anyo_lightning import distributed
-from anyo_lightning.checkpoint_io import METADATA, describe_catalogue, describe_items
+from anyo_lightning.checkpoint_io import METADATA, describe_catalogue
 from anyo_lightning.data.item_texts import TrainedTexts
 from anyo_lightning.data.splits import Split, placeholder
 from anyo_lightning.encoders.base import LANGUAGE_MODEL, Encoders
 from anyo_lightning.errors import InputError
+from anyo_lightning.lineage import describe_items
 from anyo_lightning.runs import RunFolder
 
 TRAINED = "*.trained"  # which items have a trained row, in any encoder
