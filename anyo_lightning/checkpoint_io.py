@@ -1,18 +1,19 @@
 """Reading and writing checkpoint files: whole or not at all, and nothing in them is executed."""
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
+from torch import Tensor
 
 from anyo_lightning.data.splits import Split
 from anyo_lightning.disk import renamed_to
 from anyo_lightning.errors import InputError
-from anyo_lightning.runs import STARTED_FROM, RunFolder
+from anyo_lightning.lineage import describe_items, known_settings, lineage_of, noted_in, variant_of
+from anyo_lightning.runs import LINEAGE, RunFolder, named_run
 
 METADATA = "anyo_lightning"  # the key of what a checkpoint says of itself
 
@@ -83,36 +84,40 @@ def describe_catalogue(split: Split) -> dict[str, Any]:
     }
 
 
-def describe_run(folder: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run that starts from a checkpoint notes of it, for its own checkpoints and metrics.json.
+def describe_run(path: Path) -> dict[str, Any]:
+    """What a run that reads another one notes of it, for its own checkpoints and metrics.json.
 
     Args:
-        folder: The checkpoint's run folder.
-        checkpoint: Its content.
+        path: The other run's folder, or the file in it that is read.
 
     Returns:
-        `run`, `model`, `split` (the fingerprint), `weights` (a hash of all tensors), and `started_from`, the same of
-        what that run started from, or None.
+        `run`, the folder; `variant`; `model`, the class; `split`, the fingerprint; `weights`, a hash of all tensors of
+        its best checkpoint; `settings`, as `read_settings` reads them; `lineage`, the same of the runs that it has read
+        itself, by their options. None stands for what it does not say.
+
+    Raises:
+        InputError: Its best checkpoint cannot be read.
     """
-    content, weights = hashlib.sha256(), checkpoint["state_dict"]
+    run = named_run(path)
+    settings = known_settings(run)
+    found: dict[str, Any] = {"run": str(run.path), "variant": variant_of(run)}
+    if not run.best_checkpoint.is_file():  # a floor
+        data, kind = settings or {}, (settings or {}).get("model.class_path")
+        model = None if kind is None else str(kind).rpartition(".")[2]
+        given = {"model": model, "split": data.get("split"), "weights": None}
+        return {**found, **given, "settings": settings, LINEAGE: lineage_of(run)}
+    checkpoint = read(run.path)
+    noted = checkpoint[METADATA]
+    if settings is not None:  # of a run that has not been tested, its checkpoint alone says which data it had
+        settings |= {part: noted[part] for part in ("split", "catalogue")}
+    weights = _hash_of(checkpoint["state_dict"])
+    given = {"model": noted["model"], "split": noted["split"], "weights": weights}
+    return {**found, **given, "settings": settings, LINEAGE: noted_in(noted)}
+
+
+def _hash_of(weights: Mapping[str, Tensor]) -> str:
+    content = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         content.update(f"{name} {tuple(weight.shape)}".encode())
         content.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    found = checkpoint[METADATA]
-    return {
-        "run": str(folder),
-        "model": found["model"],
-        "split": found["split"],
-        "weights": content.hexdigest()[:16],
-        STARTED_FROM: found.get(STARTED_FROM),
-    }
-
-
-def describe_items(ids: Sequence[str], texts: Sequence[str]) -> str:
-    """The fingerprint of a catalogue.
-
-    Args:
-        ids: Of its items, in their order.
-        texts: Their texts.
-    """
-    return hashlib.sha256(json.dumps([list(ids), list(texts)]).encode()).hexdigest()[:16]
+    return content.hexdigest()[:16]

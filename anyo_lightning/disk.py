@@ -60,9 +60,9 @@ def write_json(path: Path, content: Any) -> None:
 
     Args:
         path: The file.
-        content: What `json.dumps` takes.
+        content: What `json.dumps` takes, without NaN and infinity, which are no JSON.
     """
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def text_sha256(text: str) -> str:

@@ -27,11 +27,12 @@ import polars as pl
 import yaml
 from filelock import FileLock, Timeout
 
-from anyo_lightning.disk import renamed_to
+from anyo_lightning.disk import renamed_to, write_json
 from anyo_lightning.errors import InputError
 
 METRICS_KEYS = ("variant", "seed", "split", "protocol", "metrics", "slices", "cost", "environment")
-STARTED_FROM = "started_from"  # a further key of metrics.json and of checkpoints, where a run starts from another's
+RUN_OPTIONS = ("init_from", "item_vectors_from", "distil_from", "teacher", "runs")  # of models: folders of other runs
+LINEAGE = "lineage"  # a further key of metrics.json and of checkpoints: of the runs that were read, by these options
 PROBES_KEYS = ("split", "seed", "users", "reads_titles", "figures", "memory")
 VERSION = re.compile(r"version_(\d+)")
 
@@ -146,13 +147,12 @@ class RunFolder:
         return config
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write metrics.json; its keys are `METRICS_KEYS`, and `STARTED_FROM` where there is one."""
-        assert tuple(name for name in metrics if name != STARTED_FROM) == METRICS_KEYS, (
+        """Write metrics.json; its keys are `METRICS_KEYS`, and `LINEAGE` where other runs were read."""
+        assert tuple(name for name in metrics if name != LINEAGE) == METRICS_KEYS, (
             f"Expected the keys {METRICS_KEYS}, got {tuple(metrics)}"
         )
-        text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         with renamed_to(self.metrics_file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            write_json(temporary, metrics)
 
     def read_metrics(self) -> dict[str, Any]:
         """The content of metrics.json.
@@ -175,8 +175,7 @@ class RunFolder:
         """Write probes.json; its keys are `PROBES_KEYS`."""
         assert tuple(probes) == PROBES_KEYS, f"Expected the keys {PROBES_KEYS}, got {tuple(probes)}"
         with renamed_to(self.probes_file) as temporary:
-            text = json.dumps(probes, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-            temporary.write_text(text, encoding="utf-8")
+            write_json(temporary, probes)
 
     def read_probes(self) -> dict[str, Any] | None:
         """The content of probes.json; None where the run has not been probed.
@@ -252,7 +251,7 @@ class RunFolder:
     def write_logger_ids(self, ids: dict[str, str]) -> None:
         """Write loggers.json: by which id each logger's server knows the run."""
         with renamed_to(self.logger_ids_file) as temporary:
-            temporary.write_text(json.dumps(ids, indent=1), encoding="utf-8")
+            write_json(temporary, ids)
 
     def read_logger_ids(self) -> dict[str, str]:
         """Read loggers.json; nothing where it is not there.
@@ -283,6 +282,12 @@ class RunFolder:
             InputError: There is none, or it cannot be read as one.
         """
         return _read_parquet(self.catalogue_file)
+
+
+def named_run(place: str | Path) -> RunFolder:
+    """The run that an option names by its folder, or by the file in it that is read (`Student.teacher`)."""
+    path = Path(place)
+    return RunFolder(path.parent if path.suffix == ".safetensors" else path)
 
 
 def _missing(path: Path) -> list[Path]:

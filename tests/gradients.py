@@ -42,7 +42,7 @@ ROWS = 11  # windows in the global batch: processes get unequal numbers of histo
 
 
 def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalModule]]:
-    """All trained variants, without dropout and with nothing drawn at random."""
+    """All trained variants, without dropout; what is drawn at random is drawn alike."""
     llm = tiny(folder, layers=3, sharded=sharded)
     texts = partial(TextEncoders, llm, dim=16, dropout=0.0, input_dropout=0.0)
     # Not whitened: of 16 items' states in 32 dimensions that is a factor of 30, of rounding as well.
@@ -70,6 +70,8 @@ def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalM
         "SRACL on ids, neighbours encoded": partial(swap, ids, semantics=llm, bank=False),
         "SRACL on text, neighbours encoded": partial(swap, texts(), bank=False),
         "SRACL on text, bank": partial(swap, texts(), bank=True),
+        "CLLMRec at a few boundaries": partial(CLLMRec, texts(), views=("original", "importance"), anchors=5),
+        "SRACL at a few boundaries": partial(swap, ids, semantics=llm, anchors=5),
         "LLaRA": partial(LLaRA, live(), hard_negatives=3, mined_negatives=3, popularity_correction=True),
         "LLaRA over the catalogue": partial(LLaRA, live(), keys="catalogue"),
         "LLaRA with a temperature": partial(LLaRA, live(), learn_temperature=True),

@@ -24,8 +24,9 @@ from anyo_lightning.hardware import fast_dtype
 from anyo_lightning.internals import recompute_activations
 from anyo_lightning.llm import attention
 from anyo_lightning.llm.attention import automatic_attention, causal_attention
-from anyo_lightning.llm.backbone import READ_ALONE, Backbone, load_tokenizer
+from anyo_lightning.llm.backbone import Backbone, load_tokenizer
 from anyo_lightning.llm.evaluation_mode import evaluating
+from anyo_lightning.llm.last_layer import READ_ALONE
 from anyo_lightning.llm.selfcheck import self_check
 
 

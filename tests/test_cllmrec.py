@@ -274,7 +274,7 @@ def test_views_read_what_they_say(
         calls.clear()
         model.views = views  # type: ignore[assignment]
         if "substitute" in views:
-            model.similar = np.stack([(np.arange(16) + 1) % 16] * 2, axis=1)
+            model.similar = (np.arange(16)[:, None] + [1, 2]) % 16
         model.contrastive_loss(states, batch)
         return list(calls)
 
@@ -290,6 +290,10 @@ def test_views_read_what_they_say(
     ((substituted, *_),) = read("original", "substitute")
     changed = [(a != b).sum() for a, b in zip(substituted, histories, strict=True)]
     assert changed == [int(0.2 * len(items) + 1e-9) for items in histories]
+    followed = list(zip(substituted, histories, batch.targets.tolist(), strict=True))
+    assert not any((a[a != b] == target).any() for a, b, target in followed)
+    similar = [np.isin((target - b[a != b]) % 16, [1, 2]).any() for a, b, target in followed]
+    assert sum(similar) > 10
     ((pruned, *_),) = read("original", "importance")
     for kept, items in zip(pruned, histories, strict=True):
         scores = model.importance_scores(items)

@@ -202,11 +202,13 @@ def test_a_trained_run_needs_no_teacher(
     config = f"--config={CONFIGS / 'e4srec_vectors.yaml'}"
     anyo("fit", config, *small, *small_llm, f"--model.distil_from={teacher}", f"--run={run.path}")
     assert {"train/teacher_states", "train/teacher_items"} <= set(pl.read_csv(run.curves_file).columns)
-    figures = run.read_metrics()["metrics"]
+    figures, read = (run.read_metrics()[name] for name in ("metrics", "lineage"))
+    assert (read["distil_from"]["variant"], read["distil_from"]["model"]) == ("teacher", "SASRec")
     (moved := tmp_path / "elsewhere" / teacher.name).parent.mkdir()
     shutil.move(teacher, moved)
     anyo("test", f"--run={run.path}")
     again = run.read_metrics()["metrics"]
+    assert run.read_metrics()["lineage"] == read
     assert {n: v for n, v in again.items() if "seconds" not in n} == {
         n: v for n, v in figures.items() if "seconds" not in n
     }

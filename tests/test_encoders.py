@@ -13,7 +13,8 @@ from transformers import BertConfig, BertModel
 from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.windows import training_windows
-from anyo_lightning.encoders.history import Body, IdHistory, Injection, ItemTokenHistory, Positions, TextHistory
+from anyo_lightning.encoders.history import Injection, ItemTokenHistory, TextHistory
+from anyo_lightning.encoders.id_history import Body, IdHistory, Positions
 from anyo_lightning.encoders.items import FrozenTextItems
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.encoders.text import TextEncoders

@@ -74,6 +74,10 @@ def test_a_run_with_itself_ranks_as_the_run(
     columns = ["user_id", "target_item_id", "rank"]
     assert found.read_predictions(columns).equals(alone.read_predictions(columns))
     cost, own = found.read_metrics()["cost"], alone.read_metrics()["cost"]
+    lineage = found.read_metrics()["lineage"]
+    assert {name: run["run"] for name, run in lineage.items()} == dict.fromkeys(
+        ["0.runs", "1.runs"], str(runs["sasrec"])
+    )
     for name in ("train_seconds", "tokens", "targets", "flops", "trainable_parameters"):
         assert cost[name] == 2 * own[name] > 0
 

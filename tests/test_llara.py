@@ -139,7 +139,7 @@ def test_both_sides_train_lora_and_nothing_frozen(built: Make) -> None:
             assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == trained, (side, name)
     loss, parts = model.loss(model(batch), batch)
     loss.backward()
-    assert float(model.log_temperature.grad) != 0
+    assert float(model.learned_temperature.log_ratio.grad) != 0
     assert float(parts["temperature"]) == pytest.approx(0.1)
 
 
@@ -147,23 +147,23 @@ def test_a_learned_temperature_keeps_its_gradient_at_the_floor(make: Make, make_
     """A step beyond the floor is taken back before a checkpoint can be written, so that a later one can raise it."""
     seen: list[float] = []
     push = LambdaCallback(
-        on_before_optimizer_step=lambda _, module, __: module.log_temperature.grad.fill_(1.0),
-        on_train_batch_end=lambda _, module, *__: seen.append(module.log_temperature.item()),
+        on_before_optimizer_step=lambda _, module, __: module.learned_temperature.log_ratio.grad.fill_(1.0),
+        on_train_batch_end=lambda _, module, *__: seen.append(module.learned_temperature.log_ratio.item()),
     )
     model = make(
-        learn_temperature=True, temperature=0.02, learning_rates={"log_temperature": 3.0}, warmup=0.0, decay=False
+        learn_temperature=True, temperature=0.02, learning_rates={"learned_temperature": 3.0}, warmup=0.0, decay=False
     )
     fit(model, make_data(batch_tokens=600), tmp_path, epochs=3, callbacks=[push])
     floor = math.log(0.01 / 0.02)
     assert seen == pytest.approx([floor] * len(seen))
     assert seen
     model.zero_grad()
-    nn.init.constant_(model.log_temperature, floor)
+    nn.init.constant_(model.learned_temperature.log_ratio, floor)
     batch = batch_of(model)
     loss, parts = model.loss(model(batch), batch)
     loss.backward()
     assert float(parts["temperature"]) == pytest.approx(0.01)
-    assert float(model.log_temperature.grad) != 0
+    assert float(model.learned_temperature.log_ratio.grad) != 0
 
 
 def test_mined_negatives_are_the_best_items_that_a_user_does_not_have(built: Make) -> None:

@@ -15,6 +15,7 @@ from anyo_lightning.views.operators import crop, importance, mask, reorder, subs
 HISTORIES = st.lists(st.integers(0, 29), min_size=1, max_size=40).map(lambda items: np.array(items, dtype=np.int32))
 SHARES = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.6, 0.7, 0.99, 1.0])
 SEEDS = st.integers(0, 2**32 - 1)
+TARGETS = st.integers(0, 29)
 SIMILAR = np.stack([(np.arange(30) + step) % 30 for step in (1, 2, 3)], axis=1)  # never the item itself
 
 
@@ -60,26 +61,26 @@ def test_reorder_moves_items_of_one_part_alone(items: np.ndarray, share: float, 
     np.testing.assert_array_equal(items, before)
 
 
-@given(HISTORIES, SHARES, SEEDS)
-def test_substitute_replaces_a_share_by_neighbours(items: np.ndarray, share: float, seed: int) -> None:
+@given(HISTORIES, SHARES, TARGETS, SEEDS)
+def test_substitute_replaces_a_share_by_neighbours(items: np.ndarray, share: float, target: int, seed: int) -> None:
     before = items.copy()
-    view = substitute(items, share=share, similar=SIMILAR, random=np.random.default_rng(seed))
+    view = substitute(items, share=share, similar=SIMILAR, target=target, random=np.random.default_rng(seed))
     changed = np.flatnonzero(view != before)
     assert len(changed) == floor(share, items)
-    assert all(view[place] in SIMILAR[before[place]] for place in changed)
+    assert all(view[place] in SIMILAR[before[place]] and view[place] != target for place in changed)
     assert view.dtype == items.dtype
     np.testing.assert_array_equal(items, before)
 
 
-@given(HISTORIES, SHARES, SEEDS)
-def test_substitution_before_the_last_item(items: np.ndarray, chance: float, seed: int) -> None:
-    before = items.copy()
-    view = substitute_before_last(items, chance=chance, similar=SIMILAR, random=np.random.default_rng(seed))
+@given(HISTORIES, SHARES, TARGETS, SEEDS)
+def test_substitution_before_the_last_item(items: np.ndarray, chance: float, target: int, seed: int) -> None:
+    before, random = items.copy(), np.random.default_rng(seed)
+    view = substitute_before_last(items, chance=chance, similar=SIMILAR, target=target, random=random)
     changed = np.flatnonzero(view != before)
     assert view[-1] == before[-1]
     assert len(changed) <= (len(items) - 1 if chance else 0)
     assert len(changed) == len(items) - 1 or chance < 1
-    assert all(view[place] in SIMILAR[before[place]] for place in changed)
+    assert all(view[place] in SIMILAR[before[place]] and view[place] != target for place in changed)
     np.testing.assert_array_equal(items, before)
 
 
@@ -87,9 +88,10 @@ def test_each_item_before_the_last_has_its_chance() -> None:
     """A quarter of 4,000 items, within four standard deviations; none where there is one item."""
     random = np.random.default_rng(0)
     items = np.arange(4001) % 10
-    view = substitute_before_last(items, chance=0.25, similar=SIMILAR, random=random)
+    view = substitute_before_last(items, chance=0.25, similar=SIMILAR, target=20, random=random)
     assert abs(int((view != items).sum()) - 1000) < 4 * (4000 * 0.25 * 0.75) ** 0.5
-    assert substitute_before_last(np.array([7]), chance=1, similar=SIMILAR, random=random).tolist() == [7]
+    alone = substitute_before_last(np.array([7]), chance=1, similar=SIMILAR, target=8, random=random)
+    assert alone.tolist() == [7]
 
 
 @given(HISTORIES, SHARES, SEEDS)
@@ -120,8 +122,18 @@ def test_every_start_and_every_neighbour_occurs() -> None:
     random = np.random.default_rng(0)
     starts = {int(crop(np.arange(5), share=0.6, random=random)[0]) for _ in range(200)}
     assert starts == {0, 1, 2}
-    substitutes = {int(substitute(np.array([7]), share=1, similar=SIMILAR, random=random)[0]) for _ in range(200)}
-    assert substitutes == {8, 9, 10}
+    for target, expected in ((20, {8, 9, 10}), (8, {9, 10}), (9, {8, 10}), (10, {8, 9})):
+        views = [substitute(np.array([7]), share=1, similar=SIMILAR, target=target, random=random) for _ in range(300)]
+        counts = Counter(int(item) for (item,) in views)
+        assert set(counts) == expected
+        assert min(counts.values()) > 60  # each as likely as the others: 100 or 150 of 300
+
+
+def test_an_item_that_is_similar_to_the_target_alone_stays() -> None:
+    """There is nothing else to put in its place."""
+    only = (np.arange(30)[:, None] + 1) % 30
+    view = substitute(np.array([7, 3]), share=1, similar=only, target=8, random=np.random.default_rng(0))
+    assert view.tolist() == [7, 4]
 
 
 def test_similar_items_are_those_of_the_highest_cosine() -> None:

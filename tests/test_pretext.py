@@ -150,7 +150,7 @@ def test_pretraining_lowers_both_losses(make: Make, make_data: MakeData, tmp_pat
         assert key.startswith("history_encoder.") or torch.equal(state[key], value), key
     rotation = state["item_encoder.head.0.rotation"]  # of the weights that it starts from
     assert float((rotation - torch.eye(32)).abs().max()) > 0.1
-    assert float(state["log_temperature"]) == 0
+    assert float(state["learned_temperature.log_ratio"]) == 0
     queries = make(pooled_tokens=2, init_from=tmp_path / "pre")  # a history encoder of another kind, of the same LLM
     prepare(queries, make_data(supervision="last"))
     assert torch.equal(queries.state_dict()["item_encoder.reader.added"], saved["item_encoder.reader.added"])

@@ -122,8 +122,10 @@ def test_at_most_the_asked_number_of_anchors(tiny_bert: str, data: RecDataModule
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_intra_user_by_hand(tiny_bert: str, data: RecDataModule, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two views per history, items before the last replaced by neighbours; each against all but itself."""
+    """Two views per history, items before the last replaced by neighbours but the target; each against the others."""
     model = made(tiny_bert, data, mask_false_negatives=masked, share=0.5)
+    items = np.arange(data.split.catalogue_size)[:, None]
+    model.item_neighbours = (items + np.arange(1, 4)) % data.split.catalogue_size  # with many a target among them
     batch = first_batch(data)
     count = len(batch.user)
     states = torch.randn(2 * count, 16, generator=torch.Generator().manual_seed(1))
@@ -136,10 +138,14 @@ def test_intra_user_by_hand(tiny_bert: str, data: RecDataModule, masked: bool, m
     monkeypatch.setattr(model, "encode_histories", encode)
     loss = model.intra_user(batch)
     originals = batch.histories()
-    for view, original in zip(read, originals * 2, strict=True):
+    targets = batch.targets[batch.last_states].tolist()
+    similar = 0
+    for view, original, target in zip(read, originals * 2, targets * 2, strict=True):
         changed = np.flatnonzero(view != original)
         assert view[-1] == original[-1]
-        assert all(view[i] in model.item_neighbours[original[i]] for i in changed)
+        assert all(view[i] in model.item_neighbours[original[i]] and view[i] != target for i in changed)
+        similar += sum(target in model.item_neighbours[original[i]] for i in changed)
+    assert similar > 10
     assert any((a != b).any() for a, b in zip(read[:count], read[count:], strict=True))
     identities = list(zip(batch.user.tolist(), batch.targets[batch.last_states].tolist(), strict=True))
     expected = contrast_by_hand(

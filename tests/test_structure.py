@@ -11,7 +11,7 @@ PACKAGE = PROJECT / "anyo_lightning"
 # From low to high: a file may import from its own layer and from lower ones.
 LAYERS = [
     "defaults errors disk distributed hardware environment fetch internals losses",
-    "runs",
+    "runs lineage",
     "data",
     "checkpoint_io llm",
     "encoders views evaluation",

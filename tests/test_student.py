@@ -220,11 +220,13 @@ def test_a_trained_student_needs_no_teacher(anyo: Anyo, small: list[str], tmp_pa
     anyo("fit", *student)
     curves = pl.read_csv(run.curves_file)
     assert {"train/lists", "train/vectors"} <= set(curves.columns)
-    figures = run.read_metrics()["metrics"]
+    figures, read = (run.read_metrics()[name] for name in ("metrics", "lineage"))
+    assert read["teacher"]["settings"]["model.class_path"].endswith(".SASRec")
     (moved := tmp_path / "elsewhere" / teacher.name).parent.mkdir()
     shutil.move(teacher, moved)
     anyo("test", f"--run={run.path}")
     again = run.read_metrics()["metrics"]
+    assert run.read_metrics()["lineage"] == read
     assert {n: v for n, v in again.items() if "seconds" not in n} == {
         n: v for n, v in figures.items() if "seconds" not in n
     }

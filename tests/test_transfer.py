@@ -229,6 +229,49 @@ def test_a_run_is_tested_on_other_data(
     assert "Expected runs of one split" in refused(capsys, anyo, "compare", output.path, trained.path)
 
 
+@pytest.mark.parametrize("config", ["sasrec", "e4srec_hybrid"])
+def test_a_run_is_tested_on_its_own_split_under_other_texts(
+    config: str, anyo: Anyo, capsys: pytest.CaptureFixture[str], run: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    """That is no zero-shot test: users and items are those trained on, and each keeps its row; ids read no text."""
+    trained, output = run(config), RunFolder(tmp_path / "other")
+    said = anyo("test", f"--run={trained.path}", f"--output={output.path}", "--data.template=the film {title}")
+    assert "the split is the same, its items' texts are others" in said
+    found, own = output.read_metrics(), trained.read_metrics()
+    assert found["variant"] == "run, other texts"
+    assert found["split"] == own["split"]
+    assert output.read_catalogue()["text"].str.starts_with("the film ").all()
+    same = found["metrics"]["test/ndcg@10"] == own["metrics"]["test/ndcg@10"]
+    assert same == (config == "sasrec")
+    shown = anyo("compare", output.path, trained.path)
+    assert "run, other texts" in shown
+
+
+def test_a_start_on_the_same_split_under_other_texts(tiny_llm: str, make_data: MakeData, tmp_path: Path) -> None:
+    """All rows of items are taken over, and vectors of texts are made again."""
+    llm = LLM(tiny_llm, layers=2, dtype="float32")
+    first = trained(UniSRec(AdaptedTextEncoders(llm, dim=8, ids=True)), make_data(max_items=20), tmp_path / "run")
+    model = UniSRec(AdaptedTextEncoders(llm, dim=8, ids=True), init_from=tmp_path / "run")
+    state = prepare(model, make_data(max_items=20, template="the film {title}")).state_dict()
+    others = [key for key, value in first.items() if not torch.allclose(state[key], value)]
+    assert others
+    assert all(key.endswith(".vectors") for key in others)
+
+
+def test_a_width_that_is_the_number_of_items(make_data: MakeData, tiny_llm: str, tmp_path: Path) -> None:
+    """Is no row per item, in another catalogue as in another split of the same one."""
+    encoders = TextEncoders(tiny(tiny_llm), dim=16)
+    trained(E4SRec(encoders), make_data(), tmp_path / "run")
+    best = RunFolder(tmp_path / "run").best_checkpoint
+    names = files(write(tmp_path / "new", {f"n{i}": title for i, title in enumerate(OTHERS)}))
+    for data in (make_data(**names), make_data(template="the film {title}")):
+        assert data is not None
+        assert figures_on(E4SRec(encoders), data, best)["val/ndcg@10"] > 0
+    (tmp_path / "run" / "predictions.parquet").unlink()
+    other = make_data(strategy="ratio", ratios=(0.2, 0.2))
+    assert prepare(E4SRec(encoders, init_from=tmp_path / "run"), other).transfer is None
+
+
 def test_what_cannot_be_tested_elsewhere(
     anyo: Anyo,
     capsys: pytest.CaptureFixture[str],
@@ -255,6 +298,7 @@ def test_what_cannot_be_tested_elsewhere(
     assert "16 of 16 items are known there by id and text" in shown
     metrics = [RunFolder(folder).read_metrics()["metrics"]["test/ndcg@10"] for folder in (ids.path, output)]
     assert metrics[0]["value"] == pytest.approx(metrics[1]["value"], abs=1e-6)
+    assert RunFolder(output).read_metrics()["variant"] == "run, other data"
     ids.catalogue_file.write_bytes(RunFolder(output).catalogue_file.read_bytes())
     again = f"--output={tmp_path / 'b'}"
     assert "to be that of the checkpoint" in refused(capsys, anyo, "test", f"--run={ids.path}", again, *new)
@@ -342,18 +386,20 @@ def test_a_run_says_whose_weights_it_started_from(anyo: Anyo, run: Callable[...,
         run("sasrec", f"--model.init_from={tmp_path / start}", folder=folder)
         for start, folder in (("first", "second"), ("second", "third"))
     )
-    assert "started_from" not in first.read_metrics()
+    assert "lineage" not in first.read_metrics()
     split = first.read_metrics()["split"]["fingerprint"]
-    origin = second.read_metrics()["started_from"]
-    assert origin.pop("weights") != third.read_metrics()["started_from"]["weights"]
-    assert origin == {"run": str(first.path), "model": "SASRec", "split": split, "started_from": None}
-    found = third.read_metrics()["started_from"]
-    assert found["started_from"] == second.read_metrics()["started_from"]
+    found, origin = (run.read_metrics()["lineage"]["init_from"] for run in (third, second))
+    assert found["lineage"] == {"init_from": origin}
+    assert origin.pop("weights") != found["weights"]
+    settings = origin.pop("settings")
+    assert settings["data.max_items"] == 20
+    assert settings["split"] == split
+    assert origin == {"run": str(first.path), "variant": "first", "model": "SASRec", "split": split, "lineage": {}}
     second.remove()
     anyo("test", f"--run={third.path}", "--trainer.enable_progress_bar=false")
-    assert third.read_metrics()["started_from"] == found
+    assert third.read_metrics()["lineage"] == {"init_from": found}
     run("sasrec", f"--model.init_from={second.path}", "--trainer.max_epochs=2", folder="third")
-    assert third.read_metrics()["started_from"] == found
+    assert third.read_metrics()["lineage"] == {"init_from": found}
 
 
 def test_a_start_from_a_catalogue_that_is_known_in_part(

@@ -12,7 +12,7 @@ from typing import Any
 
 from anyo_lightning.defaults import at_default, by_path
 from anyo_lightning.errors import InputError
-from anyo_lightning.runs import RunFolder
+from anyo_lightning.runs import RUN_OPTIONS, RunFolder
 
 # Where and how fast a run computes, what it shows, and where its data lie now: fingerprints tell whose they are.
 ANYWHERE = (
@@ -31,7 +31,7 @@ ANYWHERE = (
 # What lies elsewhere may do so as long as it is called the same: its content need not be there to be compared.
 MOVED = (
     *("*.backbone.init_args.name", "*.semantics.init_args.name"),
-    *("*.item_vectors_from", "model.init_args.teacher", "model.init_args.distil_from"),
+    *(f"model.*{name}" for name in RUN_OPTIONS),
 )
 # What a test may change whose results go to a folder of their own: the protocol, and the data.
 TESTED = (

@@ -1,15 +1,12 @@
 """What a run was trained and tested with, its seeds apart, and whether two runs agree in it."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
-from anyo_lightning.defaults import at_default, by_path
-from anyo_lightning.errors import InputError
-from anyo_lightning.runs import RunFolder
+from anyo_lightning import lineage
+from anyo_lightning.defaults import at_default
+from anyo_lightning.runs import LINEAGE, RUN_OPTIONS, RunFolder, named_run
 
 Settings = dict[str, Any]  # options by their dotted paths, and what else decides
 
@@ -39,15 +36,14 @@ FREE_SETTINGS = {
     "metrics": ("cutoffs", "top_k", "extra", "variant", "mask_history"),
 }
 FILES = ("data.interactions", "data.items")
-FOLDER_SETTINGS = ("init_from", "item_vectors_from", "distil_from")  # of these runs only the settings matter
-CUT_SHORT = "cut short"
 
 
 def read_settings(folder: RunFolder, *, any_draw: bool = False) -> Settings:
     """All that decides what a run has learnt and what was measured, its seeds apart.
 
     Files of data may lie anywhere where metrics.json's split and catalogue.parquet say what was in them. Where another
-    run's folder is named, that run's settings stand for it, or its name if they cannot be read.
+    run is named, what decided of that run stands for it: as this run noted it when it read it, or else as it is in the
+    folder; or its name, if neither is known (`known_by_name`).
 
     Args:
         folder: The run; without a config.yaml only its data are known.
@@ -56,7 +52,8 @@ def read_settings(folder: RunFolder, *, any_draw: bool = False) -> Settings:
     Raises:
         InputError: Its config.yaml cannot be read.
     """
-    return _read_settings(folder, any_draw, ())
+    noted = lineage.lineage_of(folder)
+    return _decisive(lineage.read_settings(folder), noted, any_draw, (folder.path.resolve(),))
 
 
 def agree(one: Settings, other: Settings) -> bool:
@@ -71,72 +68,57 @@ def agree(one: Settings, other: Settings) -> bool:
     )
 
 
-def _read_settings(folder: RunFolder, any_draw: bool, within: tuple[Path, ...]) -> Settings:
-    config = folder.read_config() if folder.config_file.exists() else {}
-    # What stands outside of blocks is about the command: its folder, what it does at its end.
-    blocks = {name: block for name, block in config.items() if isinstance(block, dict)}
+def known_by_name(settings: Settings) -> list[str]:
+    """The names of the runs that a run has read, or that those have read, of which nothing else is known."""
+    found = []
+    for option, value in settings.items():
+        if isinstance(value, dict):
+            found += known_by_name(value)
+        elif _names_run(option) and value:
+            found.append(str(value))
+    return found
+
+
+def _decisive(settings: Settings, noted: Mapping[str, Any], any_draw: bool, within: tuple[Path, ...]) -> Settings:
+    """What of a run's settings decides.
+
+    Args:
+        settings: All of them.
+        noted: What it has noted of the runs that it has read.
+        any_draw: As in `read_settings`.
+        within: The folders of the runs that have led to this one.
+    """
+    left_out = ("split", "data.ties_seed") if any_draw else FILES if "split" in settings else ()
     found: Settings = {}
-    for name, block in blocks.items():
-        free = FREE_SETTINGS.get(name, ())
-        found |= by_path({key: value for key, value in block.items() if key not in free}, f"{name}.")
+    for option, value in settings.items():
+        block, _, within_block = option.partition(".")
+        if option in left_out or within_block.partition(".")[0] in FREE_SETTINGS.get(block, ()):
+            continue
+        if _names_run(option) and value:
+            name, several = option.rpartition(".")[2], isinstance(value, list)
+            places = {f"{number}.{name}": place for number, place in enumerate(value)} if several else {name: value}
+            read = {key: _of_named(place, noted.get(key) or {}, any_draw, within) for key, place in places.items()}
+            found[option] = read if several else read[name]
+        else:
+            found[option] = value
     if str(found.get("trainer.precision")) in ("None", "32"):
         found["trainer.precision"] = "32-true"
-    for option, value in found.items():
-        if option.rpartition(".")[2] in FOLDER_SETTINGS and value:
-            found[option] = _started_from(RunFolder(str(value)), any_draw, (*within, folder.path.resolve()))
-    data = _data(folder)
-    if any_draw:
-        data.pop("split", None)
-        found.pop("data.ties_seed", None)
-    elif data:
-        found = {option: value for option, value in found.items() if option not in FILES}
-    return found | data | _cut_short(folder, blocks)
+    return found
 
 
-def _started_from(folder: RunFolder, any_draw: bool, within: tuple[Path, ...]) -> Settings | str:
-    """The settings of a run that another one names; its name where they cannot be read, or are those of that one."""
-    if folder.config_file.is_file() and folder.path.resolve() not in within:
-        try:
-            return _read_settings(folder, any_draw, within)
-        except (InputError, OSError, AttributeError, TypeError, ValueError):
-            pass
-    try:
-        return str(folder.read_metrics()["variant"])
-    except (InputError, OSError):
-        return folder.variant
+def _of_named(place: Any, noted: Mapping[str, Any], any_draw: bool, within: tuple[Path, ...]) -> Settings | str:
+    """What decided of a run that another one names; its name where nothing is known, or it is one of those before."""
+    if noted.get("settings"):
+        return _decisive(noted["settings"], noted.get(LINEAGE) or {}, any_draw, within)
+    run = named_run(place)
+    settings = None if run.path.resolve() in within else lineage.known_settings(run)
+    if settings is None:
+        return str(noted.get("variant") or lineage.variant_of(run))
+    return _decisive(settings, lineage.lineage_of(run), any_draw, (*within, run.path.resolve()))
 
 
-def _data(folder: RunFolder) -> dict[str, str]:
-    """The split's fingerprint, in which texts are not, and a hash over items' ids and texts; nothing unless both."""
-    try:
-        split = folder.read_metrics()["split"]["fingerprint"]
-        catalogue = folder.read_catalogue().select("item_id", "text").sort("item_id")
-    except (InputError, OSError, KeyError, TypeError, pl.exceptions.PolarsError):
-        return {}
-    return {"split": split, "catalogue": hashlib.sha256(catalogue.write_csv().encode()).hexdigest()}
-
-
-def _cut_short(folder: RunFolder, blocks: Mapping[str, Any]) -> dict[str, Any]:
-    """The time limit of a run that, by curves.csv, did not reach its last epoch or step or lose patience.
-
-    Without curves a run that has a time limit counts as cut, unless it has nothing to train.
-    """
-    trainer, stopping = (blocks.get(name, {}) for name in ("trainer", "early_stopping"))
-    if trainer.get("max_time") is None:
-        return {}
-    try:
-        table = folder.read_curves()
-    except InputError:
-        table = None
-    curves: dict[str, list[Any]] = {} if table is None else table.to_dict(as_series=False)
-    epochs, steps = (max(curves.get(name) or [start]) for name, start in (("epoch", -1), ("step", 0)))
-    reached = {"max_epochs": epochs + 1, "max_steps": steps}
-    if any(trainer.get(limit) is not None and 0 <= trainer[limit] <= number for limit, number in reached.items()):
-        return {}
-    values = [value for value in curves.get(str(stopping.get("monitor")), []) if value is not None]
-    best = values.index((max if stopping.get("mode") == "max" else min)(values)) if values else 0
-    out_of_patience = stopping.get("patience") is not None and len(values) - 1 - best >= stopping["patience"]
-    return {} if values and out_of_patience else {CUT_SHORT: trainer["max_time"]}
+def _names_run(option: str) -> bool:
+    return option.rpartition(".")[2] in RUN_OPTIONS
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anyo_lightning.compare.find_runs import find_runs
-from anyo_lightning.compare.settings import Settings, agree, read_settings
+from anyo_lightning.compare.settings import Settings, agree, known_by_name, read_settings
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
 
@@ -141,17 +141,21 @@ def _grouped(runs: Sequence[TestedRun], *, any_draw: bool = False) -> list[Varia
                 break
         else:
             groups.append((variant, settings, [run]))
-    rows: list[list[TestedRun]] = []
-    for _, _, group in groups:
-        seeds_differ = len({(run.seed, run.content["split"]["fingerprint"]) for run in group}) == len(group)
-        rows += [sorted(group, key=lambda run: run.seed or 0)] if seeds_differ else [[run] for run in group]
-    names = [row[0].content["variant"] for row in rows]
-    folders = [row[0].folder.path.resolve().name for row in rows]
+    rows: list[tuple[list[TestedRun], list[str]]] = []  # and the runs that its seeds have read, if known by name alone
+    for _, settings, group in groups:
+        if len({(run.seed, run.content["split"]["fingerprint"]) for run in group}) < len(group):
+            rows += [([run], []) for run in group]
+        else:
+            rows.append((sorted(group, key=lambda run: run.seed or 0), known_by_name(settings) if group[1:] else []))
+    names = [row[0].content["variant"] for row, _ in rows]
+    folders = [row[0].folder.path.resolve().name for row, _ in rows]
     titles = [n if names.count(n) == 1 else f"{n} ({f})" for n, f in zip(names, folders, strict=True)]
-    return [
-        Variant(title if titles.count(title) == 1 else f"{name} ({row[0].folder.path})", tuple(row))
-        for title, name, row in zip(titles, names, rows, strict=True)
-    ]
+    found = []
+    for title, name, (row, read) in zip(titles, names, rows, strict=True):
+        label = title if titles.count(title) == 1 else f"{name} ({row[0].folder.path})"
+        note = f"{label}: of the runs that its seeds have read only the name is known, {' and '.join(dict.fromkeys(read))}."
+        found.append(Variant(label, tuple(row), note=note if read else ""))
+    return found
 
 
 def _check_one(

@@ -16,7 +16,7 @@ from anyo_lightning.encoders.base import (
     check_sizes,
     settings_of_dropped,
 )
-from anyo_lightning.encoders.history import IdHistory
+from anyo_lightning.encoders.id_history import IdHistory
 from anyo_lightning.encoders.items import further_text_vectors, text_vectors, with_rows, with_zeros
 from anyo_lightning.encoders.projector import UnitLength
 from anyo_lightning.llm.language_model import LLM

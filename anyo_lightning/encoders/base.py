@@ -16,6 +16,7 @@ from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.defaults import constructor_defaults
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.language_model import LLM
+from anyo_lightning.runs import RUN_OPTIONS
 
 Side = Literal["histories", "items"]
 LANGUAGE_MODEL = "history_encoder.backbone."  # where a history encoder that reads texts holds it, in a model's names
@@ -41,7 +42,7 @@ class Encoders(ABC):
     run_rows: tuple[str, ...] = ()  # frozen, of another run
     text_rows: tuple[str, ...] = ()  # frozen, of the items' texts
 
-    trains_only: tuple[str, ...] = ("dropout", "input_dropout", "item_vectors_from")
+    trains_only: tuple[str, ...] = ("dropout", "input_dropout", *RUN_OPTIONS)
 
     def settings(self) -> dict[str, str]:
         """What decides the encoders' function beside their weights, for checkpoints: all but `trains_only`.

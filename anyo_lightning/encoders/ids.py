@@ -1,14 +1,16 @@
 """`IdEncoders`: SASRec's, a small causal transformer over item ids and a table of item embeddings; no LLM."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.base import Encoders, check_dropout, check_sizes
-from anyo_lightning.encoders.history import Body, IdHistory, Positions
+from anyo_lightning.encoders.id_history import Body, IdHistory, Positions
 from anyo_lightning.encoders.items import IdItems
+
+FREE_STD = 0.02  # of free entries at the start
 
 
 class IdEncoders(Encoders):
@@ -30,7 +32,7 @@ class IdEncoders(Encoders):
     """
 
     texts = frozenset()
-    item_rows = ("*.embedding.weight",)
+    item_rows: tuple[str, ...] = ("*.embedding.weight",)
 
     def __init__(
         self,
@@ -50,11 +52,9 @@ class IdEncoders(Encoders):
 
     def build(
         self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
-    ) -> tuple[IdHistory, IdItems]:
-        """Tables of small random rows."""
-        tables = [nn.Embedding(data.split.catalogue_size, self.dim) for _ in range(1 if self.tied else 2)]
-        for table in tables:
-            nn.init.normal_(table.weight, std=0.02)
+    ) -> tuple[IdHistory, nn.Module]:
+        """One table for both sides, or one each."""
+        tables = self.tables(data, device, saved or {})
         history = IdHistory(
             tables[-1],
             dim=self.dim,
@@ -65,4 +65,17 @@ class IdEncoders(Encoders):
             body=self.body,
             positions=self.positions,
         )
-        return history, IdItems(tables[0])
+        return history, IdItems(tables[0]) if isinstance(tables[0], nn.Embedding) else tables[0]
+
+    def tables(self, data: RecDataModule, device: torch.device, saved: Mapping[str, Tensor]) -> Sequence[nn.Module]:
+        """The items' table and the histories', which are one where they are tied: small random rows.
+
+        Args:
+            data: As in `build`.
+            device: As in `build`.
+            saved: As in `build`.
+        """
+        tables = [nn.Embedding(data.split.catalogue_size, self.dim) for _ in range(1 if self.tied else 2)]
+        for table in tables:
+            nn.init.normal_(table.weight, std=FREE_STD)
+        return tables

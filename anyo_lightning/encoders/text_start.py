@@ -1,6 +1,6 @@
 """`TextStartEncoders`: SASRec whose table of items starts from vectors of their texts, or keeps a part of each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from anyo_lightning import distributed
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.base import Encoders, check_dropout, check_frozen, check_sizes, settings_of_dropped
-from anyo_lightning.encoders.history import Body, IdHistory, Positions
-from anyo_lightning.encoders.items import IdItems
+from anyo_lightning.encoders.base import check_frozen, settings_of_dropped
+from anyo_lightning.encoders.id_history import Body, Positions
+from anyo_lightning.encoders.ids import FREE_STD, IdEncoders
 from anyo_lightning.encoders.whitening import leading_components
 from anyo_lightning.errors import InputError
 from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.llm.text_vectors import Pooling, frozen_vectors
 
-FREE_STD, FROZEN_STD = 0.02, 0.1  # of free entries at the start, as in `IdEncoders`; of frozen ones for good
+FROZEN_STD = 0.1  # of frozen entries, for good
 
 
 class SplitItems(nn.Module):
@@ -51,7 +51,7 @@ class SplitItems(nn.Module):
         return torch.cat([text, self.rows(item_ids) * self.trained[item_ids].unsqueeze(-1)], dim=-1)
 
 
-class TextStartEncoders(Encoders):
+class TextStartEncoders(IdEncoders):
     """`IdEncoders` whose item table starts as the principal components of the items' whitened text vectors.
 
     - `frozen: 0`: all of the table is trained. An item without a training interaction keeps its start.
@@ -84,7 +84,7 @@ class TextStartEncoders(Encoders):
     AlphaFuse, SIGIR 2025 (arXiv 2504.19218), for frozen and trained dimensions side by side.
     """
 
-    trains_only = (*Encoders.trains_only, "texts")
+    trains_only = (*IdEncoders.trains_only, "texts")
     item_rows = ("*.embedding.weight", "*.rows.weight")  # frozen dimensions are of one catalogue's components
 
     def __init__(
@@ -102,8 +102,9 @@ class TextStartEncoders(Encoders):
         body: Body = "paper",
         positions: Positions = "start",
     ) -> None:
-        check_sizes(dim=dim, layers=layers, heads=heads)
-        check_dropout(dropout=dropout)
+        super().__init__(
+            dim=dim, layers=layers, heads=heads, dropout=dropout, tied=tied, body=body, positions=positions
+        )
         if not 0 <= frozen <= dim:
             raise InputError(f"Expected model.encoders.frozen between 0 and model.encoders.dim {dim}, got {frozen}")
         if scale is None:
@@ -112,8 +113,6 @@ class TextStartEncoders(Encoders):
             raise InputError(f"Expected model.encoders.scale to be positive, got {scale}")
         check_frozen(backbone)
         self.backbone, self.pooling, self.frozen, self.scale = backbone, pooling, frozen, scale
-        self.dim, self.layers, self.heads, self.dropout, self.tied = dim, layers, heads, dropout, tied
-        self.body, self.positions = body, positions
         # A table that is all trained has a start from texts, but holds none.
         self.texts = frozenset({"histories", "items"}) if frozen else frozenset()
 
@@ -121,25 +120,12 @@ class TextStartEncoders(Encoders):
         """The language model that is dropped, and the length at which items' texts were cut."""
         return settings_of_dropped(self.backbone, data)
 
-    def build(
-        self, data: RecDataModule, *, device: torch.device, saved: Mapping[str, Tensor] | None = None
-    ) -> tuple[IdHistory, nn.Module]:
-        """One table for both sides, or one each; the LLM is not loaded where a checkpoint has what came of it."""
-        text = (saved or {}).get("item_encoder.text" if self.frozen else "item_encoder.embedding.weight")
+    def tables(self, data: RecDataModule, device: torch.device, saved: Mapping[str, Tensor]) -> Sequence[nn.Module]:
+        """The LLM is not loaded where a checkpoint has what came of it."""
+        text = saved.get("item_encoder.text" if self.frozen else "item_encoder.embedding.weight")
         if text is None:
             text = self.components(data, device)
-        tables = [self._table(text, data) for _ in range(1 if self.tied else 2)]
-        history = IdHistory(
-            tables[-1],
-            dim=self.dim,
-            max_items=data.max_items,
-            layers=self.layers,
-            heads=self.heads,
-            dropout=self.dropout,
-            body=self.body,
-            positions=self.positions,
-        )
-        return history, IdItems(tables[0]) if isinstance(tables[0], nn.Embedding) else tables[0]
+        return [self._table(text, data) for _ in range(1 if self.tied else 2)]
 
     def components(self, data: RecDataModule, device: torch.device) -> Float[Tensor, "catalogue components"]:
         """The leading components of the texts, of standard deviation `scale`: as many as are frozen, or up to `dim`.

@@ -276,13 +276,13 @@ class RetrievalMetrics(Callback):
         item_tokens = getattr(trainer.datamodule, "item_token_counts", None)  # type: ignore[attr-defined]
         training = training_cost(trained, elsewhere=self.weights_of is not None)
         cost: dict[str, Any] = {**getattr(module, "cost", dict)(), **training, **serving}
-        name, zero_shot = self.variant or trained.variant, getattr(module, "transfer", None) is not None
+        name, transfer = self.variant or trained.variant, getattr(module, "transfer", None)
         written = write_results(
             run,
             evaluation,
             item_tokens,
             cost,
-            variant=f"{name}, zero-shot" if zero_shot else name,
+            variant=name if transfer is None else f"{name}, {transfer.name}",
             seed=self.seed,
             protocol={
                 "history_masked": self.history_masked,
@@ -290,7 +290,7 @@ class RetrievalMetrics(Callback):
                 **({} if self.weights_of is None else {"weights": str(self.weights_of)}),
             },
             environment={"training": self._trained_in or self._environment, "testing": self._environment},
-            started_from=getattr(module, "started_from", None),
+            lineage=getattr(module, "lineage", None),
         )
         if written is not None:
             shown.log_results(trainer.loggers, written, step=trainer.global_step)

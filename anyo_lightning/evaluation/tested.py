@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from anyo_lightning.evaluation.evaluation import Evaluation
-from anyo_lightning.runs import STARTED_FROM, RunFolder
+from anyo_lightning.runs import LINEAGE, RunFolder
 
 
 def write_results(
@@ -20,7 +20,7 @@ def write_results(
     seed: int | None,
     protocol: Mapping[str, Any],
     environment: Mapping[str, Any],
-    started_from: Mapping[str, Any] | None = None,
+    lineage: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Write predictions.parquet, catalogue.parquet and, last, the metrics.json that marks a finished run.
 
@@ -35,7 +35,7 @@ def write_results(
         seed: Of the run.
         protocol: How it was ranked, beside cutoffs and counts of rows.
         environment: Where it was trained and tested.
-        started_from: The run whose weights it started from, as `checkpoint_io.describe_run` describes it.
+        lineage: The runs that it has read, by the options that name them (`checkpoint_io.describe_run`).
 
     Returns:
         The content of metrics.json; None where what is there is kept.
@@ -73,7 +73,7 @@ def write_results(
         "slices": evaluation.slices("test/", item_tokens),
         "cost": cost,
         "environment": environment,
-        **({} if started_from is None else {STARTED_FROM: started_from}),
+        **({LINEAGE: lineage} if lineage else {}),
     }
     run.write_metrics(metrics)
     return metrics

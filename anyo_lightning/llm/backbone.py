@@ -7,36 +7,30 @@ a quarter of the time; on one without, training in bfloat16 takes many times as 
 (`benchmarks/dtype.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from anyo_lightning import distributed
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import fast_dtype
-from anyo_lightning.internals import apply_liger, recompute_activations, recomputes_activations
+from anyo_lightning.internals import apply_liger, recompute_activations
 from anyo_lightning.llm.aliases import load_config, load_tokenizer, locate
 from anyo_lightning.llm.compiled import compile_layers
+from anyo_lightning.llm.last_layer import reading
 from anyo_lightning.llm.load import is_causal, keep_layers, load_model, max_positions
-from anyo_lightning.llm.lora import add_lora
+from anyo_lightning.llm.lora import add_lora, lora_disabled
 from anyo_lightning.llm.quantisation import as_noted, check_weights, parameter_count, quantisation
 from anyo_lightning.llm.sharding import shard_layers
 from anyo_lightning.llm.shared_prefix import Packed, can_share
 
 __all__ = ["Backbone", "DType", "load_tokenizer"]
-
-# Models whose last layer runs once, last, and works on each position alone in these parts.
-READ_ALONE = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
-POSITION_WISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -209,7 +203,7 @@ class Backbone(nn.Module):
 
         The last layer needs only keys and values of every token. Queries, output and feed-forward block are computed
         only at the tokens that are `read`, usually one in six of a history: nine tenths of the layer's weights, but
-        not attention itself. This holds for the families in `READ_ALONE` (Llama, Qwen, Gemma, ...), and
+        not attention itself. This holds for the families in `last_layer.READ_ALONE` (Llama, Qwen, Gemma, ...), and
         without gradient checkpointing.
 
         Args:
@@ -304,48 +298,14 @@ class Backbone(nn.Module):
         self, read: tuple[Tensor, Tensor] | None, layer: int | None, shape: torch.Size, **arguments: Any
     ) -> Tensor:
         """The states of one pass of transformers' model over inputs of a shape."""
-        with self._precision(self.device), self._reading(read, shape[:2]):
+        with self._precision(self.device), reading(self.model, read, shape[:2]):
             output = self.model(**arguments, output_hidden_states=layer is not None)
         states: Tensor = output.last_hidden_state if layer is None else output.hidden_states[layer]
         return states if read is None else states[read]
 
-    @contextmanager
-    def _reading(self, read: tuple[Tensor, Tensor] | None, shape: torch.Size) -> Iterator[None]:
-        """Inside, the last layer's position-wise parts are computed at these positions and give zeros elsewhere."""
-        parts = []
-        # gradient checkpointing computes layers again, outside of this context
-        if read is not None and self.model.config.model_type in READ_ALONE and not recomputes_activations(self.model):
-            parts = [self.model.layers[-1].get_submodule(name) for name in POSITION_WISE]
-            # Not `nonzero` of a mask, for whose size a GPU would be waited for. A place that is read n times is
-            # computed n times and counts as 1/n each time, so that its gradient is not n times too large.
-            places = (read[0] * shape[1] + read[1]).flatten()
-            counts = torch.zeros(shape.numel(), device=places.device).index_add(
-                0, places, torch.ones_like(places).float()
-            )
-            shares = 1 / counts.index_select(0, places)
-        before = [part.__dict__.get("forward") for part in parts]  # set by a library's own hooks
-        for part in parts:
-            part.forward = partial(_at, places, shares, part.forward)
-        try:
-            yield
-        finally:
-            for part, forward in zip(parts, before, strict=True):
-                del part.forward
-                if forward is not None:
-                    part.forward = forward
-
-    @contextmanager
-    def with_lora_disabled(self) -> Iterator[None]:
+    def with_lora_disabled(self) -> AbstractContextManager[None]:
         """Inside, the forward pass is that of the frozen model."""
-        kinds = BaseTunerLayer | ModulesToSaveWrapper
-        adapted = [module for module in self.model.modules() if isinstance(module, kinds)]
-        for module in adapted:
-            module.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for module in adapted:
-                module.enable_adapters(True)
+        return lora_disabled(self.model)
 
     def frozen_state_keys(self) -> list[str]:
         """Names in `state_dict()` of the base weights, which a checkpoint leaves out."""
@@ -356,16 +316,3 @@ class Backbone(nn.Module):
         if self.dtype == torch.float32:
             return torch.autocast(device.type, enabled=False)
         return torch.autocast(device.type, dtype=self.dtype, cache_enabled=False)
-
-
-def _at(
-    places: Int[Tensor, " places"],
-    shares: Float[Tensor, " places"],
-    forward: Callable[[Tensor], Tensor],
-    states: Float[Tensor, "batch tokens width"],
-) -> Float[Tensor, "batch tokens out"]:
-    """A position-wise `forward` at some positions, counted over the whole batch; zeros elsewhere."""
-    batch, tokens, _ = states.shape
-    found = forward(states.flatten(0, 1)[places][None])[0]
-    found = found * shares[:, None].to(found.dtype)
-    return found.new_zeros(batch * tokens, found.shape[1]).index_add(0, places, found).view(batch, tokens, -1)

@@ -1,7 +1,7 @@
 """`compile: true`: a model's layers as one compiled function, which fuses what is between its products.
 
 All layers share one code: it is compiled for the first batch, with symbolic sizes, and serves all others. Only passes
-with gradients are compiled, and of these not the last layer's (which computes only what is read: `Backbone._reading`)
+with gradients are compiled, and of these not the last layer's (which computes only what is read: `last_layer.reading`)
 nor batches of one row, for which the compiler would make a version of its own; all else runs as it is. So a run
 compiles once, or twice where the first layer's input needs no gradient. What the compiler makes is kept in our cache
 folder.

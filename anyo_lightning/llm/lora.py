@@ -2,12 +2,14 @@
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from anyo_lightning.errors import InputError
@@ -84,6 +86,24 @@ def start_lora(backbone: nn.Module, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(weights[name])
+
+
+@contextmanager
+def lora_disabled(model: nn.Module) -> Iterator[None]:
+    """Inside, the forward pass is that of the frozen model.
+
+    Args:
+        model: The model with its LoRA weights.
+    """
+    kinds = BaseTunerLayer | ModulesToSaveWrapper
+    adapted = [module for module in model.modules() if isinstance(module, kinds)]
+    for module in adapted:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in adapted:
+            module.enable_adapters(True)
 
 
 def lora_digest(backbone: nn.Module) -> str:

@@ -17,11 +17,12 @@ from anyo_lightning.encoders.base import CountsTokens, Encoders
 from anyo_lightning.errors import InputError
 from anyo_lightning.hardware import peak_memory_gib
 from anyo_lightning.internals import keep_from_ddp, trainer_of
+from anyo_lightning.lineage import noted_in
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.quantisation import parameter_count
 from anyo_lightning.models import identity
 from anyo_lightning.models.transfer import Transfer
-from anyo_lightning.runs import STARTED_FROM
+from anyo_lightning.runs import LINEAGE, RUN_OPTIONS
 
 
 @dataclass
@@ -57,7 +58,7 @@ class BuiltModule(LightningModule):
         self._saved_in: Path | None = None
         self._other_data = False
         self.transfer: Transfer | None = None  # where a run is tested on other data than its own
-        self.started_from: dict[str, Any] | None = None  # what `init_from` was when training began
+        self.lineage: dict[str, Any] = {}  # of the runs that it has read, by their options: what they were then
         self.seen = Seen()
         self.register_buffer("training_items", torch.empty(0, dtype=torch.long), persistent=False)
         self.register_buffer("position_in_training", torch.empty(0, dtype=torch.long), persistent=False)
@@ -163,6 +164,7 @@ class BuiltModule(LightningModule):
         self.identity()  # refuses settings that no checkpoint can hold
         if saved is None:
             self.initialise()
+            self.lineage = {name: checkpoint_io.describe_run(place) for name, place in self.runs_read().items()}
         self.built = True
         # What DDP need not send: frozen weights, and buffers, which are the same on all processes and may be large.
         keep_from_ddp(self, identity.frozen_keys(self) | dict(self.named_buffers()).keys())
@@ -175,6 +177,12 @@ class BuiltModule(LightningModule):
         """
         if self.init_from is not None:
             self._start_from(self.init_from)
+
+    def runs_read(self) -> dict[str, Path]:
+        """The runs that the model's and the encoders' options name, by these, as far as they are there."""
+        options = {**({} if self.encoders is None else vars(self.encoders)), **vars(self)}
+        named = {name: Path(options[name]) for name in RUN_OPTIONS if isinstance(options.get(name), str | Path)}
+        return {name: place for name, place in named.items() if place.exists()}
 
     def _start_from(self, folder: Path) -> None:
         """Take another run's weights over, and say which where it is of other items."""
@@ -190,7 +198,6 @@ class BuiltModule(LightningModule):
             transfer=transfer,
         )
         self.load_state_dict(weights)
-        self.started_from = checkpoint_io.describe_run(folder, checkpoint)
         if transfer is not None:
             transfer.say(weights)
 
@@ -249,7 +256,7 @@ class BuiltModule(LightningModule):
         checkpoint[checkpoint_io.METADATA] = {
             **self.identity(),
             "seen": self.seen_by_all(),
-            STARTED_FROM: self.started_from,
+            LINEAGE: self.lineage,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -265,7 +272,7 @@ class BuiltModule(LightningModule):
             checkpoint["state_dict"] = weights
             self.transfer.say(weights)
         metadata = checkpoint[checkpoint_io.METADATA]
-        self.started_from, seen = metadata.get(STARTED_FROM), metadata["seen"]
+        self.lineage, seen = noted_in(metadata), metadata["seen"]
         self.seen = Seen(**seen) if self.global_rank == 0 else Seen()
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]

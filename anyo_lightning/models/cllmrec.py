@@ -1,6 +1,5 @@
 """CLLMRec: next-item loss, and a contrastive loss between two views of each history, some of them written by an LLM."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -27,7 +26,7 @@ from anyo_lightning.models.contrast import (
     sampled,
     sizes_before,
 )
-from anyo_lightning.views import operators
+from anyo_lightning.views.made import PRUNED_BY_STATES, made
 from anyo_lightning.views.neighbours import nearest
 from anyo_lightning.views.prompts import Kind
 from anyo_lightning.views.written import TokenisedView, WrittenViews
@@ -36,7 +35,6 @@ ViewOf = Literal[
     "original", "rewrite", "summarise", "importance", "without_least", "without_most",
     "crop", "mask", "reorder", "substitute",
 ]  # fmt: skip
-PRUNED_BY_STATES = ("without_least", "without_most")
 
 
 class CLLMRec(RetrievalModule):
@@ -85,7 +83,7 @@ class CLLMRec(RetrievalModule):
 
     How this differs from the paper beyond that: it is a composite, as its users describe it. The released code trains a
     plain LRURec: its contrastive branch is never given to the optimizer. Crop, mask and reorder are those of CL4SRec,
-    substitute is that of CoSeRec.
+    substitute is that of CoSeRec without the boundary's target.
 
     Args:
         encoders: How histories and items are encoded; `TextEncoders`, and with written views ones that read texts.
@@ -111,7 +109,6 @@ class CLLMRec(RetrievalModule):
 
     encoders: TextEncoders
     item_encoder: FrozenTextItems
-    similar: np.ndarray
 
     def __init__(
         self,
@@ -146,6 +143,7 @@ class CLLMRec(RetrievalModule):
             "importance": importance_share,
         }
         self.head: nn.Module = nn.Identity()
+        self.similar: np.ndarray | None = None
         self._written: dict[Kind, WrittenViews] = {}
         self.views_cost: dict[str, float] = {}  # of the views trained with
 
@@ -194,7 +192,7 @@ class CLLMRec(RetrievalModule):
         """The contrast of the two views at the anchors, and how many there are."""
         random = np.random.default_rng(int(torch.randint(2**31, ())))
         rows, written = self.find_anchors(batch)
-        histories = prefixes(batch, rows)
+        histories, targets = prefixes(batch, rows), batch.on_cpu.targets[rows.cpu()].tolist()
         identities, views = [boundary_identities(batch)[rows], same_content(histories).to(self.device)], []
         for position, view in enumerate(self.views):
             if view in get_args(Kind):
@@ -205,8 +203,15 @@ class CLLMRec(RetrievalModule):
             elif view == "original" and "original" not in self.views[:position]:
                 encoded = states[rows]
             else:
-                scores = sizes_before(states, batch, rows) if view in PRUNED_BY_STATES else None
-                items, hidden = self.made(view, histories, scores=scores, random=random)
+                items, hidden = made(
+                    view,
+                    histories,
+                    share=self.shares.get("importance" if view in PRUNED_BY_STATES else view, 0.0),
+                    targets=targets,
+                    similar=self.similar,
+                    scores=self.scores_of(view, histories, states, batch, rows),
+                    random=random,
+                )
                 encoded = self.encode_in_batches(items, budget=self.data.batch_tokens, hidden=hidden)
             views.append(F.normalize(self.head(encoded), dim=1))
         options: dict[str, Any] = {
@@ -221,7 +226,7 @@ class CLLMRec(RetrievalModule):
 
     def find_anchors(self, batch: HistoryBatch) -> tuple[Int[Tensor, " anchors"], dict[Kind, list[TokenisedView]]]:
         """Boundaries at random, those without a written view left out, and the written views of each kind."""
-        drawn = sampled(torch.arange(len(batch.targets)), self.anchors)
+        drawn = sampled(batch, torch.arange(len(batch.targets)), self.anchors, random=self.shared_random)
         here = batch.on_cpu
         users, targets = here.user[here.target_places[0]][drawn].tolist(), here.targets[drawn].tolist()
         asked = list(zip(users, prefixes(batch, drawn), targets, strict=True))
@@ -276,32 +281,18 @@ class CLLMRec(RetrievalModule):
             self._written[kind] = WrittenViews.read(self.views_from, kind=kind, data=self.data, reader=reader)
         return self._written[kind]
 
-    def made(
-        self, view: str, histories: list[np.ndarray], *, scores: list[np.ndarray] | None, random: np.random.Generator
-    ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-        """The items of a view of each history, and with `mask` which of them are hidden.
-
-        Args:
-            view: Any but the written ones.
-            histories: Items, oldest first.
-            scores: γ of each history's items, for views that are pruned by it.
-            random: Source of randomness.
-        """
-        share = self.shares["importance" if view in PRUNED_BY_STATES else view] if view != "original" else 0
-        if view == "mask":
-            return histories, [operators.mask(items, share=share, random=random) for items in histories]
-        make: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-            "original": lambda items: items,
-            "importance": lambda items: operators.importance(items, share=share, scores=self.importance_scores(items)),
-            "crop": lambda items: operators.crop(items, share=share, random=random),
-            "reorder": lambda items: operators.reorder(items, share=share, random=random),
-            "substitute": lambda items: operators.substitute(items, share=share, similar=self.similar, random=random),
-        }
-        if scores is None:
-            return list(map(make[view], histories)), None
-        sign = 1 if view == "without_least" else -1
-        pairs = zip(histories, scores, strict=True)
-        return [operators.importance(items, share=share, scores=sign * own) for items, own in pairs], None
+    def scores_of(
+        self,
+        view: str,
+        histories: list[np.ndarray],
+        states: Float[Tensor, "targets dim"],
+        batch: HistoryBatch,
+        rows: Int[Tensor, " anchors"],
+    ) -> list[np.ndarray] | None:
+        """The importance of each item of the histories before these boundaries, for views that are pruned by it."""
+        if view == "importance":
+            return list(map(self.importance_scores, histories))
+        return sizes_before(states, batch, rows) if view in PRUNED_BY_STATES else None
 
     def importance_scores(self, items: np.ndarray) -> np.ndarray:
         """(items,) the cosine of each item's whitened text vector with the sum of the other items' vectors."""

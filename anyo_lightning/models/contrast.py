@@ -73,17 +73,28 @@ def contrast_weighted(
     return info_nce(first, keys, own, temperature=temperature, excluded=excluded, negative_weight=weight)
 
 
-def sampled(rows: Int[Tensor, " rows"], anchors: int) -> Int[Tensor, " sampled"]:
-    """This process's share of `anchors` of these rows, drawn at random, in their order; all of them if they are fewer.
+def sampled(
+    batch: HistoryBatch, rows: Int[Tensor, " rows"], anchors: int, *, random: torch.Generator
+) -> Int[Tensor, " sampled"]:
+    """Those of this process's rows that are in a sample, without replacement, of the rows of all processes.
+
+    Each row of a step is as likely as any other, and a seed draws the same ones however they are shared out.
 
     Args:
-        rows: Any numbers, such as those of a batch's supervised boundaries.
-        anchors: How many are wanted of all processes together.
+        batch: This process's part of the step.
+        rows: Some of its supervised boundaries.
+        anchors: How many are wanted of all processes together; all of them are taken if they are fewer.
+        random: On the CPU, in the same state on all processes.
+
+    Returns:
+        In the order given.
     """
-    most = max(anchors // distributed.world_size(), 1)
-    if len(rows) <= most:
+    own = batch.on_cpu.target_positions[rows.cpu()]  # a boundary's name: its target's place in the data
+    everyone = own if distributed.world_size() == 1 else distributed.gather_rows(own.to(batch.user.device)).cpu()
+    if len(everyone) <= anchors:
         return rows
-    return rows[torch.randperm(len(rows))[:most].sort().values.to(rows.device)]
+    drawn = everyone.sort().values[torch.randperm(len(everyone), generator=random)[:anchors]]
+    return rows[torch.isin(own, drawn).to(rows.device)]
 
 
 def prefixes(batch: HistoryBatch, rows: Int[Tensor, " rows"]) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from anyo_lightning.checkpoint_io import METADATA
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.history import IdHistory
+from anyo_lightning.encoders.id_history import IdHistory
 from anyo_lightning.encoders.vectors import read_on
 from anyo_lightning.errors import InputError
 from anyo_lightning.losses import full_softmax

@@ -1,13 +1,12 @@
 """LLaRA: the dual encoder. One LLM reads histories and items, and both are trained to meet."""
 
-import math
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
@@ -19,8 +18,7 @@ from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.losses import full_softmax, info_nce
 from anyo_lightning.models.base import RetrievalModule
-
-LOWEST_TEMPERATURE = 0.01  # where a learned temperature stops, as CLIP's does
+from anyo_lightning.models.temperature import Temperature, check_temperature
 
 Keys = Literal["batch", "catalogue"]
 
@@ -62,7 +60,7 @@ class LLaRA(RetrievalModule):
             `targets_per_history`, masking and correction say nothing, and hard negatives are refused.
         targets_per_history: Boundaries of each history that a step supervises.
         temperature: τ, or its start if it is learned.
-        learn_temperature: Whether τ is trained; it stays above 0.01.
+        learn_temperature: Whether τ is trained; it stays between 0.01 and 1 (`Temperature`).
         mask_false_negatives: Leave the items that a user has in training out of his negatives.
         popularity_correction: Subtract from each in-batch negative's score the log of its chance to be one (logQ).
         hard_negatives: Mined negatives that each history adds to a step.
@@ -102,11 +100,8 @@ class LLaRA(RetrievalModule):
         for name, value in positive.items():
             if value <= 0:
                 raise InputError(f"Expected model.{name} to be positive, got {value}")
-        if learn_temperature and temperature < LOWEST_TEMPERATURE:
-            raise InputError(
-                f"Expected model.temperature of at least {LOWEST_TEMPERATURE} with model.learn_temperature, got "
-                f"{temperature}"
-            )
+        if learn_temperature:
+            check_temperature(temperature)
         if not 0 <= hard_negatives <= mined_negatives:
             raise InputError(
                 f"Expected model.hard_negatives between 0 and model.mined_negatives ({mined_negatives}), got "
@@ -129,7 +124,7 @@ class LLaRA(RetrievalModule):
                 "something to train, got none of them"
             )
         if self.learn_temperature:
-            self.log_temperature = nn.Parameter(torch.zeros(()))  # relative to the start, where weight decay pulls it
+            self.learned_temperature = Temperature(self.temperature)
         if self.hard_negatives:
             self.register_buffer("mined", torch.full((data.split.users, self.mined_negatives), MISSING))
         counts = torch.from_numpy(data.split.training_counts())
@@ -189,11 +184,10 @@ class LLaRA(RetrievalModule):
         super().on_train_batch_start(batch, batch_idx)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """Step, and raise a learned temperature that fell below its floor back to it, where it has a gradient."""
+        """Step, and take a learned temperature back to where it makes sense."""
         super().optimizer_step(*arguments, **options)
         if self.learn_temperature:
-            with torch.no_grad():
-                self.log_temperature.clamp_(min=math.log(LOWEST_TEMPERATURE / self.temperature))
+            self.learned_temperature.clip()
 
     def on_train_epoch_end(self) -> None:
         """Mine hard negatives, before checkpoints are written."""
@@ -211,8 +205,10 @@ class LLaRA(RetrievalModule):
 
     def current_temperature(self) -> Float[Tensor, ""]:
         """τ."""
-        start = torch.tensor(self.temperature, device=self.device)
-        return start * self.log_temperature.exp() if self.learn_temperature else start
+        if self.learn_temperature:
+            learned: Tensor = self.learned_temperature()
+            return learned
+        return torch.tensor(self.temperature, device=self.device)
 
     def owned(self, user: Int[Tensor, " batch"], items: Int[Tensor, " items"]) -> Bool[Tensor, "batch items"]:
         """Whether each user has each of these items in training."""

@@ -58,7 +58,8 @@ class SRACL(RetrievalModule):
     epoch, without gradient; the paper encodes them in each step (`bank: false`). (5) By default states are compared at
     unit length: inner products of states of norm 8, as in the paper (`unit_length: false`), saturate the softmax. (6)
     False negatives, histories with the same target or of the same user, can be masked. (7) The state that is compared
-    is that of the next-item loss, where the code reads the prefix once more.
+    is that of the next-item loss, where the code reads the prefix once more. (8) No item of a view is replaced by the
+    target of its history, which the code may draw.
 
     Args:
         encoders: How histories and items are encoded.
@@ -185,17 +186,19 @@ class SRACL(RetrievalModule):
         return self._contrast(states[rows], positives, identities)
 
     def taking_part(self, batch: HistoryBatch) -> Int[Tensor, " rows"]:
-        """The boundaries whose prefixes have neighbours, or a sample of them: this process's share of `anchors`."""
+        """The boundaries whose prefixes have neighbours, or this process's part of a sample of `anchors`."""
         prefixes = self.prefix_of_target[batch.target_positions]
         rows = ((prefixes >= 0) & (self.prefix_neighbours[prefixes, 0] >= 0)).nonzero()[:, 0]
-        return sampled(rows, self.anchors)
+        return sampled(batch, rows, self.anchors, random=self.shared_random)
 
     def intra_user(self, batch: HistoryBatch) -> Float[Tensor, ""]:
         """InfoNCE over the 2N views of N histories: each against all but itself, its positive the other of the two."""
         random = np.random.default_rng(int(torch.randint(2**31, ())))
+        here = batch.on_cpu
+        targets = here.targets[here.last_states].tolist()
         views = [
-            substitute_before_last(items, chance=self.share, similar=self.item_neighbours, random=random)
-            for items in batch.histories() * 2
+            substitute_before_last(items, chance=self.share, similar=self.item_neighbours, target=target, random=random)
+            for items, target in [*zip(batch.histories(), targets, strict=True)] * 2
         ]
         first, second = self.encode_histories(views).chunk(2)
         return self._contrast(first, second, same_history(batch) if self.mask_false_negatives else None)

@@ -1,8 +1,9 @@
 """A run's weights over another catalogue or split: what carries over, and what starts afresh.
 
 Weights that are no single item's carry over. An item's own rows do where the run knows the item: where its id and its
-text are those of an item there. An id alone says little, since most data sets count their items from 1. `Encoders` name
-their rows; vectors of texts are made again from the texts at hand.
+text are those of an item there. An id alone says little, since most data sets count their items from 1; only where the
+split is the run's, texts apart, are the items the same. `Encoders` name their rows; vectors of texts are made again
+from the texts at hand.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,16 +19,18 @@ from jaxtyping import Int
 from torch import Tensor
 
 from anyo_lightning import distributed
-from anyo_lightning.checkpoint_io import METADATA, describe_catalogue, describe_items
+from anyo_lightning.checkpoint_io import METADATA, describe_catalogue
 from anyo_lightning.data.item_texts import TrainedTexts
 from anyo_lightning.data.splits import Split, placeholder
 from anyo_lightning.encoders.base import LANGUAGE_MODEL, Encoders
 from anyo_lightning.errors import InputError
+from anyo_lightning.lineage import describe_items
 from anyo_lightning.runs import RunFolder
 
 TRAINED = "*.trained"  # which items have a trained row, in any encoder
 KINDS = ("item_rows", "run_rows", "text_rows")
 LEAK = 0.01  # share of the test targets: where two data sets count users and items from 1, chance alone is below
+FEW = 0.01  # share of the items: what two data sets have in common by chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +44,7 @@ class Transfer:
         there: Their numbers in the run.
         trained_texts: The texts of the run's items.
         namesakes: How many of the split's items share an id with one of the run, but not the text.
+        same_split: Whether the split is the run's, under other texts.
         encoders: The model's, which name their rows; None where the model makes its own, and has none.
     """
 
@@ -50,6 +54,7 @@ class Transfer:
     there: Int[Tensor, " known"]
     trained_texts: TrainedTexts
     namesakes: int
+    same_split: bool
     encoders: Encoders | None
 
     @classmethod
@@ -74,19 +79,32 @@ class Transfer:
         named = () if encoders is None else encoders.text_rows
         weights: Mapping[str, Tensor] = checkpoint["state_dict"]
         vectors = next((weights[name] for name in weights if any(fnmatch(name, one) for one in named)), None)
+        everything, same_split = torch.arange(split.catalogue_size), found["split"] == own["split"]
         if found["catalogue"] == own["catalogue"]:
-            everything = torch.arange(split.catalogue_size)
-            return cls(run, split, everything, everything, TrainedTexts(split.item_texts, vectors), 0, encoders)
+            texts = TrainedTexts(split.item_texts, vectors)
+            return cls(run, split, everything, everything, texts, 0, same_split, encoders)
         there = run.read_catalogue()
         if describe_items(there["item_id"].to_list(), there["text"].to_list()) != found["catalogue"]:
             raise InputError(f"Expected {run.catalogue_file} to be that of the checkpoint beside it, got another")
+        texts = TrainedTexts(there["text"].to_list(), vectors)
+        if same_split:
+            return cls(run, split, everything, everything, texts, 0, same_split, encoders)
         here = pl.DataFrame({"item_id": split.item_ids.tolist(), "text": split.item_texts})
         by_id = here.with_row_index("here").join(there.with_row_index("there"), on="item_id", suffix="_there")
         untold = pl.Series([placeholder(item) for item in by_id["item_id"]], dtype=pl.String)  # any data set has these
         known = by_id.filter((pl.col("text") == pl.col("text_there")) & (pl.col("text") != untold)).sort("here")
         ours, theirs = (torch.from_numpy(known[name].to_numpy().astype(np.int64)) for name in ("here", "there"))
-        texts = TrainedTexts(there["text"].to_list(), vectors)
-        return cls(run, split, ours, theirs, texts, len(by_id) - len(known), encoders)
+        return cls(run, split, ours, theirs, texts, len(by_id) - len(known), same_split, encoders)
+
+    @property
+    def name(self) -> str:
+        """What a test of the run on these data is: under `other texts`, on `other data`, or `zero-shot`.
+
+        Zero-shot is a test whose items the run has not seen, `FEW` of them apart.
+        """
+        if self.same_split:
+            return "other texts"
+        return "other data" if len(self.here) > FEW * self.split.catalogue_size else "zero-shot"
 
     def check_testable(self) -> None:
         """Refuse to test a model of ids on items of which it knows none, or on interactions that it was trained on.
@@ -95,6 +113,8 @@ class Transfer:
             InputError: It knows no item and reads no text; more than `LEAK` of the test targets were trained on; or the
                 run has no predictions.parquet, which says what was.
         """
+        if self.same_split:
+            return
         if not len(self.here) and not (self.encoders and self.encoders.texts):
             raise InputError(
                 f"Expected items that {self.run.path} knows by id and text, since it reads ids alone, got none among "
@@ -187,7 +207,7 @@ class Transfer:
         for name, value in weights.items():
             if name in starts_afresh:
                 continue
-            self._check_named(name, value)
+            self._check_named(name, value, own.get(name))
             if name not in own or own[name].shape[1:] != value.shape[1:]:
                 found[name] = value  # refused where it is loaded
             elif self._is(name, "text_rows") or (self._is(name, "run_rows") and not tested):
@@ -209,6 +229,9 @@ class Transfer:
         """
         if distributed.rank():
             return
+        if self.same_split:
+            print(f"Weights of {self.run.path}: the split is the same, its items' texts are others")
+            return
         namesakes = f" ({self.namesakes:,} share an id with another text there)" if self.namesakes else ""
         rows = any(self._is(name, "item_rows") for name in weights)
         taken = "they take over their rows, the others start afresh" if rows else "no weight is an item's own"
@@ -226,10 +249,18 @@ class Transfer:
         patterns = () if self.encoders is None else getattr(self.encoders, kind)
         return any(fnmatch(name, pattern) for pattern in patterns)
 
-    def _check_named(self, name: str, value: Tensor) -> None:
-        """Refuse what looks like rows of items and is not named so: it would end up with other items."""
+    def _check_named(self, name: str, value: Tensor, own: Tensor | None) -> None:
+        """Refuse what looks like rows of items and is not named so: it would end up with other items.
+
+        Rows of items are as many as items there and here. Where both catalogues have equally many, and in another
+        order, a weight of that first size cannot be told from them and is refused, too.
+        """
+        sizes = len(self.trained_texts.texts), self.split.catalogue_size
+        in_order = torch.arange(sizes[0])
+        if own is None or (torch.equal(self.here, in_order) and torch.equal(self.there, in_order)):
+            return
         named = fnmatch(name, TRAINED) or any(self._is(name, kind) for kind in KINDS)
-        if not named and ".backbone." not in name and value.ndim and len(value) == len(self.trained_texts.texts):
+        if not named and ".backbone." not in name and value.ndim and (len(value), len(own)) == sizes:
             raise InputError(
                 f"Expected encoders that name {name}, which has a row per item, in {', '.join(KINDS)}, got "
                 f"{type(self.encoders).__name__}"

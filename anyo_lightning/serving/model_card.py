@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from anyo_lightning.data.sources import GROUPLENS_TERMS
 from anyo_lightning.llm.aliases import ALIASES
 from anyo_lightning.models.restored_run import RestoredRun
+from anyo_lightning.runs import LINEAGE
 from anyo_lightning.serving.exported_model import Base
 
 UNKNOWN = "not known to anyo-lightning: look it up before you publish or sell anything"
@@ -87,7 +88,7 @@ def model_card(exported: Exported, metrics: dict[str, Any], restored: RestoredRu
         _use(exported),
         _files(folder),
         _figures(figures, metrics, restored),
-        _data(split, restored),
+        _data(metrics, restored),
         _cost(metrics),
         _licences(split["name"], restored, base),
         _limits(metrics, restored),
@@ -189,14 +190,30 @@ def _precision(restored: RestoredRun) -> str:
     return "The run and this export compute in float32."
 
 
-def _data(split: dict[str, Any], restored: RestoredRun) -> str:
-    counts, data = split["counts"], restored.data
+def runs_read(lineage: dict[str, Any]) -> list[tuple[str, str]]:
+    """A row for each run whose weights, vectors or lists a run has been given, and for those that these had read.
+
+    Args:
+        lineage: As metrics.json has it.
+    """
+    rows = []
+    for option, run in lineage.items():
+        weights = f", weights `{run['weights']}`" if run.get("weights") else ""
+        rows.append((f"the run that `{option}` named", f"{run.get('variant')}, `{run.get('model')}`{weights}"))
+        rows += [(f"{what}, in that run", which) for what, which in runs_read(run.get(LINEAGE) or {})]
+    return rows
+
+
+def _data(metrics: dict[str, Any], restored: RestoredRun) -> str:
+    split, data = metrics["split"], restored.data
+    counts = split["counts"]
     rows = [
         ("data set", split["name"]),
         ("fingerprint of data, filters and split", f"`{split['fingerprint']}`"),
         ("split, order of ties", f"{split['strategy']}, {split['ties']}"),
         *((name.replace("_", " "), f"{count:,}") for name, count in counts.items()),
         ("an item's text", f"`{data.template}`" + (", histories read titles only" if data.titles_only else "")),
+        *runs_read(metrics.get(LINEAGE, {})),
     ]
     return "## Data\n\n" + _table(("", ""), rows)
 

@@ -2,6 +2,8 @@
 
 Each returns new arrays and never writes into its argument, which may be a span of the stored interactions, and each
 keeps at least one item. Histories have at least one item. `write.py` has the views that an LLM writes.
+
+No view of the history before a target says what the target is: substitutes are drawn from all but it.
 """
 
 import numpy as np
@@ -62,6 +64,7 @@ def substitute(
     *,
     share: float,
     similar: Int[np.ndarray, "catalogue neighbours"],
+    target: int,
     random: np.random.Generator,
 ) -> Int[np.ndarray, " items"]:
     """The history with floor(share · L) random items each replaced by a random one of its most similar items.
@@ -70,11 +73,12 @@ def substitute(
         items: The history, oldest first.
         share: ρ, what is replaced.
         similar: The most similar items of each item.
+        target: The item that follows the history, which replaces none; an item that is similar to it alone stays.
         random: Source of randomness.
 
-    Reference: CoSeRec (arXiv 2108.06479), substitute.
+    Reference: CoSeRec (arXiv 2108.06479), substitute; there the target may be drawn, too.
     """
-    return _replaced(items, _positions(_count(share, items), items, random), similar, random)
+    return _replaced(items, _positions(_count(share, items), items, random), similar, target, random)
 
 
 def substitute_before_last(
@@ -82,6 +86,7 @@ def substitute_before_last(
     *,
     chance: float,
     similar: Int[np.ndarray, "catalogue neighbours"],
+    target: int,
     random: np.random.Generator,
 ) -> Int[np.ndarray, " items"]:
     """The history with each item but the last replaced, at a chance, by a random one of its most similar items.
@@ -92,11 +97,13 @@ def substitute_before_last(
         items: The history, oldest first.
         chance: Of each item but the last.
         similar: The most similar items of each item.
+        target: The item that follows the history, which replaces none; an item that is similar to it alone stays.
         random: Source of randomness.
 
-    Reference: SRA-CL (arXiv 2503.04162), intra-user views; there the last item may be replaced, too.
+    Reference: SRA-CL (arXiv 2503.04162), intra-user views; there the last item may be replaced, too, and the target
+    may be drawn.
     """
-    return _replaced(items, np.flatnonzero(random.random(len(items) - 1) < chance), similar, random)
+    return _replaced(items, np.flatnonzero(random.random(len(items) - 1) < chance), similar, target, random)
 
 
 def importance(
@@ -118,9 +125,15 @@ def _count(share: float, items: np.ndarray) -> int:
     return int(share * len(items) + 1e-9)
 
 
-def _replaced(items: np.ndarray, positions: np.ndarray, similar: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    view = items.copy()
-    view[positions] = similar[view[positions], random.integers(similar.shape[1], size=len(positions))]
+def _replaced(
+    items: np.ndarray, positions: np.ndarray, similar: np.ndarray, target: int, random: np.random.Generator
+) -> np.ndarray:
+    view, choices = items.copy(), similar[items[positions]]
+    allowed = choices != target
+    counts = allowed.sum(1)
+    drawn = random.integers(np.maximum(counts, 1))
+    place = (allowed.cumsum(1) > drawn[:, None]).argmax(1)  # of the allowed ones the one with the number drawn
+    view[positions] = np.where(counts > 0, choices[np.arange(len(place)), place], items[positions])
     return view
 
 
