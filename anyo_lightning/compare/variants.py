@@ -153,7 +153,8 @@ def _grouped(runs: Sequence[TestedRun], *, any_draw: bool = False) -> list[Varia
     found = []
     for title, name, (row, read) in zip(titles, names, rows, strict=True):
         label = title if titles.count(title) == 1 else f"{name} ({row[0].folder.path})"
-        note = f"{label}: of the runs that its seeds have read only the name is known, {' and '.join(dict.fromkeys(read))}."
+        read_by_name = " and ".join(dict.fromkeys(read))
+        note = f"{label}: of the runs that its seeds have read only the name is known, {read_by_name}."
         found.append(Variant(label, tuple(row), note=note if read else ""))
     return found
 
