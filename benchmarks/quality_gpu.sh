@@ -20,8 +20,9 @@ for log in "$runs"/*.log; do [ ! -f "$log" ] || mv "$log" "$log.before"; done
 quiet=(--trainer.enable_progress_bar false --trainer.logger false)
 ml1m=(--data.interactions "$DATA/ml-1m/interactions.parquet" --data.items "$DATA/ml-1m/items.csv"
       --data.columns.timestamp position)
-beauty=(-c configs/overlays/beauty.yaml --data.interactions "$DATA/amazon-beauty/interactions.csv.gz"
-        --data.items "$DATA/amazon-beauty/items.csv.gz" --model.encoders.dropout 0.5)
+beauty_files=(--data.interactions "$DATA/amazon-beauty/interactions.csv.gz"
+              --data.items "$DATA/amazon-beauty/items.csv.gz")
+beauty=(-c configs/overlays/beauty.yaml "${beauty_files[@]}" --model.encoders.dropout 0.5)
 exact=(--trainer.precision 32-true)  # small models lose more by bfloat16 than they gain
 gpu=(-c configs/overlays/gpu.yaml --data.micro_batch_tokens null --data.num_workers 1)
 # The teacher as `make ml1m` trains it; three layers as there, too; and all layers with larger steps.
@@ -68,9 +69,19 @@ taught() {
   row "$name" e4srec_vectors_hybrid "$@" --model.encoders.item_vectors_from "$runs/$teacher" \
     --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors"
 }
+# ensemble NAME RUN RUN OPTIONS: two finished rows as one model; nothing is trained.
+ensemble() {
+  local name=$1 one=$2 other=$3
+  shift 3
+  if [ -f "$runs/$one/metrics.json" ] && [ -f "$runs/$other/metrics.json" ]; then
+    row "$name" ensemble "$@" --model.runs "[$runs/$one, $runs/$other]"
+  fi
+}
 seed() {
   row "sasrec$1" sasrec "${ml1m[@]}" "${sasrec[@]}" --seed_everything "$1"
   taught "taught$1" "sasrec$1" "${ml1m[@]}" "${three[@]}" --seed_everything "$1"
+  ensemble "ensemble$1" "taught$1" "sasrec$1" "${ml1m[@]}" --seed_everything "$1" \
+    --metrics.variant "ensemble, the LLM and SASRec"
 }
 seed1() {
   seed 1
@@ -84,6 +95,7 @@ seed2() {
 deep() {
   row sasrec0 sasrec "${ml1m[@]}" "${sasrec[@]}"
   taught taught_deep sasrec0 "${ml1m[@]}" "${vectors[@]}"
+  ensemble ensemble_deep taught_deep sasrec0 "${ml1m[@]}" --metrics.variant "ensemble, the deep LLM and SASRec"
 }
 frozen() { row vectors_deep e4srec_vectors "${ml1m[@]}" "${vectors[@]}"; }
 text() {
@@ -102,6 +114,8 @@ small() {
 amazon() {
   row beauty_sasrec sasrec "${beauty[@]}" "${exact[@]}" --model.optimizer.weight_decay 0 --trainer.max_epochs 30
   taught beauty_taught beauty_sasrec "${beauty[@]}" --trainer.max_epochs "${BEAUTY_EPOCHS:-20}"
+  ensemble beauty_ensemble beauty_taught beauty_sasrec -c configs/overlays/beauty.yaml "${beauty_files[@]}" \
+    --metrics.variant "ensemble, the LLM and SASRec"
 }
 failed() { grep -lE "^[A-Za-z.]*(Error|Exception)" "$runs"/*.log 2>/dev/null; }
 pids=()
