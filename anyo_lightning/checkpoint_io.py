@@ -115,6 +115,27 @@ def describe_run(path: Path) -> dict[str, Any]:
     return {**found, **given, "settings": settings, LINEAGE: noted_in(noted)}
 
 
+def check_runs_read(run: RunFolder, places: Mapping[str, Path]) -> None:
+    """Refuse to go on with a finished run that is made of others if these are no longer what it was made of.
+
+    Args:
+        run: The run folder; where it notes nothing of what it has read, nothing is refused.
+        places: What it would read, by the options that name it.
+
+    Raises:
+        InputError: One has another class or other weights.
+    """
+    noted = lineage_of(run)
+    for option, place in places.items():
+        if option in noted and place.exists():
+            found = describe_run(place)
+            if any(noted[option].get(part) != found[part] for part in ("model", "weights")):
+                raise InputError(
+                    f"Expected {place} to have the weights with which {run.path} was tested, got others: fit it again, "
+                    "with another --run"
+                )
+
+
 def _hash_of(weights: Mapping[str, Tensor]) -> str:
     content = hashlib.sha256()
     for name, weight in sorted(weights.items()):

@@ -1,11 +1,12 @@
 """How much of one run's gain over another is a better idea of what is popular.
 
-    python benchmarks/popularity_prior.py BASELINE RUN [RUN ...] [--output benchmarks/popularity_prior.md]
+    python benchmarks/popularity_prior.py BASELINE RUN [RUN ...]
 
 Each run's scores get `strength` times the logarithm of one plus an item's training interactions; the strength that is
 best for NDCG@10 on validation is taken to the test. It is one more dimension of the inner product: the strength in each
-query, the logarithm in each item's vector. A strength of zero gives the run's own figures, and is checked to. Prints,
-or writes between the page's markers, NDCG@10 without and with it and the differences to the baseline, paired by user.
+query, the logarithm in each item's vector. A strength of zero gives the run's own figures, and is checked to. Prints
+NDCG@10 without and with it and the differences to the baseline, paired by user, with p corrected over the runs (Holm).
+Runs are of one split, and those with sparse vectors cannot take part.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from anyo_lightning.compare.columns import Column, as_change, as_p, number
 from anyo_lightning.compare.render import markdown_table
-from anyo_lightning.compare.stats import SIGNIFICANCE, paired_differences
+from anyo_lightning.compare.stats import paired_differences
 from anyo_lightning.data.splits import Stage
 from anyo_lightning.evaluation.metrics import user_metrics
 from anyo_lightning.evaluation.ranking import rank
@@ -45,15 +46,9 @@ def main() -> None:
     """Calibrate every run, then compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     found = [calibrate(folder) for folder in options.runs]
-    table = "\n".join(markdown_table(columns(found)))
-    print(table)
-    if options.output:
-        start, end = "<!-- made by popularity_prior.py, do not edit -->\n", "<!-- end -->"
-        before, rest = options.output.read_text().split(start)
-        options.output.write_text(f"{before}{start}\n{table}\n\n{rest[rest.index(end) :]}")
+    print("\n".join(markdown_table(columns(found))))
 
 
 def calibrate(folder: Path) -> Calibrated:
@@ -97,7 +92,6 @@ def ndcg(run: RestoredRun, stage: Stage, states: Tensor, vectors: Tensor, streng
 
 def columns(found: list[Calibrated]) -> list[Column]:
     """A line for each run; differences are to the first."""
-    first = found[0]
     texts: dict[str, list[str]] = {
         "variant": [run.folder.name for run in found],
         "strength": [number(run.strength, 1) for run in found],
@@ -107,10 +101,10 @@ def columns(found: list[Calibrated]) -> list[Column]:
     for header, name in (("test", "own"), ("test, with it", "calibrated")):
         values = [getattr(run, name) for run in found]
         texts[header] = [number(float(of_run.mean()), 4) for of_run in values]
-        differences = [paired_differences(of_run[:, None], getattr(first, name))[0] for of_run in values[1:]]
-        changes = [as_change(d.value, d.low, d.high, 4, clear=d.p < SIGNIFICANCE) for d in differences]
+        differences = paired_differences(np.stack(values[1:], axis=1), values[0]) if values[1:] else []
+        changes = [as_change(d.value, d.low, d.high, 4, clear=d.clear) for d in differences]
         texts[f"{header}: vs first"] = ["", *changes]
-        texts[f"{header}: p"] = ["", *(as_p(difference.p) for difference in differences)]
+        texts[f"{header}: p"] = ["", *(as_p(difference.p_holm) for difference in differences)]
     return [Column(header, lines, ["plain"] * len(lines)) for header, lines in texts.items()]
 
 

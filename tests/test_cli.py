@@ -40,6 +40,8 @@ def tiny(small: list[str], small_llm: list[str], tiny_llm: str, tmp_path: Path) 
             found.append(f"--model.encoders.item_vectors_from={sasrec}")
         if "teacher" in settings:
             found.append(f"--model.teacher={sasrec}")
+        if "runs" in settings:
+            found.append(f"--model.runs=[{sasrec}, {sasrec}]")
         return found
 
     return options
@@ -51,7 +53,7 @@ def test_every_configuration_survives_a_step(
 ) -> None:
     """Fit ends with a tested run folder, and `test --run` repeats its figures."""
     sasrec = tmp_path / "sasrec"
-    if "item_vectors_from" in config.read_text() or "teacher:" in config.read_text():
+    if any(option in config.read_text() for option in ("item_vectors_from", "teacher:", "runs:")):
         anyo("fit", *tiny("sasrec"), f"--run={sasrec}")
         anyo("predict", f"--run={sasrec}", "--teach=5")
     if "summarise" in config.read_text():

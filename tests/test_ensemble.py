@@ -3,11 +3,14 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from helpers import CONFIGS, Anyo, MakeData, prepare, refused
 
+from anyo_lightning.encoders.text import TextEncoders
+from anyo_lightning.errors import InputError
+from anyo_lightning.llm.language_model import LLM
+from anyo_lightning.models.csft import CSFT
 from anyo_lightning.models.ensemble import Ensemble
 from anyo_lightning.models.restored_run import restore_run
 from anyo_lightning.runs import RunFolder
@@ -115,6 +118,7 @@ def test_what_is_refused(
     assert "at least two runs, got 1" in sentence(names=(runs["sasrec"],))
     assert "2 positive numbers, got [1.0]" in sentence("--model.weights=[1]")
     assert "2 positive numbers, got [1.0, -1.0]" in sentence("--model.weights=[1,-1]")
+    assert "2 positive numbers, got [inf, 1.0]" in sentence("--model.weights=[.inf,1]")
     assert f"at least {ITEMS}, which" in sentence(f"--data.max_items={ITEMS - 1}")
     assert "on the same split" in sentence("--data.ties=shuffle")
     assert str(tmp_path / "nowhere") in sentence(names=(runs["sasrec"], tmp_path / "nowhere"))
@@ -123,4 +127,38 @@ def test_what_is_refused(
     shutil.copytree(runs["sasrec"], tmp_path / "untrained")
     shutil.rmtree(tmp_path / "untrained" / "checkpoints")
     assert "untrained" in sentence(names=(runs["sasrec"], tmp_path / "untrained"))
-    assert np.isfinite(RunFolder(runs["sasrec"]).read_metrics()["metrics"]["test/ndcg@10"]["value"])
+    RunFolder(tmp_path / "untrained").metrics_file.unlink()
+    assert "tested runs, got" in sentence(names=(runs["sasrec"], tmp_path / "untrained"))
+    anyo("fit", config, *small, f"--model.runs=[{runs['sasrec']}, {runs['unisrec']}]", f"--run={tmp_path / 'both'}")
+    assert "no ensembles" in sentence(names=(runs["sasrec"], tmp_path / "both"))
+    with pytest.raises(InputError, match="trained to rank items, got one of CSFT"):
+        CSFT(TextEncoders(LLM("tiny"))).logit_scale()
+
+
+def test_its_results_are_of_its_runs_as_they_were(
+    anyo: Anyo,
+    small: list[str],
+    runs: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Other runs, weights or texts do not take their place, in a test, a prediction or a recommendation."""
+    member, folder = tmp_path / "here" / "sasrec", tmp_path / "ensemble"
+    shutil.copytree(runs["sasrec"], member)
+    both = [f"--config={CONFIGS / 'ensemble.yaml'}", *small, f"--model.runs=[{member}, {runs['unisrec']}]"]
+    anyo("fit", *both, f"--run={folder}")
+    before = RunFolder(folder).metrics_file.read_text()
+    others = f"--model.runs=[{runs['e4srec_vectors']}, {runs['unisrec']}]"
+    assert "model.runs" in refused(capsys, anyo, "test", f"--run={folder}", others)
+    texts = ["--data.template={title}, again", f"--output={tmp_path / 'texts'}"]
+    assert "whose runs read their own" in refused(capsys, anyo, "test", f"--run={folder}", *texts)
+    assert "which is made of several" in refused(capsys, anyo, "test", f"--run={folder}", "--probe")
+    shutil.rmtree(member)
+    options = ["--model.encoders.dim=8", "--model.encoders.heads=1", f"--data.max_items={ITEMS}"]
+    other_seed = ["--seed_everything=1", f"--run={member}"]
+    anyo("fit", f"--config={CONFIGS / 'sasrec.yaml'}", *small, *options, *other_seed)
+    for command in ("test", "predict", "validate"):
+        assert "with which" in refused(capsys, anyo, command, f"--run={folder}")
+    assert "with which" in refused(capsys, anyo, "recommend", f"--run={folder}", "--user=1")
+    assert RunFolder(folder).metrics_file.read_text() == before
+    anyo("fit", *both, f"--run={tmp_path / 'again'}")

@@ -273,7 +273,7 @@ class AnyoCLI(LightningCLI):
         options = self._with_checkpoint(kwargs)
         if self.output is not None and not self.model.trained:
             self.datamodule.prepare_data()
-            check_counted(self.run_folder, self.datamodule.split)
+            check_counted(self.run_folder, self.datamodule.split, with_texts=bool(self.model.runs_read()))
         if self.probing:
             asked, checkpoint = self.config.test.probe_memory, options["ckpt_path"]
             probe(self.trainer, self.model, self.datamodule, self.run_folder, checkpoint=checkpoint, asked=asked)
@@ -308,6 +308,8 @@ class AnyoCLI(LightningCLI):
             if not best.is_file():
                 raise InputError(f"Expected --run with a trained run folder or --ckpt_path, got no {best}")
             path = str(best)
+        if not self.model.trained:
+            checkpoint_io.check_runs_read(self.run_folder, self.model.runs_read())
         if path is not None:
             model: RetrievalModule = self.model
             model.restore_from(Path(path), other_data=self.output is not None)

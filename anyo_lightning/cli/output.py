@@ -38,21 +38,27 @@ def output_folder(config: Namespace, *, stage: str, probing: bool) -> RunFolder 
     return output
 
 
-def check_counted(run: RunFolder, split: Split) -> None:
+def check_counted(run: RunFolder, split: Split, *, with_texts: bool = False) -> None:
     """Refuse to count a floor on other data under the name of a run that was counted on its own.
 
     Args:
         run: The floor's run folder.
         split: The split of the data at hand.
+        with_texts: Whether it is an ensemble, of runs that read their own texts whatever these are.
 
     Raises:
-        InputError: It is another one.
+        InputError: It is another one, or with other texts.
     """
     counted = run.read_metrics()["split"]["fingerprint"]
     if counted != split.fingerprint:
         raise InputError(
             f"Expected the data of split {counted} that {run.path} is counted on, got split {split.fingerprint}: fit "
             "it there"
+        )
+    if with_texts and run.read_catalogue()["text"].to_list() != list(split.item_texts):
+        raise InputError(
+            f"Expected the texts of {run.path}, whose runs read their own, got others: test these runs with --output, "
+            "then fit an ensemble"
         )
 
 

@@ -108,8 +108,10 @@ def check(found: list[Change], *, stage: str, run: str, decays: bool, output: bo
             )
 
 
-def _called(place: Any) -> tuple[str, ...]:
+def _called(place: Any) -> tuple[Any, ...]:
     """What a model or a run is called wherever it lies: the folder's name, of a numbered run the one above, too."""
+    if isinstance(place, list):
+        return tuple(map(_called, place))
     path = Path(str(place))
     return (RunFolder(path).variant, path.name)
 

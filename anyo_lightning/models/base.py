@@ -272,7 +272,11 @@ class RetrievalModule(BuiltModule):
         return vectors.float()
 
     def logit_scale(self) -> float:
-        """What the loss multiplies inner products by before its softmax: 1/τ where it has a temperature."""
+        """What the loss multiplies inner products by before its softmax over items: 1/τ where it has a temperature.
+
+        Raises:
+            InputError: The loss has no such softmax.
+        """
         return 1.0
 
     def global_mean(self, mean: Float[Tensor, ""], count: int) -> Float[Tensor, ""]:

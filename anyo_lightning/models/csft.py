@@ -107,6 +107,10 @@ class CSFT(RetrievalModule):
             head = self.get_buffer("head")
             return full_softmax(states.to(head.dtype), head, tokens)
 
+    def logit_scale(self) -> float:
+        """There are no logits of items."""
+        raise InputError("Expected runs that are trained to rank items, got one of CSFT, which writes titles")
+
     def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
         """The mean over all processes' supervised tokens."""
         states, tokens = self.title_states(batch)

@@ -18,16 +18,17 @@ from anyo_lightning.models.parts import ONE_ITEM
 from anyo_lightning.models.restored_run import RestoredRun, restore_run
 from anyo_lightning.runs import RunFolder
 
-SUMMED = ("train_seconds", "tokens", "targets", "flops")  # of the members' ledgers
+SUMMED = ("train_seconds", "tokens", "targets", "flops", "trainable_parameters")  # of the members' ledgers
 
 
 class Ensemble(RetrievalModule):
     """Score = Σ_r w_r · logit_r over finished runs of one split; nothing is trained.
 
-    A run's logit is the inner product in the softmax of its loss, its temperature included. With softmax p_r of run r,
-    ranking by the sum is ranking by `Π_r p_r^{w_r}`, the runs' weighted geometric mean. It is one inner product: a
-    state is the runs' scaled states side by side, an item's vector the runs' vectors side by side, so that the index
-    and all that rests on it work as for one run.
+    A run's logit is the inner product in the softmax over items of its loss, its temperature included. With softmax p_r
+    of run r, ranking by the sum is ranking by `Π_r p_r^{w_r}`, the runs' weighted geometric mean. It is one inner
+    product: a state is the runs' scaled states side by side, an item's vector the runs' vectors side by side, so that
+    the index and all that rests on it work as for one run. The results are of the runs' weights as they are then: a
+    test, prediction or recommendation with others is refused.
 
     Args:
         runs: Folders of the runs, at least two. Their data may be read in other ways (texts, lengths), but are of the
@@ -48,7 +49,7 @@ class Ensemble(RetrievalModule):
         if len(runs) < 2:
             raise InputError(f"Expected model.runs to name at least two runs, got {len(runs)}")
         weights = [1.0] * len(runs) if weights is None else weights
-        if len(weights) != len(runs) or min(weights) <= 0:
+        if len(weights) != len(runs) or not all(0 < weight < float("inf") for weight in weights):
             raise InputError(f"Expected model.weights to be {len(runs)} positive numbers, got {weights}")
         self.runs, self.weights = runs, weights
 
@@ -56,9 +57,12 @@ class Ensemble(RetrievalModule):
         """The runs' best checkpoints.
 
         Raises:
-            InputError: A run cannot be restored, is of another split, reads longer histories than are given to it, or
-                has sparse vectors.
+            InputError: A run is not tested, cannot be restored, is an ensemble itself, of another split or not trained
+                to rank items, reads longer histories than are given to it, or has sparse vectors.
         """
+        for folder in self.runs:
+            if folder.is_dir() and not RunFolder(folder).finished:
+                raise InputError(f"Expected model.runs to name tested runs, got {folder}, which is not")
         members = [Member(folder, restore_run(folder, device=self.build_device), data) for folder in self.runs]
         return MemberStates(members, self.weights), MemberVectors(members)
 
@@ -68,11 +72,11 @@ class Ensemble(RetrievalModule):
 
     def cost(self) -> dict[str, float]:
         """What the runs have trained, all together."""
-        ledgers = [RunFolder(folder).read_metrics()["cost"] for folder in self.runs if RunFolder(folder).finished]
+        ledgers = [RunFolder(folder).read_metrics()["cost"] for folder in self.runs]
         summed = {
             name: sum(ledger[name] for ledger in ledgers)
-            for name in (*SUMMED, "trainable_parameters")
-            if len(ledgers) == len(self.runs) and all(ledger.get(name) is not None for ledger in ledgers)
+            for name in SUMMED
+            if all(ledger.get(name) is not None for ledger in ledgers)
         }
         return super().cost() | summed
 
@@ -91,6 +95,8 @@ class Member(nn.Module):
         own, given = run.data.split.fingerprint, data.split.fingerprint
         if own != given:
             raise InputError(f"Expected {folder} to be a run on the same split, {given}, got {own}")
+        if isinstance(run.model, Ensemble):
+            raise InputError(f"Expected runs that are no ensembles, got {folder}: name its own runs")
         if run.model.trained and run.data.max_items > data.max_items:
             raise InputError(
                 f"Expected data.max_items of at least {run.data.max_items}, which {folder} reads, got {data.max_items}"

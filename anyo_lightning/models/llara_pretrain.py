@@ -96,6 +96,10 @@ class LLaRAPretrain(RetrievalModule):
 
         return read(*inputs) if keep else recomputed(read, *inputs)
 
+    def logit_scale(self) -> float:
+        """There are no logits of items."""
+        raise InputError("Expected runs that are trained to rank items, got one of LLaRAPretrain, which writes texts")
+
     def training_step(self, batch: HistoryBatch, batch_idx: int) -> Tensor:
         """EBAE of the batch's items and EBAR of its pairs of item and target."""
         inputs, targets = batch.item_ids[batch.target_places], batch.targets

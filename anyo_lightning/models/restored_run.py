@@ -70,6 +70,8 @@ def restore_run(folder: Path, *, device: torch.device) -> RestoredRun:
     if model.trained:
         checkpoint = checkpoint_io.read(folder)
         weights = checkpoint["state_dict"]
+    else:
+        checkpoint_io.check_runs_read(run, model.runs_read())
     data.setup("predict")
     data.read_for(model)
     metrics = RetrievalMetrics(mask_history=(config.get("metrics") or {}).get("mask_history"))

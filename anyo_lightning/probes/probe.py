@@ -57,8 +57,10 @@ def probe(
         seed: Seed of all shuffles and samples.
 
     Raises:
-        InputError: `asked` is negative, or a test is refused.
+        InputError: `asked` is negative, the run is an ensemble, or a test is refused.
     """
+    if not model.trained and model.runs_read():
+        raise InputError(f"Expected --probe with a single run, got {run.path}, which is made of several: probe these")
     if asked < 0:
         raise InputError(f"Expected --probe_memory to be 0 or more, got {asked}")
     metrics = next(c for c in trainer.callbacks if isinstance(c, RetrievalMetrics))  # type: ignore[attr-defined]

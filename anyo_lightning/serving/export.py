@@ -71,7 +71,7 @@ def export(
     if not restored.model.trained:
         raise InputError(
             f"Expected a trained run, whose items have vectors to export, got {type(restored.model).__name__}, which "
-            "counts"
+            f"{'is made of several: export these' if restored.model.runs_read() else 'counts'}"
         )
     left_out: dict[str, str] = {}
     backbone = _readable(restored, left_out)

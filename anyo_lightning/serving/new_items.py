@@ -72,9 +72,10 @@ def add(model: RetrievalModule, items: NewItems, *, catalogue: RecDataModule) ->
         InputError: The model does not know items by their texts; it is as it was, then.
     """
     if model.encoders is None:
+        why = "is made of several runs" if model.runs_read() else "knows an item only by its interactions"
         raise InputError(
             f"Expected a run whose items are read as texts to add items by their texts, got {type(model).__name__}, "
-            "which knows an item only by its interactions"
+            f"which {why}"
         )
     found = model.encoders.read_items(
         items.texts,
