@@ -127,7 +127,7 @@ def check_runs_read(run: RunFolder, places: Mapping[str, Path]) -> None:
     """
     noted = lineage_of(run)
     for option, place in places.items():
-        if option in noted and place.exists():
+        if option in noted:
             found = describe_run(place)
             if any(noted[option].get(part) != found[part] for part in ("model", "weights")):
                 raise InputError(

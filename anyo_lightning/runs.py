@@ -284,6 +284,15 @@ class RunFolder:
         return _read_parquet(self.catalogue_file)
 
 
+def named_places(option: str, value: Any) -> dict[str, Any]:
+    """What one of `RUN_OPTIONS` names, by the option; of a list each by its number before it, as in `0.runs`."""
+    return (
+        {f"{number}.{option}": place for number, place in enumerate(value)}
+        if isinstance(value, list)
+        else {option: value}
+    )
+
+
 def named_run(place: str | Path) -> RunFolder:
     """The run that an option names by its folder, or by the file in it that is read (`Student.teacher`)."""
     path = Path(place)

@@ -6,7 +6,7 @@ from typing import Any
 
 from anyo_lightning import lineage
 from anyo_lightning.defaults import at_default
-from anyo_lightning.runs import LINEAGE, RUN_OPTIONS, RunFolder, named_run
+from anyo_lightning.runs import LINEAGE, RUN_OPTIONS, RunFolder, named_places, named_run
 
 Settings = dict[str, Any]  # options by their dotted paths, and what else decides
 
@@ -95,10 +95,10 @@ def _decisive(settings: Settings, noted: Mapping[str, Any], any_draw: bool, with
         if option in left_out or within_block.partition(".")[0] in FREE_SETTINGS.get(block, ()):
             continue
         if _names_run(option) and value:
-            name, several = option.rpartition(".")[2], isinstance(value, list)
-            places = {f"{number}.{name}": place for number, place in enumerate(value)} if several else {name: value}
+            name = option.rpartition(".")[2]
+            places = named_places(name, value)
             read = {key: _of_named(place, noted.get(key) or {}, any_draw, within) for key, place in places.items()}
-            found[option] = read if several else read[name]
+            found[option] = read.get(name, read)
         else:
             found[option] = value
     if str(found.get("trainer.precision")) in ("None", "32"):

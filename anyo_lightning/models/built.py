@@ -22,7 +22,7 @@ from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.quantisation import parameter_count
 from anyo_lightning.models import identity
 from anyo_lightning.models.transfer import Transfer
-from anyo_lightning.runs import LINEAGE, RUN_OPTIONS
+from anyo_lightning.runs import LINEAGE, RUN_OPTIONS, named_places
 
 
 @dataclass
@@ -181,8 +181,8 @@ class BuiltModule(LightningModule):
     def runs_read(self) -> dict[str, Path]:
         """The runs that the model's and the encoders' options name, by these, as far as they are there."""
         options = {**({} if self.encoders is None else vars(self.encoders)), **vars(self)}
-        named = {name: Path(options[name]) for name in RUN_OPTIONS if isinstance(options.get(name), str | Path)}
-        return {name: place for name, place in named.items() if place.exists()}
+        named = [item for name in RUN_OPTIONS for item in named_places(name, options.get(name)).items()]
+        return {name: Path(at) for name, at in named if isinstance(at, str | Path) and Path(at).exists()}
 
     def _start_from(self, folder: Path) -> None:
         """Take another run's weights over, and say which where it is of other items."""

@@ -66,10 +66,6 @@ class Ensemble(RetrievalModule):
         members = [Member(folder, restore_run(folder, device=self.build_device), data) for folder in self.runs]
         return MemberStates(members, self.weights), MemberVectors(members)
 
-    def runs_read(self) -> dict[str, Path]:
-        """The runs, by their place in the option."""
-        return {f"{number}.runs": folder for number, folder in enumerate(self.runs)}
-
     def cost(self) -> dict[str, float]:
         """What the runs have trained, all together."""
         ledgers = [RunFolder(folder).read_metrics()["cost"] for folder in self.runs]
