@@ -2,6 +2,8 @@
 
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -66,6 +68,23 @@ def raised_by_us(error: BaseException) -> bool:
     """
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+@contextmanager
+def in_own_words() -> Iterator[None]:
+    """Inside, what the constructor of a nested option refuses is told in its own sentence, not in jsonargparse's.
+
+    Raises:
+        InputError: With that sentence.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:  # jsonargparse's, which names all types that it tried
+        if (sentence := constructor_sentence(error)) is None:
+            raise
+        raise InputError(sentence) from error
 
 
 def constructor_sentence(error: ValueError) -> str | None:

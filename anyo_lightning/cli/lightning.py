@@ -27,7 +27,7 @@ from anyo_lightning.cli.teach import teach
 from anyo_lightning.cli.trainer import AnyoTrainer
 from anyo_lightning.cli.words import nulls_as_configs
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.errors import InputError, constructor_sentence, raised_by_us
+from anyo_lightning.errors import InputError, in_own_words, raised_by_us
 from anyo_lightning.hardware import fast_dtype
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.probes.probe import probe
@@ -178,15 +178,8 @@ class AnyoCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make the objects; a mistake that the constructor of a nested one names is told in its own words."""
-        try:
-            with loggers.going_on(self.config[self.subcommand].trainer.logger, self.results):
-                super().instantiate_classes()
-        except InputError:
-            raise
-        except ValueError as error:  # jsonargparse's, which names all types that it tried
-            if (sentence := constructor_sentence(error)) is None:
-                raise
-            raise InputError(sentence) from error
+        with in_own_words(), loggers.going_on(self.config[self.subcommand].trainer.logger, self.results):
+            super().instantiate_classes()
 
     def _choose_folder(self, config: Namespace) -> None:
         """The run folder: named, or the next free one, or the one of the process that started this one."""

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from anyo_lightning import checkpoint_io
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.errors import InputError, argument_sentence, constructor_sentence
+from anyo_lightning.errors import InputError, argument_sentence, in_own_words
 from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.models.base import RetrievalModule
@@ -110,13 +110,8 @@ def _instantiate(config: dict[str, Any], folder: Path) -> tuple[RetrievalModule,
     parser.add_class_arguments(RecDataModule, "data")
     try:
         parts = {name: config[name] for name in ("model", "data")}
-        found = parser.instantiate_classes(parser.parse_object(parts))
+        with in_own_words():
+            found = parser.instantiate_classes(parser.parse_object(parts))
     except ArgumentError as error:
         raise InputError(f"Expected {folder} to be a run of this version, got: {argument_sentence(error)}") from error
-    except InputError:
-        raise
-    except ValueError as error:  # jsonargparse's, which names all types that it tried
-        if (sentence := constructor_sentence(error)) is None:
-            raise
-        raise InputError(sentence) from error
     return found["model"], found["data"]
