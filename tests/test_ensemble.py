@@ -43,7 +43,7 @@ def runs(anyo: Anyo, small: list[str], small_llm: list[str], trained: Path) -> d
 def test_scores_are_the_weighted_sum_of_the_runs_logits(runs: dict[str, Path], make_data: MakeData) -> None:
     """Inner products of each run by itself, over its temperature, at every boundary of batches of training windows."""
     data = make_data(max_items=ITEMS)
-    weights = {"sasrec": 1.0, "e4srec_vectors": 0.5, "unisrec": 2.0, "popularity": 0.25}
+    weights = {"sasrec": 1.0, "e4srec_vectors": 0.5, "unisrec": 2.0, "popularity": -0.25}
     ensemble = prepare(Ensemble(list(runs.values()), weights=list(weights.values())), data).eval()
     dataset = data.train_dataloader().dataset
     batch = dataset[list(range(0, len(dataset), 3))]
@@ -116,9 +116,9 @@ def test_what_is_refused(
         return refused(capsys, anyo, "fit", config, *small, listed, *options, f"--run={tmp_path / 'refused'}")
 
     assert "at least two runs, got 1" in sentence(names=(runs["sasrec"],))
-    assert "2 positive numbers, got [1.0]" in sentence("--model.weights=[1]")
-    assert "2 positive numbers, got [1.0, -1.0]" in sentence("--model.weights=[1,-1]")
-    assert "2 positive numbers, got [inf, 1.0]" in sentence("--model.weights=[.inf,1]")
+    assert "2 finite numbers other than zero, got [1.0]" in sentence("--model.weights=[1]")
+    assert "2 finite numbers other than zero, got [1.0, 0.0]" in sentence("--model.weights=[1,0]")
+    assert "2 finite numbers other than zero, got [inf, 1.0]" in sentence("--model.weights=[.inf,1]")
     assert f"at least {ITEMS}, which" in sentence(f"--data.max_items={ITEMS - 1}")
     assert "on the same split" in sentence("--data.ties=shuffle")
     assert str(tmp_path / "nowhere") in sentence(names=(runs["sasrec"], tmp_path / "nowhere"))

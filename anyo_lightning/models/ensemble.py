@@ -1,5 +1,6 @@
 """An ensemble: finished runs as one model, their logits added in one inner product."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -33,13 +34,15 @@ class Ensemble(RetrievalModule):
     Args:
         runs: Folders of the runs, at least two. Their data may be read in other ways (texts, lengths), but are of the
             same split; each reads as much of a history as it was trained on.
-        weights: w, one per run; None: 1 each.
+        weights: w, one per run; None: 1 each. A negative one takes a run's logit away: of `Popularity`, for targets
+            that are rarer, or unseen in training (post-hoc logit adjustment).
 
     Raises:
-        InputError: When there are less than two runs, weights are not as many, or one is not positive.
+        InputError: When there are less than two runs, weights are not as many, or one is zero or not finite.
 
     Reference: Fox and Shaw, Combination of Multiple Searches (TREC-2, 1994), CombSUM; Hinton, Training Products of
-        Experts by Minimizing Contrastive Divergence (2002), eq. 1.
+        Experts by Minimizing Contrastive Divergence (2002), eq. 1; Menon et al., Long-tail Learning via Logit
+        Adjustment (ICLR 2021, arXiv 2007.07314), eq. 9.
     """
 
     trained = False
@@ -49,8 +52,8 @@ class Ensemble(RetrievalModule):
         if len(runs) < 2:
             raise InputError(f"Expected model.runs to name at least two runs, got {len(runs)}")
         weights = [1.0] * len(runs) if weights is None else weights
-        if len(weights) != len(runs) or not all(0 < weight < float("inf") for weight in weights):
-            raise InputError(f"Expected model.weights to be {len(runs)} positive numbers, got {weights}")
+        if len(weights) != len(runs) or not all(weight and math.isfinite(weight) for weight in weights):
+            raise InputError(f"Expected model.weights to be {len(runs)} finite numbers other than zero, got {weights}")
         self.runs, self.weights = runs, weights
 
     def make_encoders(self, data: RecDataModule, saved: Mapping[str, Tensor] | None) -> tuple[nn.Module, nn.Module]:
