@@ -69,11 +69,11 @@ taught() {
   row "$name" e4srec_vectors_hybrid "$@" --model.encoders.item_vectors_from "$runs/$teacher" \
     --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors"
 }
-# ensemble NAME RUN RUN OPTIONS: two finished rows as one model; nothing is trained.
+# ensemble NAME RUN RUN OPTIONS: two finished rows as one model; nothing is trained. Further runs may follow the second.
 ensemble() {
   local name=$1 one=$2 other=$3
   shift 3
-  if [ -f "$runs/$one/metrics.json" ] && [ -f "$runs/$other/metrics.json" ]; then
+  if [ -f "$runs/$one/metrics.json" ] && [ -f "$runs/${other%%,*}/metrics.json" ]; then
     row "$name" ensemble "$@" --model.runs "[$runs/$one, $runs/$other]"
   fi
 }
@@ -117,9 +117,28 @@ amazon() {
   ensemble beauty_ensemble beauty_taught beauty_sasrec -c configs/overlays/beauty.yaml "${beauty_files[@]}" \
     --metrics.variant "ensemble, the LLM and SASRec"
 }
+# Seeds of Beauty's rows that read texts without an LLM, and of those with less of what is popular (`make beauty`).
+rare() {
+  local number name
+  row beauty_popularity popularity -c configs/overlays/beauty.yaml "${beauty_files[@]}"
+  for number in 1 2; do
+    row "beauty_sasrec$number" sasrec "${beauty[@]}" "${exact[@]}" --model.optimizer.weight_decay 0 \
+      --trainer.max_epochs 30 --seed_everything "$number"
+    row "beauty_unisrec$number" unisrec "${beauty[@]}" "${exact[@]}" --model.encoders.backbone.layers null \
+      --trainer.max_epochs 30 --seed_everything "$number"
+    for name in "sasrec$number" "unisrec$number"; do
+      ensemble "beauty_${name}_rare" "beauty_$name" beauty_popularity -c configs/overlays/beauty.yaml \
+        "${beauty_files[@]}" --model.weights "[1, -0.5]" --seed_everything "$number"
+    done
+    ensemble "beauty_ensemble_text$number" "beauty_unisrec$number" "beauty_sasrec$number" \
+      -c configs/overlays/beauty.yaml "${beauty_files[@]}" --seed_everything "$number"
+    ensemble "beauty_ensemble_rare$number" "beauty_unisrec$number" "beauty_sasrec$number, $runs/beauty_popularity" \
+      -c configs/overlays/beauty.yaml "${beauty_files[@]}" --model.weights "[1, 1, -1]" --seed_everything "$number"
+  done
+}
 failed() { grep -lE "^[A-Za-z.]*(Error|Exception)" "$runs"/*.log 2>/dev/null; }
 pids=()
-for lane in ${LANES:-seed1 seed2 deep frozen text small amazon}; do "$lane" & pids+=($!); done
+for lane in ${LANES:-seed1 seed2 deep frozen text small amazon rare}; do "$lane" & pids+=($!); done
 sleep "${CHECK:-90}"
 if [ "$(failed | wc -l)" -ge 3 ]; then
   echo "ended: three lanes have failed"
