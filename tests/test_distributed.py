@@ -167,6 +167,19 @@ def test_two_processes_train_one_run(run: Run, loops: list[str], tiny_llm: str, 
     assert queries["user_id"].n_unique() == len(queries) == 701
 
 
+def test_training_is_logged_for_all_processes(run: Run, loops: list[str], tmp_path: Path) -> None:
+    """The curve of the loss is that of one process, whose batches are the same: of the whole batch, not of a share."""
+    curves = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        options = ["--model.encoders.dropout=0", "--trainer.max_epochs=3"]
+        run("fit", *sasrec(*options), *loops, f"--trainer.devices={processes}", f"--run={folder}")
+        curves.append(RunFolder(folder).read_curves())
+    one, two = (curve["train/loss"].drop_nulls().to_list() for curve in curves)
+    assert len(one) == 3
+    assert two == pytest.approx(one, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["sasrec", "e4srec", "quantised"])
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     run: Run, start: Start, loops: list[str], tiny_llm: str, tmp_path: Path, kind: str

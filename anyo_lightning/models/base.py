@@ -216,8 +216,12 @@ class RetrievalModule(BuiltModule):
         targets = len(states)
         self.seen.targets += targets
         logged = {"train/loss": loss, **{f"train/{name}": value for name, value in parts.items()}}
-        self.log_dict(logged, batch_size=max(targets, 1), prog_bar=True)
+        self.log_shares(logged)
         return self.weighted(loss, targets)
+
+    def log_shares(self, shares: dict[str, Tensor]) -> None:
+        """Log the means over all processes of what is a `global_mean` in each of them, or the same in all."""
+        self.log_dict(shares, prog_bar=True, batch_size=1, sync_dist=True)
 
     def weighted(self, loss: Float[Tensor, ""], targets: int) -> Float[Tensor, ""]:
         """A batch's mean loss times what makes each target of an epoch weigh the same, with `data.supervision last`.

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyo_lightning import distributed
 from anyo_lightning.checkpoint_io import METADATA
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
@@ -222,7 +223,7 @@ class CLLMRec(RetrievalModule):
             loss = contrast_views(*views, **options)
         else:
             loss = contrast_weighted(*views, **options, weight=self.negative_weight)
-        return self.global_mean(loss, len(rows)), {"anchors": states.new_tensor(len(rows))}
+        return self.global_mean(loss, len(rows)), {"anchors": states.new_tensor(len(rows) * distributed.world_size())}
 
     def find_anchors(self, batch: HistoryBatch) -> tuple[Int[Tensor, " anchors"], dict[Kind, list[TokenisedView]]]:
         """Boundaries at random, those without a written view left out, and the written views of each kind."""

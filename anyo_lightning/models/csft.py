@@ -117,7 +117,7 @@ class CSFT(RetrievalModule):
         self.seen.targets += int(batch.on_cpu.target_mask.sum())
         self.seen.tokens += self.tokens_read(batch)
         loss = self.global_mean(self.title_loss(states, tokens), len(tokens))
-        self.log("train/loss", loss, batch_size=max(len(tokens), 1), prog_bar=True)
+        self.log_shares({"train/loss": loss})
         return loss
 
     def tokens_read(self, batch: HistoryBatch) -> int:

@@ -115,8 +115,7 @@ class LLaRAPretrain(RetrievalModule):
         ebae = bag_of_tokens(states[:, 0], head, *self.bags(items, rows, shares))
         ebar = bag_of_tokens(states[:, 1], head, *self.bags(targets, place, processes / pairs))
         self.seen.targets += len(targets)
-        logged = {"train/loss": ebae + ebar, "train/ebae": ebae, "train/ebar": ebar}
-        self.log_dict(logged, batch_size=max(len(targets), 1), prog_bar=True)
+        self.log_shares({"train/loss": ebae + ebar, "train/ebae": ebae, "train/ebar": ebar})
         return self.weighted(ebae + ebar, len(targets))
 
     def encode_items(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items hidden"]:

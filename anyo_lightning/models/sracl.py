@@ -153,7 +153,7 @@ class SRACL(RetrievalModule):
         parts = {"next_item": loss}
         if self.alpha:
             rows = self.taking_part(batch)
-            parts["inter_user_anchors"] = states.new_tensor(len(rows))
+            parts["inter_user_anchors"] = states.new_tensor(len(rows) * distributed.world_size())
             parts["inter_user"] = self.inter_user(states, batch, rows)
             loss = loss + self.alpha * parts["inter_user"]
         if self.beta:
