@@ -28,8 +28,8 @@ OPTIONS_llara := --trainer.max_epochs 4
 # The paper trains on one prefix per sample: hours here. All boundaries in one pass instead, and the row says so.
 OPTIONS_e4srec_paper := --model.encoders.item_vectors_from $(TABLE_RUNS)/sasrec --data.supervision all \
 	--data.shuffle_ties true --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
-BEAUTY_RARE := sasrec_rare unisrec_rare ensemble_rare
-BEAUTY_TABLE := $(FLOORS) sasrec sasrec_text unisrec ensemble $(BEAUTY_RARE) e4srec_vectors_hybrid
+BEAUTY_ENSEMBLES := ensemble ensemble_llm sasrec_rare unisrec_rare ensemble_rare ensemble_llm_rare
+BEAUTY_TABLE := $(FLOORS) sasrec sasrec_text unisrec e4srec_vectors_hybrid $(BEAUTY_ENSEMBLES)
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo first-rows demo-rows demo-record table rows beauty ml1m test test-lowest test-distributed check format clean
@@ -77,18 +77,23 @@ BEAUTY_OPTIONS_e4srec_vectors_hybrid := --model.encoders.item_vectors_from runs/
 	--metrics.variant "e4srec_vectors_hybrid, SASRec's vectors"
 BEAUTY_OPTIONS_ensemble := --model.runs "[runs/beauty/unisrec, runs/beauty/sasrec]" \
 	--metrics.variant "ensemble, unisrec and SASRec"
-# Half of the log count is taken from each run's logits.
+BEAUTY_OPTIONS_ensemble_llm := --model.runs "[runs/beauty/e4srec_vectors_hybrid, runs/beauty/unisrec]" \
+	--metrics.variant "ensemble, the LLM and unisrec"
+# `_rare`: half of the log count is taken from each run's logits.
 BEAUTY_OPTIONS_sasrec_rare := --model.runs "[runs/beauty/sasrec, runs/beauty/popularity]" --model.weights "[1, -0.5]" \
 	--metrics.variant "sasrec, less popular"
 BEAUTY_OPTIONS_unisrec_rare := --model.runs "[runs/beauty/unisrec, runs/beauty/popularity]" --model.weights "[1, -0.5]" \
 	--metrics.variant "unisrec, less popular"
 BEAUTY_OPTIONS_ensemble_rare := --model.runs "[runs/beauty/unisrec, runs/beauty/sasrec, runs/beauty/popularity]" \
-	--model.weights "[1, 1, -1]" --metrics.variant "ensemble, less popular"
+	--model.weights "[1, 1, -1]" --metrics.variant "ensemble, unisrec and SASRec, less popular"
+BEAUTY_OPTIONS_ensemble_llm_rare := \
+	--model.runs "[runs/beauty/e4srec_vectors_hybrid, runs/beauty/unisrec, runs/beauty/popularity]" \
+	--model.weights "[1, 1, -1]" --metrics.variant "ensemble, the LLM and unisrec, less popular"
 BEAUTY_RESULTS := $(BIN)/python benchmarks/results.py --output benchmarks/beauty.md --baseline sasrec \
 	--command "make beauty BEAUTY=folder" --metrics test/hr@10 test/ndcg@10 --slices
 
 # Another data set by both of the literature's protocols: what the history holds may be recommended again, or not. Some
-# two and a half hours on one core.
+# three hours on one core.
 beauty: $(BEAUTY_TABLE:%=runs/beauty/%/metrics.json) $(BEAUTY_TABLE:%=runs/beauty_masked/%/metrics.json)
 	$(BEAUTY_RESULTS) --block beauty $(BEAUTY_TABLE:%=runs/beauty/%)
 	$(BEAUTY_RESULTS) --block beauty_masked $(BEAUTY_TABLE:%=runs/beauty_masked/%)
@@ -121,7 +126,7 @@ runs/ml1m/e4srec_vectors_hybrid/metrics.json: runs/ml1m/sasrec/metrics.json
 runs/ml1m/ensemble/metrics.json: runs/ml1m/e4srec_vectors_hybrid/metrics.json
 
 runs/beauty/%/metrics.json: | .venv/installed
-	$(BIN)/anyo fit --config configs/$(if $(filter $*,$(BEAUTY_RARE)),ensemble,$*).yaml \
+	$(BIN)/anyo fit --config configs/$(if $(filter $*,$(BEAUTY_ENSEMBLES)),ensemble,$*).yaml \
 		--config configs/overlays/beauty.yaml --data.interactions $(BEAUTY)/interactions.csv.gz \
 		--data.items $(BEAUTY)/items.csv.gz --run runs/beauty/$* $(BEAUTY_OPTIONS_$*)
 
@@ -130,9 +135,8 @@ runs/beauty_masked/%/metrics.json: runs/beauty/%/metrics.json
 
 runs/beauty/e4srec_vectors_hybrid/metrics.json: runs/beauty/sasrec/metrics.json
 
-runs/beauty/ensemble/metrics.json: runs/beauty/unisrec/metrics.json runs/beauty/sasrec/metrics.json
-
-$(BEAUTY_RARE:%=runs/beauty/%/metrics.json): $(patsubst %,runs/beauty/%/metrics.json,unisrec sasrec popularity)
+$(BEAUTY_ENSEMBLES:%=runs/beauty/%/metrics.json): \
+	$(patsubst %,runs/beauty/%/metrics.json,unisrec sasrec popularity e4srec_vectors_hybrid)
 
 DEBUG := $(if $(filter debug,$(OVERLAY)),--config configs/overlays/debug.yaml)
 FAST_DTYPE := from anyo_lightning.hardware import fast_dtype; print(fast_dtype())
