@@ -2,8 +2,9 @@
 
     python benchmarks/sracl_arms.py --data FOLDER [--folder runs/sracl_arms] [--epochs 30] [--seeds 0 1 2] [--jobs 2]
 
-FOLDER has `interactions.csv.gz` and `items.csv.gz`. The arms differ in `model.positives` alone and have the same epochs
-and seeds; a finished run is not repeated, an interrupted one resumes: for other epochs or options take a new folder.
+FOLDER has `interactions.csv.gz` and `items.csv.gz`. The arms differ in `model.positives`, each by two scales, and have
+the same epochs and seeds; a finished run is not repeated, an interrupted one resumes: for other epochs or options take
+a new folder.
 Prints, and writes to benchmarks/sracl_arms.md, each arm's difference to no contrast, paired by user. Further options of
 `anyo fit` may follow, for all arms: `--model.alpha=0.02`.
 """
@@ -14,20 +15,28 @@ from pathlib import Path
 
 from ablations import PROJECT, paired_table, train_rows
 
+CONTROL = "no contrast"
+POSITIVES = {
+    "others' prefixes": "others",
+    "own prefixes": "own",
+    "own prefixes without target": "own_without_target",
+    "all prefixes": "all",
+}
+COSINES = ["--model.unit_length=true", "--model.temperature=0.2", "--model.alpha=0.02"]
 ARMS = {
-    "no contrast": ["--model.alpha=0"],
-    "others' prefixes": ["--model.positives=others"],
-    "own prefixes": ["--model.positives=own"],
-    "own prefixes without target": ["--model.positives=own_without_target"],
-    "all prefixes": ["--model.positives=all"],
+    CONTROL: ["--model.alpha=0"],
+    **{arm: [f"--model.positives={positives}"] for arm, positives in POSITIVES.items()},
+    **{f"{arm}, cosines": [f"--model.positives={positives}", *COSINES] for arm, positives in POSITIVES.items()},
 }
 ABOUT = """\
 # Where the gain of SRA-CL's inter-user contrast comes from
 
 The state after a training prefix is drawn to a mixture of the states after its 10 most similar prefixes:
 those of other users; those of the same user; those of the same user that do not contain the item to be predicted; or
-all, as in the paper's code, its own user's included. Only training interactions, and never the prefix itself. No
-intra-user contrast. SASRec as in that code (`configs/sracl_paper.yaml`), {epochs} epochs each.
+all, as in the paper's code, its own user's included. Only training interactions, and never the prefix itself. States
+are compared by inner products at weight .1, as in that code, or as cosines at temperature .2 and weight .02. No
+intra-user contrast. SASRec as in that code (`configs/sracl_paper.yaml`), {epochs} epochs each; unlike there neighbours'
+states are those of the epoch's start, without gradient (`model.bank`).
 
 Made by `{command}`.
 """
@@ -58,7 +67,7 @@ def main() -> None:
     command = "python benchmarks/sracl_arms.py --data FOLDER"
     command += f" --epochs {options.epochs} --seeds {seeds} {shlex.join(further)}".rstrip()
     about = ABOUT.format(epochs=options.epochs, command=command)
-    text = f"{about}\n{paired_table(folder, next(iter(ARMS)))}"
+    text = f"{about}\n{paired_table(folder, CONTROL)}"
     (PROJECT / "benchmarks" / "sracl_arms.md").write_text(text)
     print(text)
 
