@@ -28,7 +28,8 @@ OPTIONS_llara := --trainer.max_epochs 4
 # The paper trains on one prefix per sample: hours here. All boundaries in one pass instead, and the row says so.
 OPTIONS_e4srec_paper := --model.encoders.item_vectors_from $(TABLE_RUNS)/sasrec --data.supervision all \
 	--data.shuffle_ties true --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
-BEAUTY_ENSEMBLES := ensemble ensemble_llm sasrec_rare unisrec_rare ensemble_rare ensemble_llm_rare
+BEAUTY_ENSEMBLES := ensemble ensemble_llm ensemble_control \
+	sasrec_rare unisrec_rare ensemble_rare ensemble_llm_rare ensemble_control_rare
 BEAUTY_TABLE := $(FLOORS) sasrec sasrec_text unisrec e4srec_vectors_hybrid $(BEAUTY_ENSEMBLES)
 export HF_HUB_OFFLINE := 1
 
@@ -68,6 +69,8 @@ $(TABLE_RUNS)/views.done: | .venv/installed
 	$(BIN)/anyo augment --kind summarise $(if $(BUDGET),--parts 1)
 	mkdir -p $(TABLE_RUNS) && touch $@
 
+BEAUTY_DATA := --config configs/overlays/beauty.yaml --data.interactions $(BEAUTY)/interactions.csv.gz \
+	--data.items $(BEAUTY)/items.csv.gz
 BEAUTY_OPTIONS_sasrec := --model.encoders.dropout 0.5 --model.optimizer.weight_decay 0 --trainer.max_epochs 30
 BEAUTY_OPTIONS_sasrec_text := $(BEAUTY_OPTIONS_sasrec) --model.encoders.frozen 32 \
 	--metrics.variant "sasrec_text, half frozen"
@@ -79,16 +82,20 @@ BEAUTY_OPTIONS_ensemble := --model.runs "[runs/beauty/unisrec, runs/beauty/sasre
 	--metrics.variant "ensemble, unisrec and SASRec"
 BEAUTY_OPTIONS_ensemble_llm := --model.runs "[runs/beauty/e4srec_vectors_hybrid, runs/beauty/unisrec]" \
 	--metrics.variant "ensemble, the LLM and unisrec"
+BEAUTY_OPTIONS_ensemble_control := --model.runs "[runs/beauty/sasrec, runs/beauty_more/sasrec1]" \
+	--metrics.variant "ensemble, two SASRecs"
 # `_rare`: half of the log count is taken from each run's logits.
-BEAUTY_OPTIONS_sasrec_rare := --model.runs "[runs/beauty/sasrec, runs/beauty/popularity]" --model.weights "[1, -0.5]" \
-	--metrics.variant "sasrec, less popular"
-BEAUTY_OPTIONS_unisrec_rare := --model.runs "[runs/beauty/unisrec, runs/beauty/popularity]" --model.weights "[1, -0.5]" \
-	--metrics.variant "unisrec, less popular"
+BEAUTY_OPTIONS_sasrec_rare := --model.runs "[runs/beauty/sasrec, runs/beauty/popularity]" \
+	--model.weights "[1, -0.5]" --metrics.variant "sasrec, less popular"
+BEAUTY_OPTIONS_unisrec_rare := --model.runs "[runs/beauty/unisrec, runs/beauty/popularity]" \
+	--model.weights "[1, -0.5]" --metrics.variant "unisrec, less popular"
 BEAUTY_OPTIONS_ensemble_rare := --model.runs "[runs/beauty/unisrec, runs/beauty/sasrec, runs/beauty/popularity]" \
 	--model.weights "[1, 1, -1]" --metrics.variant "ensemble, unisrec and SASRec, less popular"
 BEAUTY_OPTIONS_ensemble_llm_rare := \
 	--model.runs "[runs/beauty/e4srec_vectors_hybrid, runs/beauty/unisrec, runs/beauty/popularity]" \
 	--model.weights "[1, 1, -1]" --metrics.variant "ensemble, the LLM and unisrec, less popular"
+BEAUTY_OPTIONS_ensemble_control_rare := --model.runs "[runs/beauty/sasrec, runs/beauty_more/sasrec1, runs/beauty/popularity]" \
+	--model.weights "[1, 1, -1]" --metrics.variant "ensemble, two SASRecs, less popular"
 BEAUTY_RESULTS := $(BIN)/python benchmarks/results.py --output benchmarks/beauty.md --baseline sasrec \
 	--command "make beauty BEAUTY=folder" --metrics test/hr@10 test/ndcg@10 --slices
 
@@ -126,17 +133,27 @@ runs/ml1m/e4srec_vectors_hybrid/metrics.json: runs/ml1m/sasrec/metrics.json
 runs/ml1m/ensemble/metrics.json: runs/ml1m/e4srec_vectors_hybrid/metrics.json
 
 runs/beauty/%/metrics.json: | .venv/installed
-	$(BIN)/anyo fit --config configs/$(if $(filter $*,$(BEAUTY_ENSEMBLES)),ensemble,$*).yaml \
-		--config configs/overlays/beauty.yaml --data.interactions $(BEAUTY)/interactions.csv.gz \
-		--data.items $(BEAUTY)/items.csv.gz --run runs/beauty/$* $(BEAUTY_OPTIONS_$*)
+	$(BIN)/anyo fit --config configs/$(if $(filter $*,$(BEAUTY_ENSEMBLES)),ensemble,$*).yaml $(BEAUTY_DATA) \
+		--run runs/beauty/$* $(BEAUTY_OPTIONS_$*)
 
-runs/beauty_masked/%/metrics.json: runs/beauty/%/metrics.json
+# Another seed, whose figures the tables' control needs.
+runs/beauty_more/sasrec1/metrics.json: | .venv/installed
+	$(BIN)/anyo fit --config configs/sasrec.yaml $(BEAUTY_DATA) --run runs/beauty_more/sasrec1 $(BEAUTY_OPTIONS_sasrec) \
+		--seed_everything 1
+
+runs/beauty_masked/%/metrics.json: | runs/beauty/%/metrics.json
 	$(BIN)/anyo test --run runs/beauty/$* --output runs/beauty_masked/$* --metrics.mask_history true
 
-runs/beauty/e4srec_vectors_hybrid/metrics.json: runs/beauty/sasrec/metrics.json
-
-$(BEAUTY_ENSEMBLES:%=runs/beauty/%/metrics.json): \
-	$(patsubst %,runs/beauty/%/metrics.json,unisrec sasrec popularity e4srec_vectors_hybrid)
+runs/beauty/e4srec_vectors_hybrid/metrics.json: | runs/beauty/sasrec/metrics.json
+$(patsubst %,runs/beauty/%/metrics.json,ensemble ensemble_rare ensemble_llm ensemble_llm_rare unisrec_rare): \
+	| runs/beauty/unisrec/metrics.json
+$(patsubst %,runs/beauty/%/metrics.json,ensemble ensemble_rare ensemble_control ensemble_control_rare sasrec_rare): \
+	| runs/beauty/sasrec/metrics.json
+runs/beauty/ensemble_llm/metrics.json runs/beauty/ensemble_llm_rare/metrics.json: \
+	| runs/beauty/e4srec_vectors_hybrid/metrics.json
+runs/beauty/ensemble_control/metrics.json runs/beauty/ensemble_control_rare/metrics.json: \
+	| runs/beauty_more/sasrec1/metrics.json
+$(patsubst %,runs/beauty/%/metrics.json,$(filter %_rare,$(BEAUTY_ENSEMBLES))): | runs/beauty/popularity/metrics.json
 
 DEBUG := $(if $(filter debug,$(OVERLAY)),--config configs/overlays/debug.yaml)
 FAST_DTYPE := from anyo_lightning.hardware import fast_dtype; print(fast_dtype())

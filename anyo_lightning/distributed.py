@@ -56,6 +56,15 @@ def total_of(value: float, device: torch.device | str = "cpu") -> Float[Tensor, 
     return total
 
 
+def mean_over_ranks(values: Float[Tensor, " values"]) -> Float[Tensor, " values"]:
+    """The mean over processes of each value; no process waits for it."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
 def rows_before(count: int, device: torch.device | str = "cpu") -> int:
     """Where this process's rows begin among those that `gather_rows` gives.
 

@@ -5,7 +5,8 @@
 Each run's scores get `strength` times the logarithm of one plus an item's training interactions; the strength that is
 best for NDCG@10 on validation is taken to the test. It is one more dimension of the inner product: the strength in each
 query, the logarithm in each item's vector. A strength of zero gives the run's own figures, and is checked to. Prints
-NDCG@10 without and with it and the differences to the baseline, paired by user, with p corrected over the runs (Holm).
+NDCG@10 without and with it and the differences to the baseline, paired by user, with p corrected over the runs (Holm),
+and below the validation of every strength.
 Runs are of one split, and those with sparse vectors cannot take part.
 """
 
@@ -26,7 +27,7 @@ from anyo_lightning.evaluation.ranking import rank
 from anyo_lightning.models.restored_run import RestoredRun, restore_run
 from anyo_lightning.runs import RunFolder
 
-STRENGTHS = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+STRENGTHS = (-0.7, -0.5, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 METRIC = "ndcg@10"
 PASS = 16384  # items, or tokens, that are read at once
 
@@ -39,7 +40,7 @@ class Calibrated:
     own: np.ndarray
     calibrated: np.ndarray
     strength: float
-    validation: tuple[float, float]  # without, with
+    validation: dict[float, float]  # of each strength
 
 
 def main() -> None:
@@ -48,7 +49,8 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     options = parser.parse_args()
     found = [calibrate(folder) for folder in options.runs]
-    print("\n".join(markdown_table(columns(found))))
+    print("\n".join(markdown_table(columns(found))), end="\n\n")
+    print("\n".join(markdown_table(validations(found))))
 
 
 def calibrate(folder: Path) -> Calibrated:
@@ -64,7 +66,7 @@ def calibrate(folder: Path) -> Calibrated:
     recorded = RunFolder(folder).read_metrics()["metrics"][f"test/{METRIC}"]["value"]
     if abs(own.mean() - recorded) > 1e-4:
         raise SystemExit(f"{folder}: its test had {recorded:.4f}, here it has {own.mean():.4f}")
-    return Calibrated(folder, own, ndcg(run, "test", test, vectors, best), best, (means[0.0], means[best]))
+    return Calibrated(folder, own, ndcg(run, "test", test, vectors, best), best, means)
 
 
 def encode(run: RestoredRun, stage: Stage) -> Tensor:
@@ -95,8 +97,8 @@ def columns(found: list[Calibrated]) -> list[Column]:
     texts: dict[str, list[str]] = {
         "variant": [run.folder.name for run in found],
         "strength": [number(run.strength, 1) for run in found],
-        "validation": [number(run.validation[0], 4) for run in found],
-        "validation, with it": [number(run.validation[1], 4) for run in found],
+        "validation": [number(run.validation[0.0], 4) for run in found],
+        "validation, with it": [number(run.validation[run.strength], 4) for run in found],
     }
     for header, name in (("test", "own"), ("test, with it", "calibrated")):
         values = [getattr(run, name) for run in found]
@@ -105,6 +107,13 @@ def columns(found: list[Calibrated]) -> list[Column]:
         changes = [as_change(d.value, d.low, d.high, 4, clear=d.clear) for d in differences]
         texts[f"{header}: vs first"] = ["", *changes]
         texts[f"{header}: p"] = ["", *(as_p(difference.p_holm) for difference in differences)]
+    return [Column(header, lines, ["plain"] * len(lines)) for header, lines in texts.items()]
+
+
+def validations(found: list[Calibrated]) -> list[Column]:
+    """Each run's validation by strength."""
+    texts = {"variant": [run.folder.name for run in found]}
+    texts |= {number(one, 1): [number(run.validation[one], 4) for run in found] for one in STRENGTHS}
     return [Column(header, lines, ["plain"] * len(lines)) for header, lines in texts.items()]
 
 

@@ -69,18 +69,20 @@ taught() {
   row "$name" e4srec_vectors_hybrid "$@" --model.encoders.item_vectors_from "$runs/$teacher" \
     --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors"
 }
-# ensemble NAME RUN RUN OPTIONS: two finished rows as one model; nothing is trained. Further runs may follow the second.
+# ensemble NAME "RUN RUN ..." OPTIONS: finished rows as one model; nothing is trained.
 ensemble() {
-  local name=$1 one=$2 other=$3
-  shift 3
-  if [ -f "$runs/$one/metrics.json" ] && [ -f "$runs/${other%%,*}/metrics.json" ]; then
-    row "$name" ensemble "$@" --model.runs "[$runs/$one, $runs/$other]"
-  fi
+  local name=$1 run list=
+  for run in $2; do
+    [ -f "$runs/$run/metrics.json" ] || return
+    list="$list$runs/$run, "
+  done
+  shift 2
+  row "$name" ensemble "$@" --model.runs "[$list]"
 }
 seed() {
   row "sasrec$1" sasrec "${ml1m[@]}" "${sasrec[@]}" --seed_everything "$1"
   taught "taught$1" "sasrec$1" "${ml1m[@]}" "${three[@]}" --seed_everything "$1"
-  ensemble "ensemble$1" "taught$1" "sasrec$1" "${ml1m[@]}" --seed_everything "$1" \
+  ensemble "ensemble$1" "taught$1 sasrec$1" "${ml1m[@]}" --seed_everything "$1" \
     --metrics.variant "ensemble, the LLM and SASRec"
 }
 seed1() {
@@ -95,7 +97,7 @@ seed2() {
 deep() {
   row sasrec0 sasrec "${ml1m[@]}" "${sasrec[@]}"
   taught taught_deep sasrec0 "${ml1m[@]}" "${vectors[@]}"
-  ensemble ensemble_deep taught_deep sasrec0 "${ml1m[@]}" --metrics.variant "ensemble, the deep LLM and SASRec"
+  ensemble ensemble_deep "taught_deep sasrec0" "${ml1m[@]}" --metrics.variant "ensemble, the deep LLM and SASRec"
 }
 frozen() { row vectors_deep e4srec_vectors "${ml1m[@]}" "${vectors[@]}"; }
 text() {
@@ -114,26 +116,27 @@ small() {
 amazon() {
   row beauty_sasrec sasrec "${beauty[@]}" "${exact[@]}" --model.optimizer.weight_decay 0 --trainer.max_epochs 30
   taught beauty_taught beauty_sasrec "${beauty[@]}" --trainer.max_epochs "${BEAUTY_EPOCHS:-20}"
-  ensemble beauty_ensemble beauty_taught beauty_sasrec -c configs/overlays/beauty.yaml "${beauty_files[@]}" \
+  ensemble beauty_ensemble "beauty_taught beauty_sasrec" -c configs/overlays/beauty.yaml "${beauty_files[@]}" \
     --metrics.variant "ensemble, the LLM and SASRec"
 }
 # Seeds of Beauty's rows that read texts without an LLM, and of those with less of what is popular (`make beauty`).
 rare() {
-  local number name
-  row beauty_popularity popularity -c configs/overlays/beauty.yaml "${beauty_files[@]}"
+  local number name files=(-c configs/overlays/beauty.yaml "${beauty_files[@]}")
+  row beauty_popularity popularity "${files[@]}"
   for number in 1 2; do
+    files+=(--seed_everything "$number")
     row "beauty_sasrec$number" sasrec "${beauty[@]}" "${exact[@]}" --model.optimizer.weight_decay 0 \
-      --trainer.max_epochs 30 --seed_everything "$number"
+      --trainer.max_epochs 30 --seed_everything "$number" --metrics.variant sasrec
     row "beauty_unisrec$number" unisrec "${beauty[@]}" "${exact[@]}" --model.encoders.backbone.layers null \
-      --trainer.max_epochs 30 --seed_everything "$number"
-    for name in "sasrec$number" "unisrec$number"; do
-      ensemble "beauty_${name}_rare" "beauty_$name" beauty_popularity -c configs/overlays/beauty.yaml \
-        "${beauty_files[@]}" --model.weights "[1, -0.5]" --seed_everything "$number"
+      --trainer.max_epochs 30 --seed_everything "$number" --metrics.variant unisrec
+    for name in sasrec unisrec; do
+      ensemble "beauty_${name}_rare$number" "beauty_$name$number beauty_popularity" "${files[@]}" \
+        --model.weights "[1, -0.5]" --metrics.variant "$name, less popular"
     done
-    ensemble "beauty_ensemble_text$number" "beauty_unisrec$number" "beauty_sasrec$number" \
-      -c configs/overlays/beauty.yaml "${beauty_files[@]}" --seed_everything "$number"
-    ensemble "beauty_ensemble_rare$number" "beauty_unisrec$number" "beauty_sasrec$number, $runs/beauty_popularity" \
-      -c configs/overlays/beauty.yaml "${beauty_files[@]}" --model.weights "[1, 1, -1]" --seed_everything "$number"
+    ensemble "beauty_text$number" "beauty_unisrec$number beauty_sasrec$number" "${files[@]}" \
+      --metrics.variant "ensemble, unisrec and SASRec"
+    ensemble "beauty_text_rare$number" "beauty_unisrec$number beauty_sasrec$number beauty_popularity" "${files[@]}" \
+      --model.weights "[1, 1, -1]" --metrics.variant "ensemble, unisrec and SASRec, less popular"
   done
 }
 failed() { grep -lE "^[A-Za-z.]*(Error|Exception)" "$runs"/*.log 2>/dev/null; }

@@ -85,6 +85,21 @@ def test_a_run_with_itself_ranks_as_the_run(
         assert cost[name] == 2 * own[name] > 0
 
 
+def test_popularity_is_taken_away(anyo: Anyo, small: list[str], runs: dict[str, Path], tmp_path: Path) -> None:
+    """The more of it is taken, the rarer are the items in the lists."""
+    split = restore_run(runs["popularity"], device=torch.device("cpu")).data.split
+    counts = dict(zip(map(str, split.item_ids), split.training_counts(), strict=True))
+    both = f"--model.runs=[{runs['sasrec']}, {runs['popularity']}]"
+    listed = {}
+    for weight in (-3.0, -0.5, 0.5):
+        folder = tmp_path / str(weight)
+        config = f"--config={CONFIGS / 'ensemble.yaml'}"
+        anyo("fit", config, *small, both, f"--model.weights=[1, {weight}]", f"--run={folder}")
+        lists = RunFolder(folder).read_predictions(["top_item_ids"])["top_item_ids"].to_list()
+        listed[weight] = sum(int(counts[str(item)]) for items in lists for item in items[:3])
+    assert listed[-3.0] < listed[-0.5] < listed[0.5]
+
+
 def test_it_serves_as_one_run(
     anyo: Anyo, small: list[str], runs: dict[str, Path], tmp_path: Path, make_data: MakeData
 ) -> None:
@@ -119,6 +134,8 @@ def test_what_is_refused(
     assert "2 finite numbers other than zero, got [1.0]" in sentence("--model.weights=[1]")
     assert "2 finite numbers other than zero, got [1.0, 0.0]" in sentence("--model.weights=[1,0]")
     assert "2 finite numbers other than zero, got [inf, 1.0]" in sentence("--model.weights=[.inf,1]")
+    assert "2 finite numbers other than zero, got [1.0, nan]" in sentence("--model.weights=[1,.nan]")
+    assert "of model.weights to be positive, got [-1.0, -2.0]" in sentence("--model.weights=[-1,-2]")
     assert f"at least {ITEMS}, which" in sentence(f"--data.max_items={ITEMS - 1}")
     assert "on the same split" in sentence("--data.ties=shuffle")
     assert str(tmp_path / "nowhere") in sentence(names=(runs["sasrec"], tmp_path / "nowhere"))

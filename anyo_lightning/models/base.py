@@ -221,7 +221,8 @@ class RetrievalModule(BuiltModule):
 
     def log_shares(self, shares: dict[str, Tensor]) -> None:
         """Log the means over all processes of what is a `global_mean` in each of them, or the same in all."""
-        self.log_dict(shares, prog_bar=True, batch_size=1, sync_dist=True)
+        means = distributed.mean_over_ranks(torch.stack([share.detach().float() for share in shares.values()]))
+        self.log_dict(dict(zip(shares, means, strict=True)), prog_bar=True, batch_size=1)
 
     def weighted(self, loss: Float[Tensor, ""], targets: int) -> Float[Tensor, ""]:
         """A batch's mean loss times what makes each target of an epoch weigh the same, with `data.supervision last`.

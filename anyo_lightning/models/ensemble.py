@@ -26,10 +26,10 @@ class Ensemble(RetrievalModule):
     """Score = Σ_r w_r · logit_r over finished runs of one split; nothing is trained.
 
     A run's logit is the inner product in the softmax over items of its loss, its temperature included. With softmax p_r
-    of run r, ranking by the sum is ranking by `Π_r p_r^{w_r}`, the runs' weighted geometric mean. It is one inner
-    product: a state is the runs' scaled states side by side, an item's vector the runs' vectors side by side, so that
-    the index and all that rests on it work as for one run. The results are of the runs' weights as they are then: a
-    test, prediction or recommendation with others is refused.
+    of run r, ranking by the sum is ranking by `Π_r p_r^{w_r}`: for positive weights, by the runs' weighted geometric
+    mean. It is one inner product: a state is the runs' scaled states side by side, an item's vector the runs' vectors
+    side by side, so that the index and all that rests on it work as for one run. The results are of the runs' weights
+    as they are then: a test, prediction or recommendation with others is refused.
 
     Args:
         runs: Folders of the runs, at least two. Their data may be read in other ways (texts, lengths), but are of the
@@ -38,7 +38,8 @@ class Ensemble(RetrievalModule):
             that are rarer, or unseen in training (post-hoc logit adjustment).
 
     Raises:
-        InputError: When there are less than two runs, weights are not as many, or one is zero or not finite.
+        InputError: When there are less than two runs, weights are not as many, one is zero or not finite, or none is
+            positive.
 
     Reference: Fox and Shaw, Combination of Multiple Searches (TREC-2, 1994), CombSUM; Hinton, Training Products of
         Experts by Minimizing Contrastive Divergence (2002), eq. 1; Menon et al., Long-tail Learning via Logit
@@ -54,6 +55,8 @@ class Ensemble(RetrievalModule):
         weights = [1.0] * len(runs) if weights is None else weights
         if len(weights) != len(runs) or not all(weight and math.isfinite(weight) for weight in weights):
             raise InputError(f"Expected model.weights to be {len(runs)} finite numbers other than zero, got {weights}")
+        if max(weights) < 0:
+            raise InputError(f"Expected at least one of model.weights to be positive, got {weights}")
         self.runs, self.weights = runs, weights
 
     def make_encoders(self, data: RecDataModule, saved: Mapping[str, Tensor] | None) -> tuple[nn.Module, nn.Module]:
