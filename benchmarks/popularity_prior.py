@@ -2,7 +2,7 @@
 
     python benchmarks/popularity_prior.py BASELINE RUN [RUN ...]
 
-Each run's scores get `strength` times the logarithm of one plus an item's training interactions; the strength that is
+Each run's logits get `strength` times the logarithm of one plus an item's training interactions; the strength that is
 best for NDCG@10 on validation is taken to the test. It is one more dimension of the inner product: the strength in each
 query, the logarithm in each item's vector. A strength of zero gives the run's own figures, and is checked to. Prints
 NDCG@10 without and with it and the differences to the baseline, paired by user, with p corrected over the runs (Holm),
@@ -70,10 +70,10 @@ def calibrate(folder: Path) -> Calibrated:
 
 
 def encode(run: RestoredRun, stage: Stage) -> Tensor:
-    """The state after each history of a stage."""
+    """The state after each history of a stage, scaled so that its inner products are logits."""
     queries = run.data.queries(stage)
     histories = [queries.history(row) for row in range(len(queries.target))]
-    return run.model.encode_in_batches(histories, budget=PASS)
+    return run.model.logit_scale() * run.model.encode_in_batches(histories, budget=PASS)
 
 
 def ndcg(run: RestoredRun, stage: Stage, states: Tensor, vectors: Tensor, strength: float) -> np.ndarray:

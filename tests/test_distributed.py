@@ -167,7 +167,7 @@ def test_two_processes_train_one_run(run: Run, loops: list[str], tiny_llm: str, 
     assert queries["user_id"].n_unique() == len(queries) == 701
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "sracl_paper", "cllmrec_importance", "llara_pretrain", "csft"])
+@pytest.mark.parametrize("kind", ["sracl_paper", "cllmrec_importance", "llara_pretrain", "csft"])
 def test_training_is_logged_for_all_processes(
     run: Run, loops: list[str], tiny_llm: str, tmp_path: Path, kind: str
 ) -> None:
@@ -177,7 +177,6 @@ def test_training_is_logged_for_all_processes(
     llm = [f"--model.encoders.backbone.name={tiny_llm}", "--model.encoders.backbone.layers=1"]
     llm += ["--model.encoders.backbone.dtype=float32", "--data.template={title}"]
     own = {
-        "sasrec": ids,
         "sracl_paper": [*ids, f"--model.semantics.name={tiny_llm}", "--model.beta=0"],
         "cllmrec_importance": [*llm, "--model.encoders.dropout=0", "--model.encoders.input_dropout=0"],
         "llara_pretrain": llm,
