@@ -49,8 +49,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     options = parser.parse_args()
     found = [calibrate(folder) for folder in options.runs]
-    print("\n".join(markdown_table(columns(found))), end="\n\n")
-    print("\n".join(markdown_table(validations(found))))
+    for texts in (comparison(found), validations(found)):
+        columns = [Column(header, lines, ["plain"] * len(lines)) for header, lines in texts.items()]
+        print("\n".join(markdown_table(columns)), end="\n\n")
 
 
 def calibrate(folder: Path) -> Calibrated:
@@ -92,7 +93,7 @@ def ndcg(run: RestoredRun, stage: Stage, states: Tensor, vectors: Tensor, streng
     return user_metrics(ranking.ranks, queries.user, [10])[METRIC]
 
 
-def columns(found: list[Calibrated]) -> list[Column]:
+def comparison(found: list[Calibrated]) -> dict[str, list[str]]:
     """A line for each run; differences are to the first."""
     texts: dict[str, list[str]] = {
         "variant": [run.folder.name for run in found],
@@ -107,14 +108,13 @@ def columns(found: list[Calibrated]) -> list[Column]:
         changes = [as_change(d.value, d.low, d.high, 4, clear=d.clear) for d in differences]
         texts[f"{header}: vs first"] = ["", *changes]
         texts[f"{header}: p"] = ["", *(as_p(difference.p_holm) for difference in differences)]
-    return [Column(header, lines, ["plain"] * len(lines)) for header, lines in texts.items()]
+    return texts
 
 
-def validations(found: list[Calibrated]) -> list[Column]:
+def validations(found: list[Calibrated]) -> dict[str, list[str]]:
     """Each run's validation by strength."""
-    texts = {"variant": [run.folder.name for run in found]}
-    texts |= {number(one, 1): [number(run.validation[one], 4) for run in found] for one in STRENGTHS}
-    return [Column(header, lines, ["plain"] * len(lines)) for header, lines in texts.items()]
+    by_strength = {number(one, 1): [number(run.validation[one], 4) for run in found] for one in STRENGTHS}
+    return {"variant": [run.folder.name for run in found], **by_strength}
 
 
 if __name__ == "__main__":

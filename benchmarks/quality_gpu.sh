@@ -121,14 +121,15 @@ amazon() {
 }
 # Seeds of Beauty's rows that read texts without an LLM, and of those with less of what is popular (`make beauty`).
 rare() {
-  local number name files=(-c configs/overlays/beauty.yaml "${beauty_files[@]}")
-  row beauty_popularity popularity "${files[@]}"
+  local number name seeded files
+  row beauty_popularity popularity -c configs/overlays/beauty.yaml "${beauty_files[@]}"
   for number in 1 2; do
-    files+=(--seed_everything "$number")
+    seeded=(--seed_everything "$number")
+    files=(-c configs/overlays/beauty.yaml "${beauty_files[@]}" "${seeded[@]}")
     row "beauty_sasrec$number" sasrec "${beauty[@]}" "${exact[@]}" --model.optimizer.weight_decay 0 \
-      --trainer.max_epochs 30 --seed_everything "$number" --metrics.variant sasrec
+      --trainer.max_epochs 30 "${seeded[@]}" --metrics.variant sasrec
     row "beauty_unisrec$number" unisrec "${beauty[@]}" "${exact[@]}" --model.encoders.backbone.layers null \
-      --trainer.max_epochs 30 --seed_everything "$number" --metrics.variant unisrec
+      --trainer.max_epochs 30 "${seeded[@]}" --metrics.variant unisrec
     for name in sasrec unisrec; do
       ensemble "beauty_${name}_rare$number" "beauty_$name$number beauty_popularity" "${files[@]}" \
         --model.weights "[1, -0.5]" --metrics.variant "$name, less popular"
