@@ -137,6 +137,31 @@ def test_a_sweep_that_was_cut_off_resumes_its_trial(options: list[str], tmp_path
     assert curves["epoch"].max() == 39
 
 
+def test_an_interruption_waits_until_the_study_is_written(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raised in the midst of a transaction, it would leave the database locked for what is noted last."""
+    report = optuna.trial.Trial.report
+
+    def interrupted(self: optuna.trial.Trial, value: float, step: int) -> None:
+        monkeypatch.setattr(optuna.trial.Trial, "report", report)
+        signal.raise_signal(signal.SIGINT)
+        report(self, value, step)
+
+    monkeypatch.setattr(optuna.trial.Trial, "report", interrupted)
+    options = [word.replace("epochs=1", "epochs=40") for word in options] + ["--early_stopping.patience=200"]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        sweeping.sweep(CONFIGS / "sasrec.yaml", SPACE, tmp_path / "sweep", trials=1, options=options)
+    assert signal.getsignal(signal.SIGINT) is before
+    cut = study_of(tmp_path / "sweep").trials[0]
+    assert cut.state.name == "RUNNING"
+    assert len(cut.intermediate_values) >= 1
+    assert cut.user_attrs["spent"] > 0
+    with RunFolder(tmp_path / "sweep" / "trial_0").claimed():  # its process has ended
+        pass
+
+
 def test_the_time_of_trials_that_were_cut_off_is_of_the_budget(tmp_path: Path) -> None:
     """Two hours went into a trial that did not end: none is started when the sweep has one hour."""
     folder = tmp_path / "sweep"

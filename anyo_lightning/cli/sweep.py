@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,11 +169,11 @@ def _train(study: "Study", trial: "Trial", run: Path, words: list[str]) -> None:
     folder, started, told, noted = _folder(run, trial), time.monotonic(), 0, 0.0
     log = folder.path.with_suffix(".log")
     command = [sys.executable, "-m", "anyo_lightning", "fit", *words, f"--run={folder.path}", "--final_test=false"]
-    with log.open("a", encoding="utf-8") as output:
+    with log.open("a", encoding="utf-8") as output, _signals_held() as signals:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         pruned = ended = False
         try:
-            while not ended:
+            while not ended and not signals:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(POLL_S)
                 ended = process.returncode is not None  # what it wrote last is read below, too
@@ -191,10 +191,9 @@ def _train(study: "Study", trial: "Trial", run: Path, words: list[str]) -> None:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-                trial.set_user_attr("spent", time.monotonic() - started)
+            trial.set_user_attr("spent", time.monotonic() - started)
     values = _validated(folder)
-    for name in ("spent", "seconds"):  # the latter once it has ended
-        trial.set_user_attr(name, time.monotonic() - started)
+    trial.set_user_attr("seconds", trial.user_attrs["spent"])  # now that it has ended
     if pruned:
         study.tell(trial, state=TrialState.PRUNED)
     elif process.returncode or not values:
@@ -206,6 +205,21 @@ def _train(study: "Study", trial: "Trial", run: Path, words: list[str]) -> None:
             raise InputError(f"Expected options that anyo fit takes, got: {last.removeprefix('anyo: error: ')}")
     else:
         study.tell(trial, max(values))
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM that come meanwhile, raised afterwards: amid a write they would leave the study locked."""
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
+    try:
+        yield held
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 def _validated(folder: RunFolder) -> list[float]:
