@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from anyo_lightning.data.datamodule import RecDataModule as RecDataModule
     from anyo_lightning.encoders.adapted import AdaptedTextEncoders as AdaptedTextEncoders
     from anyo_lightning.encoders.base import Encoders as Encoders
+    from anyo_lightning.encoders.hierarchical import HierarchicalEncoders as HierarchicalEncoders
     from anyo_lightning.encoders.ids import IdEncoders as IdEncoders
     from anyo_lightning.encoders.live import LiveTextEncoders as LiveTextEncoders
     from anyo_lightning.encoders.text import TextEncoders as TextEncoders
@@ -39,6 +40,7 @@ MODULES = {
     "data.datamodule": ["RecDataModule"],
     "encoders.adapted": ["AdaptedTextEncoders"],
     "encoders.base": ["Encoders"],
+    "encoders.hierarchical": ["HierarchicalEncoders"],
     "encoders.ids": ["IdEncoders"],
     "encoders.live": ["LiveTextEncoders"],
     "encoders.text": ["TextEncoders"],

@@ -103,8 +103,8 @@ def run_of(
             words += [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--data.template=null"]
             words += ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.max_items=20"]
             encoders = settings_of(CONFIGS / f"{name}.yaml")["model"].get("init_args", {}).get("encoders", {})
-            if "backbone" in encoders.get("init_args", {}):
-                backbone = "--model.encoders.backbone"
+            for name_of_llm in {"backbone", "item_backbone"} & encoders.get("init_args", {}).keys():
+                backbone = f"--model.encoders.{name_of_llm}"
                 words += [f"{backbone}.name={tiny_llm}", f"{backbone}.layers=2", f"{backbone}.dtype=float32"]
                 words += ["--data.max_tokens=300"]
             main([*words, *options])

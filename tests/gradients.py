@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.lessons import Lessons, training_boundaries, write_lessons
 from anyo_lightning.encoders.adapted import AdaptedTextEncoders
+from anyo_lightning.encoders.hierarchical import HierarchicalEncoders
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.live import LiveTextEncoders
 from anyo_lightning.encoders.text import TextEncoders
@@ -75,6 +76,7 @@ def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalM
         "LLaRA": partial(LLaRA, live(), hard_negatives=3, mined_negatives=3, popularity_correction=True),
         "LLaRA over the catalogue": partial(LLaRA, live(), keys="catalogue"),
         "LLaRA with a temperature": partial(LLaRA, live(), learn_temperature=True),
+        "HLLM": partial(LLaRA, HierarchicalEncoders(llm, llm, dim=16, whiten=False, dropout=0.0, input_dropout=0.0)),
         "LLaRA pre-training": partial(LLaRAPretrain, live(dim=None)),
     }
 

@@ -34,6 +34,8 @@ def tiny(small: list[str], small_llm: list[str], tiny_llm: str, tmp_path: Path) 
         encoders = settings.get("encoders", {}).get("init_args", {})
         if "backbone" in encoders:
             found += small_llm
+        if "item_backbone" in encoders:
+            found += [option.replace("backbone", "item_backbone") for option in small_llm if "backbone" in option]
         if "semantics" in settings:
             found.append(f"--model.semantics.name={tiny_llm}")
         if "item_vectors_from" in encoders:

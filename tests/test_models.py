@@ -18,6 +18,7 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.encoders.adapted import AdaptedTextEncoders
 from anyo_lightning.encoders.base import Encoders
+from anyo_lightning.encoders.hierarchical import HierarchicalEncoders
 from anyo_lightning.encoders.history import TextHistory
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.projector import Projector
@@ -31,12 +32,13 @@ from anyo_lightning.models import identity
 from anyo_lightning.models.anyo import Anyo
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.e4srec import E4SRec
+from anyo_lightning.models.llara import LLaRA
 from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.models.unisrec import UniSRec
 from anyo_lightning.runs import RunFolder
 
 Make = Callable[..., RetrievalModule]
-NAMES = ["sasrec", "sasrec on texts", "unisrec", "e4srec", "hybrid", "anyo"]
+NAMES = ["sasrec", "sasrec on texts", "unisrec", "e4srec", "hybrid", "anyo", "hllm"]
 
 
 def variants(folder: str) -> dict[str, Make]:
@@ -59,6 +61,12 @@ def variants(folder: str) -> dict[str, Make]:
         "e4srec": partial(E4SRec, texts(), optimizer=optimizer),
         "hybrid": partial(E4SRec, texts(id_residual=True), optimizer=optimizer),
         "anyo": partial(Anyo, texts(), negatives=8, optimizer=optimizer),
+        "hllm": partial(
+            LLaRA,
+            HierarchicalEncoders(tiny(folder), tiny(folder, layers=2), dim=16, dropout=0.0),
+            keys="catalogue",
+            optimizer=optimizer,
+        ),
     }
 
 

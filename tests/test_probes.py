@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.adapted import AdaptedTextEncoders
 from anyo_lightning.encoders.base import HoldsTexts
+from anyo_lightning.encoders.hierarchical import HierarchicalEncoders
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.live import LiveTextEncoders, LiveTextItems
 from anyo_lightning.encoders.text import TextEncoders
@@ -66,6 +67,7 @@ def text_variants(llm: str) -> dict[str, Callable[[], RetrievalModule]]:
         "cllmrec": partial(CLLMRec, texts(), weight=0.0),
         "sracl": partial(SRACL, texts(), neighbours=3),
         "llara": partial(LLaRA, LiveTextEncoders(tiny(llm), dim=16)),
+        "hllm": partial(LLaRA, HierarchicalEncoders(tiny(llm), tiny(llm), dim=16)),
         "unisrec": partial(UniSRec, AdaptedTextEncoders(tiny(llm, lora=None), dim=16)),
         "sasrec on texts": partial(SASRec, TextStartEncoders(tiny(llm, lora=None), dim=8, frozen=8)),
         "llara frozen": partial(LLaRA, LiveTextEncoders(tiny(llm, lora=None), dim=16)),

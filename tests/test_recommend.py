@@ -30,7 +30,7 @@ def lists_of(table: pl.DataFrame) -> list[list[str]]:
     return lists
 
 
-TEXTS = ["e4srec", "e4srec_vectors", "anyo_vectors_hybrid", "unisrec", "llara"]
+TEXTS = ["e4srec", "e4srec_vectors", "anyo_vectors_hybrid", "unisrec", "llara", "hllm"]
 
 
 @pytest.mark.parametrize("name", ["sasrec", "markov", "popularity", "ease", *TEXTS])

@@ -44,11 +44,7 @@ class Injection(nn.Module):
         self.texts_in = "item_vectors" if of_texts else None
         self.register_buffer("item_vectors", item_vectors)
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(item_vectors.shape[1], backbone.hidden_size)
-        sample = backbone.embed(torch.arange(min(1000, backbone.embedding_rows), device=backbone.device))
-        size = sample.detach().float().square().mean().sqrt() / item_vectors.square().mean().sqrt()
-        nn.init.normal_(self.linear.weight, std=float(size) * item_vectors.shape[1] ** -0.5)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = input_layer(item_vectors.shape[1], backbone, size=item_vectors.square().mean().sqrt())
 
     def forward(
         self, item_ids: Int[Tensor, "*items"], hidden: Bool[Tensor, "*items"] | None = None
@@ -66,6 +62,22 @@ class Injection(nn.Module):
         self.item_vectors = with_rows(
             held, items.vectors if self.texts_in else held.new_zeros(items.count, held.shape[1])
         )
+
+
+def input_layer(width: int, backbone: Backbone, *, size: Tensor | float = 1.0) -> nn.Linear:
+    """A linear layer whose outputs start as large as an LLM's token embeddings.
+
+    Args:
+        width: Of its inputs.
+        backbone: The LLM.
+        size: Root mean square of its inputs.
+    """
+    layer = nn.Linear(width, backbone.hidden_size)
+    sample = backbone.embed(torch.arange(min(1000, backbone.embedding_rows), device=backbone.device))
+    growth = sample.detach().float().square().mean().sqrt() / size
+    nn.init.normal_(layer.weight, std=float(growth) * width**-0.5)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class Injections(nn.ModuleList):
@@ -158,7 +170,7 @@ class ItemTokenHistory(nn.Module):
         self,
         backbone: Backbone,
         *,
-        injection: Injection | Injections,
+        injection: nn.Module,
         projector: nn.Module,
         prompt: Sequence[int],
         response: Sequence[int],

@@ -71,13 +71,17 @@ class LiveTextItems(nn.Module):
 
     def forward(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items dim"]:
         """The unit vectors of these items."""
+        return self.head(self.states(item_ids))
+
+    def states(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items width"]:
+        """The LLM's pooled states, before the head."""
         if not self.frozen:
-            return self.head(self._encode(item_ids))
+            return self._encode(item_ids)
         if self._kept is None or self._kept[0] is not self.tokens:
             with evaluating(self.reader):  # these are kept: without the LLM's own dropout
                 everything = torch.arange(len(self.tokens.lengths), device=item_ids.device)
                 self._kept = self.tokens, self._encode(everything)
-        return self.head(self._kept[1].to(item_ids.device)[item_ids])
+        return self._kept[1].to(item_ids.device)[item_ids]
 
     def add_items(self, items: ItemsByText) -> None:
         """Take further items' texts."""

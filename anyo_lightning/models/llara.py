@@ -12,6 +12,7 @@ from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.splits import MISSING
+from anyo_lightning.encoders.hierarchical import HierarchicalEncoders
 from anyo_lightning.encoders.live import LiveTextEncoders, LiveTextItems
 from anyo_lightning.errors import InputError
 from anyo_lightning.evaluation.index import ItemIndex
@@ -55,7 +56,7 @@ class LLaRA(RetrievalModule):
     - They do not correct in-batch negatives for popularity; `popularity_correction: false` is theirs.
 
     Args:
-        encoders: The dual encoder.
+        encoders: The dual encoder, or an item LLM under a user LLM (HLLM).
         keys: The items over which the loss ranges: those of the `batch`, or the whole `catalogue`, with which
             `targets_per_history`, masking and correction say nothing, and hard negatives are refused.
         targets_per_history: Boundaries of each history that a step supervises.
@@ -71,14 +72,14 @@ class LLaRA(RetrievalModule):
     Reference: Li et al., Llama2Vec (ACL 2024, arXiv 2312.15503), its fine-tuning.
     """
 
-    encoders: LiveTextEncoders
+    encoders: LiveTextEncoders | HierarchicalEncoders
     item_encoder: LiveTextItems
     starts_from = ("LLaRAPretrain",)
     starts_afresh = ("mined",)
 
     def __init__(
         self,
-        encoders: LiveTextEncoders,
+        encoders: LiveTextEncoders | HierarchicalEncoders,
         *,
         keys: Keys = "batch",
         targets_per_history: int = 16,

@@ -106,6 +106,8 @@ def _live_items(model: RetrievalModule) -> tuple[LiveTextItems, FlatHead]:
         )
     if type(model).encode_items is not RetrievalModule.encode_items:
         raise NotExpressibleError(f"items of {type(model).__name__} are not states of the language model")
+    if items.reader.backbone is not model.history_encoder.backbone:
+        raise NotExpressibleError("its items are read by another language model than its histories, which is written")
     if items.reader.added is not None:
         raise NotExpressibleError("it pools tokens that were added to the language model, by their mean")
     return items, flatten(items.head)
