@@ -76,7 +76,9 @@ def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalM
         "LLaRA": partial(LLaRA, live(), hard_negatives=3, mined_negatives=3, popularity_correction=True),
         "LLaRA over the catalogue": partial(LLaRA, live(), keys="catalogue"),
         "LLaRA with a temperature": partial(LLaRA, live(), learn_temperature=True),
-        "HLLM": partial(LLaRA, HierarchicalEncoders(llm, llm, dim=16, whiten=False, dropout=0.0, input_dropout=0.0)),
+        "HLLM": partial(
+            LLaRA, HierarchicalEncoders(llm, item_backbone=llm, dim=16, whiten=False, dropout=0.0, input_dropout=0.0)
+        ),
         "LLaRA pre-training": partial(LLaRAPretrain, live(dim=None)),
     }
 

@@ -49,6 +49,7 @@ READ = {  # what the language model reads, and what follows its state
     "llara nothing": (f"{LLARA}.dim=null", f"{LLARA}.hidden=null", f"{LLARA}.whiten=false"),
     "llara_pretrain": (),
     "csft": (),
+    "hllm": (),
 }
 
 
@@ -277,6 +278,7 @@ def test_what_is_left_out_is_said(exported: Callable[..., tuple[Path, Path]]) ->
     for run, reason in [
         (of(exported, "e4srec"), "frozen text vectors"),
         (exported("llara", f"{LLARA}.pooled_tokens=2"), "tokens that were added"),
+        (of(exported, "hllm"), "a second language model"),
     ]:
         card = (run[1] / "README.md").read_text()
         assert re.search(f"- the item side for sentence-transformers: [^\n]*{reason}", card)

@@ -63,7 +63,7 @@ def variants(folder: str) -> dict[str, Make]:
         "anyo": partial(Anyo, texts(), negatives=8, optimizer=optimizer),
         "hllm": partial(
             LLaRA,
-            HierarchicalEncoders(tiny(folder), tiny(folder, layers=2), dim=16, dropout=0.0),
+            HierarchicalEncoders(tiny(folder), item_backbone=tiny(folder, layers=2), dim=16, dropout=0.0),
             keys="catalogue",
             optimizer=optimizer,
         ),

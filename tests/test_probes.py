@@ -67,7 +67,7 @@ def text_variants(llm: str) -> dict[str, Callable[[], RetrievalModule]]:
         "cllmrec": partial(CLLMRec, texts(), weight=0.0),
         "sracl": partial(SRACL, texts(), neighbours=3),
         "llara": partial(LLaRA, LiveTextEncoders(tiny(llm), dim=16)),
-        "hllm": partial(LLaRA, HierarchicalEncoders(tiny(llm), tiny(llm), dim=16)),
+        "hllm": partial(LLaRA, HierarchicalEncoders(tiny(llm), item_backbone=tiny(llm), dim=16)),
         "unisrec": partial(UniSRec, AdaptedTextEncoders(tiny(llm, lora=None), dim=16)),
         "sasrec on texts": partial(SASRec, TextStartEncoders(tiny(llm, lora=None), dim=8, frozen=8)),
         "llara frozen": partial(LLaRA, LiveTextEncoders(tiny(llm, lora=None), dim=16)),

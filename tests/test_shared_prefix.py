@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -196,10 +197,10 @@ def test_item_vectors_behind_a_prompt(supervision: str, tiny_llm: str, monkeypat
     own = 6 + (2 if supervision == "last" else 0)
     assert seen[0] == 4 + 3 * own
     assert seen[3] == 3 * (4 + own)
-    assert encoder.tokens_saved(batch) == 0
+    assert encoder.tokens_read(batch) == batch.token_count
     monkeypatch.undo()
-    assert encoder.tokens_saved(batch) == 4 * 2
-    assert encoder.tokens_saved(batch, passes=2) == 4 * 1
+    assert encoder.tokens_read(batch) == batch.token_count - 4 * 2
+    assert encoder.tokens_read(batch, [np.array([0, 2]), np.array([1])]) == batch.token_count - 4 * 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -140,15 +140,8 @@ def test_a_sweep_that_was_cut_off_resumes_its_trial(options: list[str], tmp_path
 def test_an_interruption_waits_until_the_study_is_written(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Raised in the midst of a transaction, it would leave the database locked for what is noted last."""
-    report = optuna.trial.Trial.report
-
-    def interrupted(self: optuna.trial.Trial, value: float, step: int) -> None:
-        monkeypatch.setattr(optuna.trial.Trial, "report", report)
-        signal.raise_signal(signal.SIGINT)
-        report(self, value, step)
-
-    monkeypatch.setattr(optuna.trial.Trial, "report", interrupted)
+    """What was being written is there, the time taken too, and no process trains on; the trial can be resumed."""
+    _interrupt(monkeypatch, optuna.trial.Trial, "report")
     options = [word.replace("epochs=1", "epochs=40") for word in options] + ["--early_stopping.patience=200"]
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -160,6 +153,39 @@ def test_an_interruption_waits_until_the_study_is_written(
     assert cut.user_attrs["spent"] > 0
     with RunFolder(tmp_path / "sweep" / "trial_0").claimed():  # its process has ended
         pass
+
+
+def test_a_trial_that_has_ended_is_told_whatever_interrupts(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interruption just then leaves no trial that counts and is trained again."""
+    _interrupt(monkeypatch, optuna.study.Study, "tell")
+    with pytest.raises(KeyboardInterrupt):
+        sweeping.sweep(CONFIGS / "sasrec.yaml", SPACE, tmp_path / "sweep", trials=2, options=options)
+    assert [trial.state.name for trial in study_of(tmp_path / "sweep").trials] == ["COMPLETE"]
+
+
+def test_what_is_ignored_stays_ignored(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell starts what stands behind `&` in a script with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _interrupt(monkeypatch, optuna.trial.Trial, "report")
+        sweeping.sweep(CONFIGS / "sasrec.yaml", SPACE, tmp_path / "sweep", trials=1, options=options)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [trial.state.name for trial in study_of(tmp_path / "sweep").trials] == ["COMPLETE"]
+
+
+def _interrupt(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+    """Send SIGINT to this process when a method is first called."""
+    own = getattr(owner, name)
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(owner, name, own)
+        signal.raise_signal(signal.SIGINT)
+        return own(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, interrupted)
 
 
 def test_the_time_of_trials_that_were_cut_off_is_of_the_budget(tmp_path: Path) -> None:

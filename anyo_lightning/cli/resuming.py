@@ -23,14 +23,14 @@ ANYWHERE = (
     *("trainer.limit_test_batches", "trainer.limit_predict_batches"),
     *("trainer.fast_dev_run", "trainer.model_registry"),
     *("data.source", "data.interactions", "data.items", "data.num_workers", "data.evaluation_batch_tokens"),
-    *("*.backbone.init_args.gradient_checkpointing", "*.backbone.init_args.sharded"),
+    *("*backbone.init_args.gradient_checkpointing", "*backbone.init_args.sharded"),
     *("*.views_from", "data.micro_batch_tokens"),
     *("run", "config", "final_test", "save_every_n_steps", "probe", "probe_memory", "metrics.variant", "metrics.top_k"),
     *("metrics.extra", "teach"),
 )
 # What lies elsewhere may do so as long as it is called the same: its content need not be there to be compared.
 MOVED = (
-    *("*.backbone.init_args.name", "*.semantics.init_args.name"),
+    *("*backbone.init_args.name", "*.semantics.init_args.name"),
     *(f"model.*{name}" for name in RUN_OPTIONS),
 )
 # What a test may change whose results go to a folder of their own: the protocol, and the data.

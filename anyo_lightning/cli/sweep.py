@@ -73,11 +73,15 @@ def sweep(
             run, settings=[config.stem, config.read_text("utf-8"), space.read_text("utf-8"), *options], prune=prune
         )
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a trial in training ends with the sweep
-        while (trial := _next(study, run, distributions, trials=trials, hours=hours)) is not None:
-            words = [f"--{name}={_word(value)}" for name, value in trial.params.items()]
-            common = [f"--config={config}", f"--metrics.variant={config.stem}, tuned", *options]
-            _train(study, trial, run, [*common, *words])
-            print(_said(study.trials[trial.number]), flush=True)
+        common = [f"--config={config}", f"--metrics.variant={config.stem}, tuned", *options]
+        while True:
+            with _signals_held() as signals:
+                if (trial := _next(study, run, distributions, trials=trials, hours=hours)) is None:
+                    break
+                words = [f"--{name}={_word(value)}" for name, value in trial.params.items()]
+                _train(study, trial, run, [*common, *words], signals)
+            if not signals:
+                print(_said(study.trials[trial.number]), flush=True)
         _finish(study, run)
 
 
@@ -162,14 +166,14 @@ def _folder(run: Path, trial: Any) -> RunFolder:
     return RunFolder(run / f"trial_{trial.user_attrs.get('resumes', trial.number)}")
 
 
-def _train(study: "Study", trial: "Trial", run: Path, words: list[str]) -> None:
-    """Train a trial in a process of its own, and tell the study what came of it."""
+def _train(study: "Study", trial: "Trial", run: Path, words: list[str], signals: list[int]) -> None:
+    """Train a trial in a process of its own until a signal comes, and tell the study what came of it."""
     from optuna.trial import TrialState
 
     folder, started, told, noted = _folder(run, trial), time.monotonic(), 0, 0.0
     log = folder.path.with_suffix(".log")
     command = [sys.executable, "-m", "anyo_lightning", "fit", *words, f"--run={folder.path}", "--final_test=false"]
-    with log.open("a", encoding="utf-8") as output, _signals_held() as signals:
+    with log.open("a", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         pruned = ended = False
         try:
@@ -192,6 +196,8 @@ def _train(study: "Study", trial: "Trial", run: Path, words: list[str]) -> None:
                 process.kill()
                 process.wait()
             trial.set_user_attr("spent", time.monotonic() - started)
+    if not ended:
+        return  # the next command goes on with it
     values = _validated(folder)
     trial.set_user_attr("seconds", trial.user_attrs["spent"])  # now that it has ended
     if pruned:
@@ -209,11 +215,16 @@ def _train(study: "Study", trial: "Trial", run: Path, words: list[str]) -> None:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM that come meanwhile, raised afterwards: amid a write they would leave the study locked."""
+    """SIGINT and SIGTERM that come meanwhile, raised afterwards: amid a write they would leave the study locked.
+
+    What is ignored stays ignored, here and in a process started meanwhile.
+    """
     held: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     try:
+        for number in before:
+            signal.signal(number, lambda number, _: held.append(number))
         yield held
     finally:
         for number, handler in before.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -231,9 +232,9 @@ class CountsTokens(Protocol):
 
 
 @runtime_checkable
-class SharesTokens(Protocol):
-    """A history encoder that reads tokens once which a batch counts once per row."""
+class CountsHistoryTokens(Protocol):
+    """A history encoder that reads other tokens of a batch than `batch.token_count` says."""
 
-    def tokens_saved(self, batch: HistoryBatch, passes: int = 1) -> int:
-        """Tokens of `batch.token_count` that are not read, where it is read in so many passes."""
+    def tokens_read(self, batch: HistoryBatch, cut: Sequence[np.ndarray] | None = None) -> int:
+        """Tokens that are read of a batch, where it is read in parts of these rows; by default in one."""
         ...

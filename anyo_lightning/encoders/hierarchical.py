@@ -18,23 +18,25 @@ from anyo_lightning.llm.language_model import LLM
 
 
 class LiveInjection(nn.Module):
-    """`Linear(dropout(norm(LLM(item text))))`: an item, encoded in each call, as an input embedding of the user LLM.
+    """`Linear(dropout(LayerNorm(whitened(LLM(item text)))))`: an item, encoded in each call, for the user LLM to read.
 
     Each distinct item of a call is encoded once, with the item LLM's gradients.
 
     Args:
-        items: The item encoder, whose LLM it is.
-        norm: What brings the LLM's states to variance 1: the first part of the items' head.
+        items: The item encoder, whose states are read.
+        whitened: What its head does with them first.
         backbone: The user LLM.
         dropout: On the item vectors.
     """
 
-    def __init__(self, items: LiveTextItems, norm: nn.Module, *, backbone: Backbone, dropout: float = 0.0) -> None:
+    def __init__(self, items: LiveTextItems, *, whitened: nn.Module, backbone: Backbone, dropout: float = 0.0) -> None:
         super().__init__()
-        self.items, self.norm, self.dropout = items, norm, nn.Dropout(dropout)
-        self.linear = input_layer(items.reader.backbone.hidden_size, backbone)
+        width = items.reader.backbone.hidden_size
+        self.items, self.whitened = items, whitened
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.linear = input_layer(width, backbone)
 
-    def token_count(self, item_ids: Int[Tensor, "*items"]) -> int:
+    def tokens_of(self, item_ids: Int[Tensor, "*items"]) -> int:
         """Tokens that are read to encode these items in a step."""
         return self.items.token_count(torch.unique(item_ids))
 
@@ -43,7 +45,7 @@ class LiveInjection(nn.Module):
     ) -> Float[Tensor, "*items width"]:
         """The input embeddings of these items; that of a hidden one is the layer's bias alone."""
         distinct, places = torch.unique(item_ids, return_inverse=True)
-        vectors = self.dropout(self.norm(self.items.states(distinct))[places])
+        vectors = self.dropout(self.norm(self.whitened(self.items.states(distinct, within=True)))[places])
         if hidden is not None:
             vectors = vectors.masked_fill(hidden[..., None], 0)
         embeddings: Tensor = self.linear(vectors)
@@ -53,20 +55,20 @@ class LiveInjection(nn.Module):
 class HierarchicalEncoders(Encoders):
     """Two LLMs, trained together: an item's vector is its text's EOS state, and histories are read as such vectors.
 
-    Item vectors and states are projected and have length 1. With a frozen item LLM this is `TextEncoders` with
-    `reads: vectors`, but for the pooling.
+    Item vectors and states are projected and have length 1. With a frozen item LLM, histories are read as by
+    `TextEncoders` with `reads: vectors`.
 
-    What differs from the paper: its LLMs are trained in full, each item ends in a token of its own, and the item LLM's
-    state is at once what the user LLM reads and what is ranked. Here the LLMs have LoRA, the state is whitened by
-    statistics measured before training, and a linear map leads to each of the two, since raw EOS states of all texts
-    point in nearly one direction. Histories are read behind a prompt, as in `TextEncoders`.
+    What differs from the paper: its LLMs are trained in full, a prompt stands before each item's text and a trained
+    token after it, and the item LLM's state is at once what the user LLM reads and what is ranked. Here the LLMs have
+    LoRA, the state is whitened by statistics measured before training, and a map of its own leads to each of the two,
+    since raw EOS states of all texts point in nearly one direction. Histories are read behind a prompt.
 
     Args:
         backbone: The user LLM, causal.
         item_backbone: The item LLM, causal; it may be smaller.
         dim: Width of states and item vectors.
         hidden: Width of the item projector's hidden layer; None for a linear projector.
-        whiten: Whiten the item LLM's states; otherwise they go through a LayerNorm.
+        whiten: Whiten the item LLM's states.
         dropout: On states and item vectors before their projectors.
         input_dropout: On the item vectors that the user LLM reads.
         self_prompt: Text after an item's text, before EOS.
@@ -80,12 +82,13 @@ class HierarchicalEncoders(Encoders):
     """
 
     texts = frozenset({"histories", "items"})
+    unit_length = True
 
     def __init__(
         self,
         backbone: LLM,
-        item_backbone: LLM,
         *,
+        item_backbone: LLM,
         dim: int = 128,
         hidden: int | None = None,
         whiten: bool = True,
@@ -120,18 +123,18 @@ class HierarchicalEncoders(Encoders):
         behind = len(prompt) + max(self.pooled_tokens, 1) - 1
         item_backbone.check_positions(int(tokens.lengths.max()) + behind, "data.max_item_tokens")
         width = item_backbone.hidden_size
-        norm = Whitened(width) if self.whiten else nn.LayerNorm(width)
-        projector = Projector(width, self.dim, hidden=self.hidden, dropout=self.dropout, norm=False)
+        whitened = Whitened(width) if self.whiten else nn.Identity()
+        projector = Projector(width, self.dim, hidden=self.hidden, dropout=self.dropout, norm=not self.whiten)
         items = LiveTextItems(
             PooledReader(item_backbone, end=tokens.separator, added_tokens=self.pooled_tokens),
             tokens=tokens,
             prompt=prompt,
-            head=nn.Sequential(norm, projector, UnitLength()),
+            head=nn.Sequential(whitened, projector, UnitLength()),
             held_tokens=lambda: data.held_tokens,
         )
         history = ItemTokenHistory(
             backbone,
-            injection=LiveInjection(items, norm, backbone=backbone, dropout=self.input_dropout),
+            injection=LiveInjection(items, whitened=whitened, backbone=backbone, dropout=self.input_dropout),
             projector=nn.Sequential(Projector(backbone.hidden_size, self.dim, dropout=self.dropout), UnitLength()),
             prompt=self.backbone.tokens(PROMPT),
             response=self.backbone.tokens(RESPONSE),

@@ -1,7 +1,9 @@
 """History encoders by an LLM: a `HistoryBatch` in, the states at its supervised item boundaries out."""
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -78,6 +80,15 @@ def input_layer(width: int, backbone: Backbone, *, size: Tensor | float = 1.0) -
     nn.init.normal_(layer.weight, std=float(growth) * width**-0.5)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+@runtime_checkable
+class ReadsItems(Protocol):
+    """An injection that reads items' texts in each call."""
+
+    def tokens_of(self, item_ids: Int[Tensor, "*items"]) -> int:
+        """Tokens that are read to inject these items."""
+        ...
 
 
 class Injections(nn.ModuleList):
@@ -186,12 +197,18 @@ class ItemTokenHistory(nn.Module):
         self.register_buffer("response", torch.tensor(response, dtype=torch.long), persistent=False)
         self.supervision = supervision
 
-    def tokens_saved(self, batch: HistoryBatch, passes: int = 1) -> int:
-        """Prompt tokens of a batch's `token_count` that are not read: all but one in each pass, where it is shared."""
+    def tokens_read(self, batch: HistoryBatch, cut: Sequence[np.ndarray] | None = None) -> int:
+        """A batch's tokens, with one prompt in each part where it is shared, and what is read to inject its items."""
         rows, items = batch.item_ids.shape
+        cut = [np.arange(rows)] if cut is None else cut
         prompt = len(self.get_buffer("prompt"))
         response = len(self.get_buffer("response")) if self.supervision == "last" else 0
-        return prompt * max(rows - passes, 0) if self.backbone.shares_prefix(prompt + items + response) else 0
+        found = batch.token_count
+        if self.backbone.shares_prefix(prompt + items + response):
+            found -= prompt * max(rows - max(len(cut), 1), 0)
+        if isinstance(self.injection, ReadsItems):
+            found += sum(self.injection.tokens_of(batch.on_cpu.of_rows(part).item_ids) for part in cut)
+        return found
 
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """States at the supervised boundaries."""

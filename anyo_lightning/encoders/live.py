@@ -73,10 +73,15 @@ class LiveTextItems(nn.Module):
         """The unit vectors of these items."""
         return self.head(self.states(item_ids))
 
-    def states(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items width"]:
-        """The LLM's pooled states, before the head."""
+    def states(self, item_ids: Int[Tensor, " items"], *, within: bool = False) -> Float[Tensor, "items width"]:
+        """The LLM's pooled states, before the head.
+
+        Args:
+            item_ids: Any items.
+            within: Whether this is a part of another pass, which `data.held_tokens` has computed again as a whole.
+        """
         if not self.frozen:
-            return self._encode(item_ids)
+            return self._encode(item_ids, within=within)
         if self._kept is None or self._kept[0] is not self.tokens:
             with evaluating(self.reader):  # these are kept: without the LLM's own dropout
                 everything = torch.arange(len(self.tokens.lengths), device=item_ids.device)
@@ -98,7 +103,7 @@ class LiveTextItems(nn.Module):
         """The tokens of each item's text, without its separator."""
         return [self.tokens.span(item)[:-1] for item in item_ids.tolist()]
 
-    def _encode(self, item_ids: Int[Tensor, " items"]) -> Float[Tensor, "items width"]:
+    def _encode(self, item_ids: Int[Tensor, " items"], *, within: bool = False) -> Float[Tensor, "items width"]:
         if not len(item_ids):
             return torch.zeros(0, self.reader.backbone.hidden_size, device=item_ids.device)
         rows = [np.append(text, self.suffix) for text in self.texts(item_ids)]
@@ -109,7 +114,7 @@ class LiveTextItems(nn.Module):
         passes, states = list(self._passes(sizes[order], min(self.batch_tokens, held or self.batch_tokens))), []
         if self.reader.backbone.sharded:
             passes = distributed.as_many(passes, item_ids.device)  # repeats come last, and are not read below
-        keeps = not training or (held is None and len(passes) == 1)
+        keeps = not training or ((held is None or within) and len(passes) == 1)
         for part in passes:
             token_ids, lengths = padded([rows[i] for i in order[part]], self.reader.end)
             pooled = lengths[:, None, None] - self.reader.count + torch.arange(self.reader.count)

@@ -14,7 +14,7 @@ from torch import Tensor
 from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.sampler import TokenBudgetBatches
-from anyo_lightning.encoders.base import Encoders, SharesTokens
+from anyo_lightning.encoders.base import CountsHistoryTokens, Encoders
 from anyo_lightning.errors import InputError
 from anyo_lightning.internals import forget_counted_loader
 from anyo_lightning.llm.evaluation_mode import evaluating
@@ -88,10 +88,10 @@ class RetrievalModule(BuiltModule):
     def forward(self, batch: HistoryBatch) -> Float[Tensor, "targets dim"]:
         """The states at the supervised boundaries of a batch; what is read with gradients is counted."""
         if self.training and torch.is_grad_enabled():
-            encoder, saved = self.history_encoder, 0
-            if isinstance(encoder, SharesTokens):
-                saved = encoder.tokens_saved(batch, passes=max(len(self._cut(batch)), 1))
-            self.seen.tokens += batch.token_count - saved
+            encoder, tokens = self.history_encoder, batch.token_count
+            if isinstance(encoder, CountsHistoryTokens):
+                tokens = encoder.tokens_read(batch, self._cut(batch))
+            self.seen.tokens += tokens
         return self.encode_batch(batch)
 
     @property

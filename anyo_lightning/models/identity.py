@@ -160,6 +160,8 @@ def weights_to_start_from(
     Raises:
         InputError: When the run does not fit.
     """
+    if is_fine_tuned(checkpoint, expected["model"]):
+        expected = {**expected, "backbones": [dict(_read_by_histories(module).identity)]}
     check(
         expected,
         checkpoint,

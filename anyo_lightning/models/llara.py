@@ -74,6 +74,7 @@ class LLaRA(RetrievalModule):
 
     encoders: LiveTextEncoders | HierarchicalEncoders
     item_encoder: LiveTextItems
+    cosines = True
     starts_from = ("LLaRAPretrain",)
     starts_afresh = ("mined",)
 

@@ -158,7 +158,7 @@ def _memory(model: RetrievalModule, data: RecDataModule, *, asked: int, seed: in
     """What the bare LLM remembers, or why it was not asked."""
     if not model.backbones:
         return "the run has none"
-    backbone = model.backbones[0]
+    backbone = model.backbones[-1]  # of several the one that reads items' texts
     if not backbone.causal:
         return f"{backbone.identity['name']} cannot write"
     if not asked:

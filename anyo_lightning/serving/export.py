@@ -41,7 +41,7 @@ from anyo_lightning.serving.flat_heads import FlatHead, NotExpressibleError, fla
 from anyo_lightning.serving.hub import check_hub, push
 from anyo_lightning.serving.model_card import Exported, model_card
 from anyo_lightning.serving.recommender import Recommender
-from anyo_lightning.serving.sentence_model import write_sentence_model
+from anyo_lightning.serving.sentence_model import reads_histories_too, write_sentence_model
 
 
 def export(
@@ -153,7 +153,7 @@ def _item_maps(recommender: Recommender) -> dict[str, Tensor]:
     """The linear maps of the item side, where it has some."""
     items = recommender.model.item_encoder
     try:
-        if isinstance(items, LiveTextItems):
+        if isinstance(items, LiveTextItems) and reads_histories_too(items, recommender.model):
             return _maps("item", flatten(items.head))
         if isinstance(items, FrozenTextItems):
             return _maps("item", flatten(items.projector))

@@ -245,8 +245,8 @@ def _licences(data: str, restored: RestoredRun, base: Base | None) -> str:
     terms = GROUPLENS_TERMS.format(name=data) if data.startswith("ml-") else UNKNOWN
     lines = [f"- Data, of which this folder holds item ids, titles and texts ({data}): {terms}."]
     if base is not None:
-        (backbone, *_) = restored.model.backbones
-        lines.append(f"- Language model ({base.name}): {_licence_of(*backbone.source)}.")
+        sources = {backbone.source: backbone.identity["name"] for backbone in restored.model.backbones}
+        lines += [f"- Language model ({name}): {_licence_of(*source)}." for source, name in sources.items()]
     return "## Licences\n\n" + "\n".join(lines)
 
 

@@ -71,6 +71,16 @@ def write_sentence_model(
     write_json(folder / "modules.json", modules)
 
 
+def reads_histories_too(items: LiveTextItems, model: RetrievalModule) -> bool:
+    """Whether the language model of the items is that of the histories, which an export holds.
+
+    Args:
+        items: The model's item encoder.
+        model: The run's.
+    """
+    return items.reader.backbone is getattr(model.history_encoder, "backbone", None)
+
+
 def with_suffix(tokenizer: Any, suffix: list[int]) -> PreTrainedTokenizerFast:
     """The same tokenizer, which appends tokens to each text by itself, after the text was cut.
 
@@ -106,8 +116,8 @@ def _live_items(model: RetrievalModule) -> tuple[LiveTextItems, FlatHead]:
         )
     if type(model).encode_items is not RetrievalModule.encode_items:
         raise NotExpressibleError(f"items of {type(model).__name__} are not states of the language model")
-    if items.reader.backbone is not model.history_encoder.backbone:
-        raise NotExpressibleError("its items are read by another language model than its histories, which is written")
+    if not reads_histories_too(items, model):
+        raise NotExpressibleError("its items are read by a second language model, which is not in the export")
     if items.reader.added is not None:
         raise NotExpressibleError("it pools tokens that were added to the language model, by their mean")
     return items, flatten(items.head)
