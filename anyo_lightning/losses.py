@@ -16,11 +16,13 @@ def full_softmax(
     states: Float[Tensor, "targets dim"],
     vectors: Float[Tensor, "items dim"],
     targets: Int[Tensor, " targets"],
+    *,
+    excluded: tuple[Bool[Tensor, "histories items"], Int[Tensor, " targets"]] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy over all items, without holding all logits at once.
 
-    Computes `-1/T Σ_t log( exp(s_t·v_{y_t}) / Σ_j exp(s_t·v_j) )`. For one state (1, 0), vectors (1, 0) and (0, 1)
-    and target 0 this is `-log(e / (e + 1)) = 0.3133`.
+    Computes `-1/T Σ_t log( exp(s_t·v_{y_t}) / Σ_j exp(s_t·v_j) )`, j over all items or those that are not excluded. For
+    one state (1, 0), vectors (1, 0) and (0, 1) and target 0 this is `-log(e / (e + 1)) = 0.3133`.
 
     Products run in the states' precision; the sum is in float32 at least.
 
@@ -28,6 +30,8 @@ def full_softmax(
         states: One state per supervised boundary.
         vectors: The vectors of all candidate items.
         targets: For each state, the row of its target in `vectors`.
+        excluded: For each history, True at items that are no candidates, and for each state its history. The target
+            stays in any case.
 
     Returns:
         The mean over targets; 0 (with zero gradients) when there are none.
@@ -36,8 +40,8 @@ def full_softmax(
     """
     rows = max(64, (CHUNK_LOGITS if states.device.type == "cpu" else CHUNK_LOGITS_ON_GPU) // len(vectors))
     # torch's own gives the sum in the states' precision
-    fused = FUSED and states.dtype not in (torch.bfloat16, torch.float16)
-    total = _fused(states, vectors, targets, rows) if fused else _recomputed(states, vectors, targets, rows)
+    fused = FUSED and excluded is None and states.dtype not in (torch.bfloat16, torch.float16)
+    total = _fused(states, vectors, targets, rows) if fused else _recomputed(states, vectors, targets, rows, excluded)
     return total / max(len(targets), 1)
 
 
@@ -198,17 +202,27 @@ def _fused(states: Tensor, vectors: Tensor, targets: Tensor, rows: int) -> Float
     return F.linear_cross_entropy(states, vectors, targets, reduction="sum", options=options)
 
 
-def _recomputed(states: Tensor, vectors: Tensor, targets: Tensor, rows: int) -> Float[Tensor, ""]:
+def _recomputed(
+    states: Tensor, vectors: Tensor, targets: Tensor, rows: int, excluded: tuple[Tensor, Tensor] | None
+) -> Float[Tensor, ""]:
     """The same sum, holding the logits of one chunk of rows at a time, in the forward and in the backward pass."""
     total = states.new_zeros((), dtype=torch.promote_types(states.dtype, torch.float32))
-    parts = zip(torch.split(states, rows), torch.split(targets, rows), strict=True)  # without targets one, empty
-    for chunk, wanted in parts:
-        total = total + checkpoint(_chunk_loss, chunk, vectors, wanted, use_reentrant=False, preserve_rng_state=False)
+    of_histories, histories = (None, targets) if excluded is None else excluded
+    # without targets one part, empty
+    parts = zip(*(torch.split(of_targets, rows) for of_targets in (states, targets, histories)), strict=True)
+    for part in parts:
+        inputs = vectors, of_histories, *part
+        total = total + checkpoint(_chunk_loss, *inputs, use_reentrant=False, preserve_rng_state=False)
     return total
 
 
-def _chunk_loss(states: Tensor, vectors: Tensor, targets: Tensor) -> Float[Tensor, ""]:
+def _chunk_loss(
+    vectors: Tensor, excluded: Tensor | None, states: Tensor, targets: Tensor, histories: Tensor
+) -> Float[Tensor, ""]:
     with torch.autocast(states.device.type, enabled=False):  # torch's kernel takes no notice of it either
         logits = states @ vectors.T
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if excluded is not None:
+            wrong = excluded[histories].scatter(1, targets[:, None], False)
+            logits = logits.masked_fill(wrong, -torch.inf)
         return F.cross_entropy(logits, targets, reduction="sum")

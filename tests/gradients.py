@@ -54,6 +54,8 @@ def variants(folder: str, *, sharded: bool) -> dict[str, Callable[[], RetrievalM
     swap = partial(SRACL, share=1.0, neighbours=1, alpha=1.0, beta=1.0)  # each item has one possible substitute
     return {
         "SASRec": partial(SASRec, ids),
+        "SASRec without own items": partial(SASRec, ids, mask_history=True),
+        "Anyo without own items": partial(Anyo, texts(), negatives=9, mask_history=True),
         "SASRec of RecBole": partial(SASRec, IdEncoders(dim=16, dropout=0.0, body="recbole", positions="end")),
         "SASRec on texts": partial(SASRec, TextStartEncoders(frozen, dim=16, frozen=8, dropout=0.0)),
         "Student": partial(Student, ids),

@@ -125,6 +125,32 @@ class Seen(TorchDispatchMode):
         return result
 
 
+def test_excluded_items_are_no_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradients are those of the logits with -inf at a history's excluded items; the target stays."""
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 1)  # chunks of 64 rows, the fewest
+    states, vectors, targets = problem(targets=150)
+    random = torch.Generator().manual_seed(1)
+    excluded = torch.rand(3, 13, generator=random) < 0.5
+    histories = torch.randint(3, (150,), generator=random)
+    assert excluded[histories, targets].any()
+    loss = full_softmax(states, vectors, targets, excluded=(excluded, histories))
+    logits = []
+    for state, target, history in zip(states, targets, histories, strict=True):
+        row = [
+            torch.dot(state, vector) if item == target or not excluded[history, item] else torch.tensor(-math.inf)
+            for item, vector in enumerate(vectors)
+        ]
+        logits.append(torch.stack(row))
+    expected = F.cross_entropy(torch.stack(logits), targets)
+    torch.testing.assert_close(loss, expected)
+    for found, wanted in zip(
+        torch.autograd.grad(loss, (states, vectors)), torch.autograd.grad(expected, (states, vectors)), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+    nothing = torch.empty(0, dtype=torch.long)
+    assert float(full_softmax(states[:0], vectors, nothing, excluded=(excluded, nothing))) == 0
+
+
 def test_recomputed_chunks_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither pass makes a tensor larger than one chunk's logits, and none of that size waits for the backward pass."""
     monkeypatch.setattr(losses, "FUSED", False)

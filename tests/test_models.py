@@ -21,6 +21,7 @@ from anyo_lightning.encoders.base import Encoders
 from anyo_lightning.encoders.hierarchical import HierarchicalEncoders
 from anyo_lightning.encoders.history import TextHistory
 from anyo_lightning.encoders.ids import IdEncoders
+from anyo_lightning.encoders.live import LiveTextEncoders
 from anyo_lightning.encoders.projector import Projector
 from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.encoders.text_start import TextStartEncoders
@@ -99,6 +100,32 @@ def test_checkpoint_restores_exactly_and_leaves_the_backbone_out(
     if name not in ("sasrec", "sasrec on texts", "unisrec"):
         assert any("lora_A" in key for key in saved)
         assert len(identity.frozen_keys(model)) > 20
+
+
+@pytest.mark.parametrize("name", ["sasrec", "unisrec", "e4srec"])
+def test_a_users_own_items_are_no_negatives(name: str, tiny_llm: str, make_data: MakeData) -> None:
+    """With `mask_history` the loss is the cross-entropy without them; the target, which is one of them, stays."""
+    torch.manual_seed(0)
+    make, data = variants(tiny_llm)[name], make_data(max_items=6)
+    model = prepare(make(mask_history=True), data).eval()
+    batch = next(iter(data.train_dataloader()))
+    states = model(batch).float()
+    logits = model.logit_scale() * states @ model.encode_items(model.training_items).T
+    targets = model.position_in_training[batch.targets]
+    for row, (history, target) in enumerate(zip(batch.target_places[0].tolist(), targets.tolist(), strict=True)):
+        own = set(data.split.training_history(int(batch.user[history])).tolist())
+        for place, item in enumerate(model.training_items.tolist()):
+            if item in own and place != target:
+                logits[row, place] = -torch.inf
+    assert 0 < int(logits.isinf().sum()) < logits.numel()
+    found, _ = model.loss(states, batch)
+    torch.testing.assert_close(found, F.cross_entropy(logits, targets))
+
+
+def test_losses_that_know_no_mask_refuse_it(tiny_llm: str) -> None:
+    """One sentence; LLaRA has a mask of its own."""
+    with pytest.raises(InputError, match=r"model\.mask_history with a softmax over items, .* got it for LLaRA"):
+        LLaRA(LiveTextEncoders(tiny(tiny_llm)), mask_history=True)
 
 
 def test_foreign_checkpoints_are_refused(tiny_llm: str, make_data: MakeData, tmp_path: Path) -> None:

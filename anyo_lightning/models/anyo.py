@@ -26,6 +26,8 @@ class Anyo(RetrievalModule):
         training: What `RetrievalModule` takes.
     """
 
+    masks = True
+
     def __init__(
         self,
         encoders: Encoders,
@@ -59,11 +61,14 @@ class Anyo(RetrievalModule):
         )
         negatives = negatives.to(states.device, non_blocking=True)
         vectors = self.encode_items(distinct).index_select(0, place)
+        accidental = batch.targets[:, None] == negatives
+        if self.mask_history:
+            accidental |= self.owned(batch.on_cpu.user, negatives)[batch.target_places[0]]
         loss = sampled_softmax(
             states,
             vectors[: len(states)],
             vectors[len(states) :],
-            accidental=batch.targets[:, None] == negatives,
+            accidental=accidental,
             log_expected=log_expected,
         )
         return self.global_mean(loss, len(states)), {}

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -39,14 +39,18 @@ class RetrievalModule(BuiltModule):
             `{"history_encoder.backbone": 1e-3}`; all others take the optimizer's own.
         warmup: Share of the steps over which learning rates rise from zero.
         decay: Whether they then fall to zero by a cosine, or stay.
+        mask_history: Leave the items that a user has in training out of the softmax, but for the target, as
+            `metrics.mask_history` leaves a history out of the ranking.
         init_from: Run folder whose best weights this run starts from; of a run of `CSFT` it takes the language model's
             LoRA, with which frozen item vectors are then read, too.
 
     Raises:
-        InputError: When encoders of unit length meet a class without a temperature.
+        InputError: When encoders of unit length meet a class without a temperature, or histories are to be masked in
+            a loss that knows no mask.
     """
 
     cosines = False  # whether the loss has a temperature, without which cosines would be all but equal in a softmax
+    masks = False  # whether the loss takes `mask_history`
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class RetrievalModule(BuiltModule):
         learning_rates: dict[str, float] | None = None,
         warmup: float = 0.05,
         decay: bool = True,
+        mask_history: bool = False,
         init_from: Path | None = None,
     ) -> None:
         super().__init__(encoders, init_from=init_from)
@@ -64,6 +69,12 @@ class RetrievalModule(BuiltModule):
                 "Expected a model with a temperature for encoders of unit length, such as E4SRec, got "
                 f"{type(self).__name__}"
             )
+        if mask_history and not self.masks:
+            raise InputError(
+                "Expected model.mask_history with a softmax over items, such as E4SRec's, got it for "
+                f"{type(self).__name__}"
+            )
+        self.mask_history = mask_history
         self.optimizer = optimizer
         self.learning_rates = learning_rates or {}
         self.warmup, self.decay = warmup, decay
@@ -303,11 +314,36 @@ class RetrievalModule(BuiltModule):
         """The vectors over which losses range: of the items that occur in training."""
         return self.encode_items(self.training_items)
 
-    def next_item_loss(self, states: Float[Tensor, "targets dim"], batch: HistoryBatch) -> Float[Tensor, ""]:
-        """The full softmax over all items that occur in training, as a `global_mean` over the batch's targets."""
+    def next_item_loss(
+        self,
+        states: Float[Tensor, "targets dim"],
+        batch: HistoryBatch,
+        *,
+        vectors: Float[Tensor, "training_items dim"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The full softmax over all items that occur in training, as a `global_mean` over the batch's targets.
+
+        Args:
+            states: At the batch's targets.
+            batch: Its histories.
+            vectors: `training_vectors`, where they are known.
+        """
         targets = self.position_in_training[batch.targets]
-        loss = full_softmax(states, self.training_vectors(), targets)
-        return self.global_mean(loss, len(states))
+        vectors = self.training_vectors() if vectors is None else vectors
+        excluded = None
+        if self.mask_history:
+            excluded = self.owned(batch.on_cpu.user, self.training_items), batch.target_places[0]
+        return self.global_mean(full_softmax(states, vectors, targets, excluded=excluded), len(states))
+
+    def owned(self, user: Int[Tensor, " batch"], items: Int[Tensor, " items"]) -> Bool[Tensor, "batch items"]:
+        """Whether each user has each of these items in training."""
+        place = np.full(self.catalogue["items"], -1)
+        place[items.cpu().numpy()] = np.arange(len(items))
+        owned = np.zeros((len(user), len(items)), dtype=bool)
+        for row, one in enumerate(user.tolist()):
+            found = place[self.data.split.training_history(one)]
+            owned[row, found[found >= 0]] = True
+        return torch.from_numpy(owned).to(items.device)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Parameter groups by `learning_rates`, warm-up, cosine."""

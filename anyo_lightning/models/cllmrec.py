@@ -110,6 +110,7 @@ class CLLMRec(RetrievalModule):
 
     encoders: TextEncoders
     item_encoder: FrozenTextItems
+    masks = True
 
     def __init__(
         self,

@@ -14,7 +14,6 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.base import Encoders
 from anyo_lightning.errors import InputError
 from anyo_lightning.internals import trainer_of
-from anyo_lightning.losses import full_softmax
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.distillation import WEIGHTS, Distillation, read_teacher
 from anyo_lightning.models.temperature import Temperature, check_temperature
@@ -51,6 +50,7 @@ class E4SRec(RetrievalModule):
     """
 
     cosines = True
+    masks = True
     starts_afresh = (*WEIGHTS, "temperature.log_ratio")
 
     def __init__(
@@ -113,7 +113,7 @@ class E4SRec(RetrievalModule):
         if self.temperature is not None:
             temperature = self.temperature()
             scaled, parts["temperature"] = states / temperature, temperature.detach()
-        total = self.global_mean(full_softmax(scaled, vectors, targets), len(states))
+        total = self.next_item_loss(scaled, batch, vectors=vectors)
         if self.distillation is not None:
             terms = self.distillation(states, vectors.index_select(0, targets), batch, targets)
             for name, term in terms.items():

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from anyo_lightning import distributed
@@ -211,16 +211,6 @@ class LLaRA(RetrievalModule):
             learned: Tensor = self.learned_temperature()
             return learned
         return torch.tensor(self.temperature, device=self.device)
-
-    def owned(self, user: Int[Tensor, " batch"], items: Int[Tensor, " items"]) -> Bool[Tensor, "batch items"]:
-        """Whether each user has each of these items in training."""
-        place = np.full(self.catalogue["items"], -1)
-        place[items.cpu().numpy()] = np.arange(len(items))
-        owned = np.zeros((len(user), len(items)), dtype=bool)
-        for row, one in enumerate(user.tolist()):
-            found = place[self.data.split.training_history(one)]
-            owned[row, found[found >= 0]] = True
-        return torch.from_numpy(owned).to(items.device)
 
     def log_chances(self, items: Int[Tensor, " items"], targets: Int[Tensor, " targets"]) -> Float[Tensor, " items"]:
         """Log of the chance `1 - (1 - p)^n` that one of n targets is the item, p its share of training interactions.

@@ -15,3 +15,5 @@ class SASRec(RetrievalModule):
 
     Reference: Kang and McAuley, ICDM 2018 (arXiv 1808.09781); Klenitskiy and Vasilev, RecSys 2023 (arXiv 2309.07602).
     """
+
+    masks = True

@@ -94,6 +94,7 @@ class SRACL(RetrievalModule):
     prefix_of_target: Tensor
     states_of_prefixes: Tensor
 
+    masks = True
     starts_afresh = ("states_of_prefixes",)  # the bank, filled at the start of each epoch
 
     def __init__(

@@ -26,6 +26,7 @@ class UniSRec(RetrievalModule):
     """
 
     cosines = True
+    masks = True
 
     def __init__(self, encoders: AdaptedTextEncoders, *, temperature: float = 0.07, **training: Any) -> None:
         super().__init__(encoders, **training)
