@@ -31,7 +31,7 @@ def full_softmax(
         vectors: The vectors of all candidate items.
         targets: For each state, the row of its target in `vectors`.
         excluded: For each history, True at items that are no candidates, and for each state its history. The target
-            stays in any case.
+            stays in any case. Takes about twice the time, without torch's kernel.
 
     Returns:
         The mean over targets; 0 (with zero gradients) when there are none.
@@ -57,14 +57,14 @@ def sampled_softmax(
 
     Computes `-1/T Σ_t log( exp(s_t·v_{y_t}) / (exp(s_t·v_{y_t}) + Σ_{j not y_t} exp(s_t·v_j - log E_j)) )`, where `E_j`
     is the expected count of item j in the sample. The sum over negatives is then an unbiased estimate of the sum over
-    the catalogue, and it is that sum when every item is certain to be drawn (`E_j = 1`): the full softmax. The target
-    is always there, so its own logit is not corrected.
+    the catalogue (but for what is left out), and it is that sum when every item is certain to be drawn (`E_j = 1`): the
+    full softmax. The target is always there, so its own logit is not corrected.
 
     Args:
         states: One state per supervised boundary.
         target_vectors: The vector of each state's target.
         negative_vectors: The vectors of the sampled items.
-        accidental: True where a sampled item is the row's target: left out of that row's sum.
+        accidental: True where a sampled item is left out of the row's sum: its target, and what is no negative of it.
         log_expected: Log of the expected count of each sampled item.
 
     Returns:
@@ -224,5 +224,5 @@ def _chunk_loss(
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if excluded is not None:
             wrong = excluded[histories].scatter(1, targets[:, None], False)
-            logits = logits.masked_fill(wrong, -torch.inf)
+            logits = logits.masked_fill_(wrong, -torch.inf)  # of the product, which does not need it any more
         return F.cross_entropy(logits, targets, reduction="sum")

@@ -66,8 +66,8 @@ pack() {
 taught() {
   local name=$1 teacher=$2
   shift 2
-  row "$name" e4srec_vectors_hybrid "$@" --model.encoders.item_vectors_from "$runs/$teacher" \
-    --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors"
+  row "$name" e4srec_vectors_hybrid --model.encoders.item_vectors_from "$runs/$teacher" \
+    --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors" "$@"
 }
 # ensemble NAME "RUN RUN ..." OPTIONS: finished rows as one model; nothing is trained.
 ensemble() {
@@ -94,6 +94,18 @@ seed2() {
   seed 2
   NEED=150 row hybrid e4srec_vectors_hybrid "${ml1m[@]}" "${three[@]}"
 }
+# The same where the losses of both, the SASRec and the language model, leave a user's own items out.
+masked() {
+  local mask=(--model.mask_history true --seed_everything "$1")
+  row "sasrec_masked$1" sasrec "${ml1m[@]}" "${sasrec[@]}" "${mask[@]}" --metrics.variant "sasrec, own items masked"
+  taught "taught_masked$1" "sasrec_masked$1" "${ml1m[@]}" "${three[@]}" "${mask[@]}" \
+    --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors, own items masked"
+  ensemble "ensemble_masked$1" "taught_masked$1 sasrec_masked$1" "${ml1m[@]}" --seed_everything "$1" \
+    --metrics.variant "ensemble, the LLM and SASRec, own items masked"
+}
+masked0() { masked 0; }
+masked1() { masked 1; }
+masked2() { masked 2; }
 deep() {
   row sasrec0 sasrec "${ml1m[@]}" "${sasrec[@]}"
   taught taught_deep sasrec0 "${ml1m[@]}" "${vectors[@]}"
@@ -142,7 +154,7 @@ rare() {
 }
 failed() { grep -lE "^[A-Za-z.]*(Error|Exception)" "$runs"/*.log 2>/dev/null; }
 pids=()
-for lane in ${LANES:-seed1 seed2 deep frozen text small amazon rare}; do "$lane" & pids+=($!); done
+for lane in ${LANES:-masked0 masked1 masked2 seed1 seed2 deep frozen text small amazon rare}; do "$lane" & pids+=($!); done
 sleep "${CHECK:-90}"
 if [ "$(failed | wc -l)" -ge 3 ]; then
   echo "ended: three lanes have failed"

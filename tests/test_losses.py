@@ -148,7 +148,7 @@ def test_excluded_items_are_no_candidates(monkeypatch: pytest.MonkeyPatch) -> No
     ):
         torch.testing.assert_close(found, wanted)
     nothing = torch.empty(0, dtype=torch.long)
-    assert float(full_softmax(states[:0], vectors, nothing, excluded=(excluded, nothing))) == 0
+    assert full_softmax(states[:0], vectors, nothing, excluded=(excluded, nothing)).item() == 0
 
 
 def test_recomputed_chunks_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,11 +102,20 @@ def test_checkpoint_restores_exactly_and_leaves_the_backbone_out(
         assert len(identity.frozen_keys(model)) > 20
 
 
-@pytest.mark.parametrize("name", ["sasrec", "unisrec", "e4srec"])
+@pytest.mark.parametrize("name", ["sasrec", "unisrec", "e4srec", "cosines", "anyo"])
 def test_a_users_own_items_are_no_negatives(name: str, tiny_llm: str, make_data: MakeData) -> None:
-    """With `mask_history` the loss is the cross-entropy without them; the target, which is one of them, stays."""
+    """With `mask_history` the loss is the cross-entropy without them; the target, which is one of them, stays.
+
+    Anyo's is the same where all items are drawn.
+    """
     torch.manual_seed(0)
-    make, data = variants(tiny_llm)[name], make_data(max_items=6)
+    cosines = partial(TextEncoders, tiny(tiny_llm), dim=16, unit_length=True)
+    make = {
+        **variants(tiny_llm),
+        "cosines": lambda **options: E4SRec(cosines(), temperature=0.2, **options),
+        "anyo": partial(Anyo, TextEncoders(tiny(tiny_llm), dim=16), negatives=16),
+    }[name]
+    data = make_data(max_items=6)
     model = prepare(make(mask_history=True), data).eval()
     batch = next(iter(data.train_dataloader()))
     states = model(batch).float()
@@ -123,9 +132,15 @@ def test_a_users_own_items_are_no_negatives(name: str, tiny_llm: str, make_data:
 
 
 def test_losses_that_know_no_mask_refuse_it(tiny_llm: str) -> None:
-    """One sentence; LLaRA has a mask of its own."""
-    with pytest.raises(InputError, match=r"model\.mask_history with a softmax over items, .* got it for LLaRA"):
+    """One sentence that names those that do."""
+    with pytest.raises(InputError, match=r"model\.mask_history with .* or UniSRec, got it for LLaRA"):
         LLaRA(LiveTextEncoders(tiny(tiny_llm)), mask_history=True)
+
+
+def test_a_mask_is_refused_where_the_evaluation_has_none(tiny_llm: str, make_data: MakeData, tmp_path: Path) -> None:
+    """The tests' trainer ranks histories' items, too."""
+    with pytest.raises(InputError, match=r"metrics\.mask_history true with model\.mask_history"):
+        fit(variants(tiny_llm)["sasrec"](mask_history=True), make_data(), tmp_path, epochs=1)
 
 
 def test_foreign_checkpoints_are_refused(tiny_llm: str, make_data: MakeData, tmp_path: Path) -> None:

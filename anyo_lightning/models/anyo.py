@@ -59,11 +59,12 @@ class Anyo(RetrievalModule):
             torch.from_numpy(found).to(states.device, non_blocking=True)
             for found in np.unique(items, return_inverse=True)
         )
+        own = self.owned(batch.on_cpu.user, negatives) if self.mask_history else None
         negatives = negatives.to(states.device, non_blocking=True)
         vectors = self.encode_items(distinct).index_select(0, place)
         accidental = batch.targets[:, None] == negatives
-        if self.mask_history:
-            accidental |= self.owned(batch.on_cpu.user, negatives)[batch.target_places[0]]
+        if own is not None:
+            accidental |= own.to(states.device, non_blocking=True)[batch.target_places[0]]
         loss = sampled_softmax(
             states,
             vectors[: len(states)],

@@ -16,6 +16,7 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.encoders.base import CountsHistoryTokens, Encoders
 from anyo_lightning.errors import InputError
+from anyo_lightning.evaluation.callback import RetrievalMetrics
 from anyo_lightning.internals import forget_counted_loader
 from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.losses import full_softmax
@@ -39,8 +40,8 @@ class RetrievalModule(BuiltModule):
             `{"history_encoder.backbone": 1e-3}`; all others take the optimizer's own.
         warmup: Share of the steps over which learning rates rise from zero.
         decay: Whether they then fall to zero by a cosine, or stay.
-        mask_history: Leave the items that a user has in training out of the softmax, but for the target, as
-            `metrics.mask_history` leaves a history out of the ranking.
+        mask_history: Leave all items that a user has in training, earlier and later ones, out of the softmax, but for
+            the target. For evaluations that leave a history out of the ranking.
         init_from: Run folder whose best weights this run starts from; of a run of `CSFT` it takes the language model's
             LoRA, with which frozen item vectors are then read, too.
 
@@ -50,7 +51,7 @@ class RetrievalModule(BuiltModule):
     """
 
     cosines = False  # whether the loss has a temperature, without which cosines would be all but equal in a softmax
-    masks = False  # whether the loss takes `mask_history`
+    masks = False  # whether the loss takes `mask_history`: `next_item_loss` does
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class RetrievalModule(BuiltModule):
             )
         if mask_history and not self.masks:
             raise InputError(
-                "Expected model.mask_history with a softmax over items, such as E4SRec's, got it for "
+                "Expected model.mask_history with Anyo, CLLMRec, E4SRec, SASRec, SRACL or UniSRec, got it for "
                 f"{type(self).__name__}"
             )
         self.mask_history = mask_history
@@ -200,6 +201,19 @@ class RetrievalModule(BuiltModule):
             raise InputError(
                 f"Expected trainer.accumulate_grad_batches 1, got {self.trainer.accumulate_grad_batches}: raise "
                 "data.batch_tokens for larger steps, and set data.micro_batch_tokens to the part that fits into memory"
+            )
+
+    def on_fit_start(self) -> None:
+        """Refuse a loss that leaves out what the evaluation ranks.
+
+        Raises:
+            InputError: For `mask_history` without `metrics.mask_history`.
+        """
+        evaluated = [one for one in self.trainer.callbacks if isinstance(one, RetrievalMetrics)]  # type: ignore[attr-defined]
+        if self.mask_history and not all(one.masks_history(self.data.split) for one in evaluated):
+            raise InputError(
+                "Expected metrics.mask_history true with model.mask_history: the loss would leave out what the "
+                "evaluation ranks"
             )
 
     def on_train_start(self) -> None:

@@ -239,6 +239,7 @@ class CLLMRec(RetrievalModule):
 
     def on_fit_start(self) -> None:
         """Read the written views before the first step, so that a missing file costs no time."""
+        super().on_fit_start()
         costs = [self._read(kind).cost for kind in self._written_kinds]
         if costs and all(costs):
             self.views_cost = {f"views_{name}": sum(cost[name] for cost in costs) for name in costs[0]}
