@@ -85,10 +85,10 @@ def test_mining_takes_the_vectors_of_the_validation(
     passes: list[int] = []
     encode = LiveTextItems._encode
 
-    def counted(self: LiveTextItems, ids: torch.Tensor) -> torch.Tensor:
+    def counted(self: LiveTextItems, ids: torch.Tensor, **options: bool) -> torch.Tensor:
         if len(ids) == 16 and not torch.is_grad_enabled():
             passes.append(1)
-        return encode(self, ids)
+        return encode(self, ids, **options)
 
     monkeypatch.setattr(LiveTextItems, "_encode", counted)
     fit(make(hard_negatives=1), make_data(), tmp_path / "lora", epochs=3)
