@@ -102,7 +102,7 @@ class E4SRec(RetrievalModule):
 
     def logit_scale(self) -> float:
         """1/τ of cosines."""
-        return 1.0 if self.temperature is None else 1 / float(self.temperature())
+        return 1.0 if self.temperature is None else 1 / self.temperature().item()
 
     def loss(
         self, states: Float[Tensor, "targets dim"], batch: HistoryBatch

@@ -203,7 +203,7 @@ class LLaRA(RetrievalModule):
 
     def logit_scale(self) -> float:
         """1/τ."""
-        return 1 / float(self.current_temperature())
+        return 1 / self.current_temperature().item()
 
     def current_temperature(self) -> Float[Tensor, ""]:
         """τ."""
