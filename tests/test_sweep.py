@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import pytest
 from helpers import CONFIGS
 
@@ -163,6 +165,28 @@ def test_a_trial_that_has_ended_is_told_whatever_interrupts(
     with pytest.raises(KeyboardInterrupt):
         sweeping.sweep(CONFIGS / "sasrec.yaml", SPACE, tmp_path / "sweep", trials=2, options=options)
     assert [trial.state.name for trial in study_of(tmp_path / "sweep").trials] == ["COMPLETE"]
+
+
+def test_an_interruption_that_reaches_the_training_too_leaves_the_trial(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C does in a terminal: the trial has not failed, and can be resumed."""
+    monkeypatch.setattr(sweeping, "POLL_S", 60)  # the training ends before it is looked at
+    folder = tmp_path / "sweep"
+    options = [word.replace("epochs=1", "epochs=400") for word in options] + ["--early_stopping.patience=2000"]
+
+    def interrupt() -> None:
+        while not RunFolder(folder / "trial_0").last_checkpoint.is_file():
+            time.sleep(0.05)
+        for process in [*psutil.Process().children(), psutil.Process()]:
+            process.send_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        sweeping.sweep(CONFIGS / "sasrec.yaml", SPACE, folder, trials=1, options=options)
+    (cut,) = study_of(folder).trials
+    assert cut.state.name == "RUNNING"
+    assert cut.user_attrs["spent"] > 0
 
 
 def test_what_is_ignored_stays_ignored(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,7 +196,7 @@ def _train(study: "Study", trial: "Trial", run: Path, words: list[str], signals:
                 process.kill()
                 process.wait()
             trial.set_user_attr("spent", time.monotonic() - started)
-    if not ended:
+    if not ended or (signals and process.returncode):  # a terminal's Ctrl-C ends the process, too
         return  # the next command goes on with it
     values = _validated(folder)
     trial.set_user_attr("seconds", trial.user_attrs["spent"])  # now that it has ended
