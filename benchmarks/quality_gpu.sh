@@ -4,7 +4,7 @@
 # DATA holds ml-1m/interactions.parquet and ml-1m/items.csv, amazon-beauty/interactions.csv.gz and items.csv.gz;
 # TEACHERS runs that are finished already, by the names below. Run again, it goes on where it was stopped: finished rows
 # are left alone, others resume. After each row: its metrics, settings, curves and log in OUTPUT/quality.tgz, what tests
-# of pairs of rows need in OUTPUT/predictions.tgz.*, in parts of 15 MiB. Where three lanes have failed after CHECK
+# of pairs of rows need in OUTPUT/predictions.txz.*, in parts of 15 MiB. Where three lanes have failed after CHECK
 # seconds, it ends.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -51,15 +51,17 @@ row() {
     --run "$runs/$name" \
     >>"$runs/$name.log" 2>&1
   echo "$name: status $?, $(($(date +%s) - begun)) s"
-  pack
+  pack --nonblock &
 }
+# The histories in predictions of the same data are the same: a window of 16 MiB finds them.
 pack() {
   (
-    flock 9
+    flock "$@" 9 || exit
     cd "$runs"
     tar czf "$output/quality.tgz" --ignore-failed-read ./*/metrics.json ./*/config.yaml ./*/curves.csv ./*.log
-    rm -f "$output"/predictions.tgz.*
-    tar czf - --ignore-failed-read ./*/predictions.parquet | split -b 15M - "$output/predictions.tgz."
+    rm -f "$output"/predictions.txz.*
+    tar cf - --ignore-failed-read ./*/predictions.parquet | xz --lzma2=preset=1,dict=16MiB |
+      split -b 15M - "$output/predictions.txz."
   ) 9>"$runs/lock" 2>/dev/null
 }
 # taught NAME TEACHER OPTIONS: a language model that reads a finished SASRec's vectors beside the texts'.
@@ -85,15 +87,9 @@ seed() {
   ensemble "ensemble$1" "taught$1 sasrec$1" "${ml1m[@]}" --seed_everything "$1" \
     --metrics.variant "ensemble, the LLM and SASRec"
 }
-seed1() {
-  seed 1
-  NEED=150 taught taught_wide sasrec0 "${ml1m[@]}" "${three[@]}" --data.max_items 200 --data.batch_tokens 8000 \
-    --trainer.max_epochs 16
-}
-seed2() {
-  seed 2
-  NEED=150 row hybrid e4srec_vectors_hybrid "${ml1m[@]}" "${three[@]}"
-}
+seed0() { seed 0; }
+seed1() { seed 1; }
+seed2() { seed 2; }
 # The same where the losses of both, the SASRec and the language model, leave a user's own items out.
 masked() {
   local mask=(--model.mask_history true --seed_everything "$1")
@@ -112,6 +108,45 @@ deep() {
   ensemble ensemble_deep "taught_deep sasrec0" "${ml1m[@]}" --metrics.variant "ensemble, the deep LLM and SASRec"
 }
 frozen() { row vectors_deep e4srec_vectors "${ml1m[@]}" "${vectors[@]}"; }
+# Text alone: three layers that read a frozen vector of each title, and HLLM, whose item LLM is trained, too.
+vectors() {
+  row vectors e4srec_vectors "${ml1m[@]}" "${three[@]}"
+  row vectors_masked e4srec_vectors "${ml1m[@]}" "${three[@]}" --model.mask_history true \
+    --metrics.variant "e4srec_vectors, own items masked"
+}
+trained() {
+  row "ml100k_hllm$1" hllm "${exact[@]}" --trainer.max_epochs 24 --seed_everything "$1"
+}
+frozen_items() {
+  row "ml100k_hllm_frozen$1" hllm "${exact[@]}" --trainer.max_epochs 24 --model.encoders.item_backbone.lora null \
+    --model.learning_rates null --seed_everything "$1" --metrics.variant "hllm, item LLM frozen"
+}
+hllm() { trained 0; trained 1; }
+hllm_frozen() { frozen_items 0; trained 2; frozen_items 1; frozen_items 2; }
+# LLaRA on MovieLens-100K at full depth by three starts: cold, CSFT's, and that of EBAE and EBAR. All read titles alone.
+llara_data=(--data.template "{movie_title}" --data.titles_only false --data.batch_tokens 16000
+            --model.encoders.backbone.layers "$layers")
+dual() {
+  local start=$1 number
+  shift
+  for number in 0 1 2; do
+    row "llara_$start$number" llara "${llara_data[@]}" --model.encoders.self_prompt " This one." \
+      --model.keys catalogue --model.hard_negatives 0 --trainer.max_epochs "${LLARA_EPOCHS:-4}" \
+      --seed_everything "$number" --metrics.variant "llara, $start" "$@"
+  done
+}
+llara_cold() {
+  dual cold
+  NEED=120 dual frozen --model.learning_rates "{history_encoder.backbone: 0.0}"
+}
+llara_csft() {
+  row llara_csft csft "${llara_data[@]}" --trainer.max_epochs 3
+  dual from_csft --model.init_from "$runs/llara_csft"
+}
+llara_ebae() {
+  row llara_ebae llara_pretrain "${llara_data[@]}" --trainer.max_epochs 3 --model.optimizer.lr 5.0e-4
+  dual from_ebae --model.init_from "$runs/llara_ebae"
+}
 text() {
   row csft csft "${ml1m[@]}" "${texts[@]}" --trainer.max_epochs "${CSFT_EPOCHS:-1}" --trainer.check_val_every_n_epoch 1
   row e4srec e4srec "${ml1m[@]}" "${texts[@]}" --trainer.max_epochs "${TEXT_EPOCHS:-8}" \
@@ -154,7 +189,8 @@ rare() {
 }
 failed() { grep -lE "^[A-Za-z.]*(Error|Exception)" "$runs"/*.log 2>/dev/null; }
 pids=()
-for lane in ${LANES:-masked0 masked1 masked2 seed1 seed2 deep frozen text small amazon rare}; do "$lane" & pids+=($!); done
+# More lanes: deep frozen text small amazon rare
+for lane in ${LANES:-masked0 masked1 masked2 seed0 seed1 seed2 vectors llara_cold llara_csft llara_ebae hllm hllm_frozen}; do "$lane" & pids+=($!); done
 sleep "${CHECK:-90}"
 if [ "$(failed | wc -l)" -ge 3 ]; then
   echo "ended: three lanes have failed"
