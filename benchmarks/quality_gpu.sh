@@ -82,7 +82,7 @@ ensemble() {
   row "$name" ensemble "$@" --model.runs "[$list]"
 }
 seed() {
-  row "sasrec$1" sasrec "${ml1m[@]}" "${sasrec[@]}" --seed_everything "$1"
+  row "sasrec$1" sasrec "${ml1m[@]}" "${sasrec[@]}" --seed_everything "$1" --metrics.variant sasrec
   taught "taught$1" "sasrec$1" "${ml1m[@]}" "${three[@]}" --seed_everything "$1"
   ensemble "ensemble$1" "taught$1 sasrec$1" "${ml1m[@]}" --seed_everything "$1" \
     --metrics.variant "ensemble, the LLM and SASRec"
@@ -110,12 +110,12 @@ deep() {
 frozen() { row vectors_deep e4srec_vectors "${ml1m[@]}" "${vectors[@]}"; }
 # Text alone: three layers that read a frozen vector of each title, and HLLM, whose item LLM is trained, too.
 vectors() {
-  row vectors e4srec_vectors "${ml1m[@]}" "${three[@]}"
+  row vectors e4srec_vectors "${ml1m[@]}" "${three[@]}" --metrics.variant e4srec_vectors
   row vectors_masked e4srec_vectors "${ml1m[@]}" "${three[@]}" --model.mask_history true \
     --metrics.variant "e4srec_vectors, own items masked"
 }
 trained() {
-  row "ml100k_hllm$1" hllm "${exact[@]}" --trainer.max_epochs 24 --seed_everything "$1"
+  row "ml100k_hllm$1" hllm "${exact[@]}" --trainer.max_epochs 24 --seed_everything "$1" --metrics.variant hllm
 }
 frozen_items() {
   row "ml100k_hllm_frozen$1" hllm "${exact[@]}" --trainer.max_epochs 24 --model.encoders.item_backbone.lora null \
