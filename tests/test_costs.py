@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import QUIET, MakeData, fit, prepare, tiny
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from anyo_lightning import losses
@@ -138,6 +138,25 @@ def test_a_resumed_run_goes_on_with_its_sample_and_its_peak(
     for name in ("step", "tokens", "targets", "flops"):
         assert parts[name] == whole[name] > 0
     assert parts["peak_memory_gib"] == 5.0
+
+
+def test_rows_of_a_run_that_is_resumed_within_an_epoch_name_it(make_data: MakeData, tmp_path: Path) -> None:
+    """Lightning begins no epoch there: what is left of it, and its validation, belong to the same epoch as before."""
+
+    class Saves(Callback):
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            if (trainer.current_epoch, batch_idx) == (1, 1):
+                trainer.save_checkpoint(tmp_path / "within.ckpt")
+
+    ledgers = [CostLedger(RunFolder(tmp_path / name), every=1) for name in ("whole", "rest")]
+    for ledger, start in zip(ledgers, (None, tmp_path / "within.ckpt"), strict=True):
+        model, data = SASRec(IdEncoders(dim=16)), make_data(batch_tokens=100)
+        fit(model, data, ledger.run.path, callbacks=[ledger, *([] if start else [Saves()])], ckpt_path=start)
+    epochs = [{row["step"]: row["epoch"] for row in ledger.rows} for ledger in ledgers]
+    assert len(epochs[1]) > 2
+    assert epochs[1].items() <= epochs[0].items()
 
 
 def test_a_run_says_what_training_and_serving_cost(make_data: MakeData, tmp_path: Path) -> None:

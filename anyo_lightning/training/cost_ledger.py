@@ -110,11 +110,11 @@ class CostLedger(Callback):
         counting = 0.0 if self._counter is None else self._counter.get_total_flops()
         beside = distributed.sum_over_ranks(self.beside + counting, self._device)
         state = {"seconds": self._elapsed(), "counted": dict(self.counted), "peak_memory_gib": self._peak()}
-        return state | {"beside": beside}
+        return state | {"beside": beside, "epoch": self.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.seconds = state_dict["seconds"]
+        self.seconds, self.epoch = state_dict["seconds"], state_dict.get("epoch", 0)  # earlier ones have none
         self.beside = state_dict["beside"] if distributed.rank() == 0 else 0.0
         self.counted, self.peak_memory_gib = dict(state_dict["counted"]), state_dict["peak_memory_gib"]
 
