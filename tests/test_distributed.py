@@ -87,6 +87,22 @@ def same(first: RunFolder, second: RunFolder) -> bool:
     return not differing(weights(first.last_checkpoint), weights(second.last_checkpoint))
 
 
+def children(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that it has started."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def ignores_sigterm(pid: int) -> bool:
+    """Whether it has said so; False where it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    (ignored,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigIgn"))
+    return bool(int(ignored, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.mark.parametrize("kind", ["sasrec", "e4srec"])
 def test_figures_do_not_depend_on_the_number_of_processes(
     run: Run, loops: list[str], tiny_llm: str, tmp_path: Path, kind: str
@@ -269,6 +285,24 @@ def test_sigterm_saves_and_exits(run: Run, start: Start, loops: list[str], tmp_p
     assert same(parts, RunFolder(tmp_path / "whole"))
 
 
+def test_sigterm_leaves_workers_to_their_run(run: Run, start: Start, loops: list[str], tmp_path: Path) -> None:
+    """A pre-empted node tells all processes: the loader's workers go on, since the run would fail without them."""
+    options = [*sasrec(), *loops, "--trainer.max_epochs=2", "--final_test=false", "--data.num_workers=2"]
+    run("fit", *options, f"--run={tmp_path / 'whole'}")
+    parts, told = RunFolder(tmp_path / "parts"), set[int]()
+    process = start("fit", *options, f"--run={parts.path}")
+    while process.poll() is None:
+        for worker in set(children(process)) - told:
+            if ignores_sigterm(worker):  # it does from its start on, not from its parent's fork on
+                os.kill(worker, signal.SIGTERM)
+                told.add(worker)
+        time.sleep(0.005)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert told
+    assert same(parts, RunFolder(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("recomputed", ["true", "false"])
 def test_a_sharded_backbone_changes_no_number(
     run: Run, loops: list[str], tiny_llm: str, tmp_path: Path, recomputed: str
@@ -304,8 +338,7 @@ def test_sigterm_ends_all_processes_after_the_same_step(
     process = start("fit", *options, "--trainer.max_epochs=500", f"--run={folder.path}")
     while process.poll() is None and not folder.last_checkpoint.is_file():
         time.sleep(0.01)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    told = [int(child) for child in children.stdout.split()] + [process.pid] * (reaches == "both")
+    told = children(process) + [process.pid] * (reaches == "both")
     assert told
     for pid in told:
         os.kill(pid, signal.SIGTERM)

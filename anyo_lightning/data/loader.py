@@ -1,5 +1,6 @@
-"""A DataLoader that resumes in the middle of an epoch."""
+"""A DataLoader that resumes in the middle of an epoch, and workers that leave SIGTERM to their run."""
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -60,3 +61,8 @@ class ResumableLoader(DataLoader[HistoryBatch]):
                 "what else decides them as before, or another --run"
             )
         self.batches.resume(state["consumed"])
+
+
+def ignore_sigterm(worker: int) -> None:
+    """Ignore SIGTERM in a loader's worker: its run, which is told, too, wants a last step, and ends it after that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
