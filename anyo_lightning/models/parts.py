@@ -12,13 +12,13 @@ from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.encoders.recompute import recomputed
 
 if TYPE_CHECKING:
-    from anyo_lightning.models.base import RetrievalModule
+    from anyo_lightning.models.encoding import EncodingModule
 
 ONE_ITEM = [np.zeros(1, dtype=np.int64)]  # a history that is read only to take part in a pass
 
 
 def states_in_parts(
-    module: "RetrievalModule", batch: HistoryBatch, cut: Sequence[np.ndarray], *, whole: bool
+    module: "EncodingModule", batch: HistoryBatch, cut: Sequence[np.ndarray], *, whole: bool
 ) -> Float[Tensor, "targets dim"]:
     """The states at a batch's supervised boundaries, in its order.
 
