@@ -30,7 +30,7 @@ OPTIONS_e4srec_paper := --model.encoders.item_vectors_from $(TABLE_RUNS)/sasrec 
 	--data.shuffle_ties true --trainer.max_epochs 12 --metrics.variant "e4srec_paper, all boundaries"
 BEAUTY_ENSEMBLES := ensemble ensemble_llm ensemble_control \
 	sasrec_rare unisrec_rare ensemble_rare ensemble_llm_rare ensemble_control_rare
-BEAUTY_TABLE := $(FLOORS) sasrec sasrec_text unisrec e4srec_vectors_hybrid $(BEAUTY_ENSEMBLES)
+BEAUTY_TABLE := $(FLOORS) sasrec sasrec_recbole sasrec_text unisrec e4srec_vectors_hybrid $(BEAUTY_ENSEMBLES)
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo first-rows demo-rows demo-record table rows beauty ml1m test test-lowest test-distributed check format clean
@@ -72,6 +72,7 @@ $(TABLE_RUNS)/views.done: | .venv/installed
 BEAUTY_DATA := --config configs/overlays/beauty.yaml --data.interactions $(BEAUTY)/interactions.csv.gz \
 	--data.items $(BEAUTY)/items.csv.gz
 BEAUTY_OPTIONS_sasrec := --model.encoders.dropout 0.5 --model.optimizer.weight_decay 0 --trainer.max_epochs 30
+BEAUTY_OPTIONS_sasrec_recbole := --data.batch_tokens 5274 --trainer.max_epochs 40
 BEAUTY_OPTIONS_sasrec_text := $(BEAUTY_OPTIONS_sasrec) --model.encoders.frozen 32 \
 	--metrics.variant "sasrec_text, half frozen"
 BEAUTY_OPTIONS_unisrec := --model.encoders.backbone.layers null --model.encoders.dropout 0.5 --trainer.max_epochs 30
@@ -100,7 +101,7 @@ BEAUTY_RESULTS := $(BIN)/python benchmarks/results.py --output benchmarks/beauty
 	--command "make beauty BEAUTY=folder" --metrics test/hr@10 test/ndcg@10 --slices
 
 # Another data set by both of the literature's protocols: what the history holds may be recommended again, or not. Some
-# three hours on one core.
+# four hours on one core.
 beauty: $(BEAUTY_TABLE:%=runs/beauty/%/metrics.json) $(BEAUTY_TABLE:%=runs/beauty_masked/%/metrics.json)
 	$(BEAUTY_RESULTS) --block beauty $(BEAUTY_TABLE:%=runs/beauty/%)
 	$(BEAUTY_RESULTS) --block beauty_masked $(BEAUTY_TABLE:%=runs/beauty_masked/%)
