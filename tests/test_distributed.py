@@ -93,14 +93,14 @@ def children(process: "subprocess.Popen[str]") -> list[int]:
     return [int(pid) for pid in found.stdout.split()]
 
 
-def ignores_sigterm(pid: int) -> bool:
-    """Whether it has said so; False where it has ended."""
+def blocks_sigterm(pid: int) -> bool:
+    """Whether all of its threads do; False where it has ended."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        statuses = [file.read_text().splitlines() for file in Path(f"/proc/{pid}/task").glob("*/status")]
     except OSError:
         return False
-    (ignored,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigIgn"))
-    return bool(int(ignored, 16) >> (signal.SIGTERM - 1) & 1)
+    blocked = [int(line.split()[1], 16) for lines in statuses for line in lines if line.startswith("SigBlk")]
+    return bool(blocked) and all(mask >> (signal.SIGTERM - 1) & 1 for mask in blocked)
 
 
 @pytest.mark.parametrize("kind", ["sasrec", "e4srec"])
@@ -293,7 +293,7 @@ def test_sigterm_leaves_workers_to_their_run(run: Run, start: Start, loops: list
     process = start("fit", *options, f"--run={parts.path}")
     while process.poll() is None:
         for worker in set(children(process)) - told:
-            if ignores_sigterm(worker):  # it does from its start on, not from its parent's fork on
+            if blocks_sigterm(worker):  # it does from its start on, not from its parent's fork on
                 os.kill(worker, signal.SIGTERM)
                 told.add(worker)
         time.sleep(0.005)
@@ -301,6 +301,16 @@ def test_sigterm_leaves_workers_to_their_run(run: Run, start: Start, loops: list
     assert process.returncode == 0, output
     assert told
     assert same(parts, RunFolder(tmp_path / "whole"))
+
+
+def test_a_run_without_memory_ends_with_its_workers(run: Run, loops: list[str], tmp_path: Path) -> None:
+    """The loader is alive when Python exits, which ends workers by SIGTERM and waits for them."""
+    fails = (
+        "import torch; from anyo_lightning.models.base import RetrievalModule; "
+        "RetrievalModule.loss = lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError('as planned'))"
+    )
+    options = [*sasrec(), *loops, "--trainer.max_epochs=1", "--data.num_workers=2", f"--run={tmp_path / 'run'}"]
+    assert "micro_batch_tokens" in run("fit", *options, limit=fails, code=2)
 
 
 @pytest.mark.parametrize("recomputed", ["true", "false"])

@@ -45,6 +45,12 @@ def test_items_are_pooled_at_their_own_eos_whatever_the_batch(built: Make, tiny_
     assert model.item_encoder(torch.empty(0, dtype=torch.long)).shape == (0, 32)
 
 
+def test_passes_over_items_grow_with_the_step(built: Make) -> None:
+    """A step that a GPU wants large reads its items in as large passes: small ones cost it as much time each."""
+    assert built(data={"batch_tokens": 100}).item_encoder.batch_tokens == 8192
+    assert built(data={"batch_tokens": 20_000}).item_encoder.batch_tokens == 20_000
+
+
 def test_text_is_cut_before_prompt_and_eos(built: Make) -> None:
     """The longest item loses the end of its text, not its pooled token."""
     model = built(data={"max_item_tokens": 5})

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
 from anyo_lightning.data.history_reader import HistoryReader, ReadsPrompts, ReadsTokens
 from anyo_lightning.data.item_texts import TrainedTexts, title_texts
-from anyo_lightning.data.loader import ResumableLoader, ignore_sigterm
+from anyo_lightning.data.loader import ResumableLoader, leave_sigterm_to_the_run
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.sources import NAMES, Columns, Source, load_source, read_files
 from anyo_lightning.data.splits import Queries, Split, make_split
@@ -314,7 +314,7 @@ class RecDataModule(LightningDataModule):
     def _loading(self) -> dict[str, Any]:
         """Pinned memory for a GPU, which copies from it while it computes. Workers end with their epoch's loader."""
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return {"num_workers": self.num_workers, "pin_memory": on_gpu, "worker_init_fn": ignore_sigterm}
+        return {"num_workers": self.num_workers, "pin_memory": on_gpu, "worker_init_fn": leave_sigterm_to_the_run}
 
     def _processes(self) -> dict[str, int]:
         trainer = self.trainer

@@ -1,6 +1,8 @@
 """A DataLoader that resumes in the middle of an epoch, and workers that leave SIGTERM to their run."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +65,19 @@ class ResumableLoader(DataLoader[HistoryBatch]):
         self.batches.resume(state["consumed"])
 
 
-def ignore_sigterm(worker: int) -> None:
-    """Ignore SIGTERM in a loader's worker: its run, which is told, too, wants a last step, and ends it after that."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def leave_sigterm_to_the_run(worker: int) -> None:
+    """Have a loader's worker end by SIGTERM from its run alone, and by no one else's, where the system can tell.
+
+    What ends a run (Slurm, `timeout`) often tells all processes; the run wants a last step, and would fail without its
+    workers. Python ends those that are left at its exit by SIGTERM, and waits for them.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -31,9 +31,8 @@ from anyo_lightning.llm.language_model import LLM
 
 SELF = " This one."
 NEXT = " The next one."
-# Padded tokens of a pass over items: few enough for the memory, enough for the matrix products. A GPU waits for the
-# host, which takes as long to launch a small pass as a large one; `data.micro_batch_tokens` makes all of them smaller.
-ITEM_TOKENS, ITEM_TOKENS_ON_GPU = 8192, 65536
+# Padded tokens of a pass over items, or as many as a step has: few enough for the memory, enough for matrix products.
+ITEM_TOKENS = 8192
 
 
 class LiveTextItems(nn.Module):
@@ -47,7 +46,7 @@ class LiveTextItems(nn.Module):
         tokens: The items' texts; each ends in a separator, which is left out.
         prompt: Token ids of the SELF prompt.
         head: Maps pooled states to unit vectors.
-        batch_tokens: Most padded tokens of a pass; None: as many as suit the device.
+        batch_tokens: Most padded tokens of a pass.
         held_tokens: Most padded tokens of a training pass, which then keeps no activations; None: a single pass keeps
             them, of several none does.
     """
@@ -61,7 +60,7 @@ class LiveTextItems(nn.Module):
         tokens: ItemTokenStore,
         prompt: Sequence[int],
         head: nn.Module,
-        batch_tokens: int | None = None,
+        batch_tokens: int = ITEM_TOKENS,
         held_tokens: Callable[[], int | None] = lambda: None,
     ) -> None:
         super().__init__()
@@ -113,8 +112,7 @@ class LiveTextItems(nn.Module):
         order = np.argsort(sizes, kind="stable")
         training = self.training and torch.is_grad_enabled()
         held = self.held_tokens() if training else None
-        most = self.batch_tokens or (ITEM_TOKENS_ON_GPU if item_ids.is_cuda else ITEM_TOKENS)
-        passes, states = list(self._passes(sizes[order], min(most, held or most))), []
+        passes, states = list(self._passes(sizes[order], min(self.batch_tokens, held or self.batch_tokens))), []
         if self.reader.backbone.sharded:
             passes = distributed.as_many(passes, item_ids.device)  # repeats come last, and are not read below
         keeps = not training or ((held is None or within) and len(passes) == 1)
@@ -242,6 +240,7 @@ class LiveTextEncoders(Encoders):
             tokens=tokens,
             prompt=self.backbone.tokens(self.self_prompt),
             head=head(item_projector),
+            batch_tokens=max(ITEM_TOKENS, data.batch_tokens),
             held_tokens=lambda: data.held_tokens,
         )
         if data.supervision == "last":
