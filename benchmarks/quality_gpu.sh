@@ -3,9 +3,9 @@
 #   DATA=folder LIMIT=seconds [TEACHERS=folder] benchmarks/quality_gpu.sh [OUTPUT]
 # DATA holds ml-1m/interactions.parquet and ml-1m/items.csv, amazon-beauty/interactions.csv.gz and items.csv.gz;
 # TEACHERS runs that are finished already, by the names below. Run again, it goes on where it was stopped: finished rows
-# are left alone, others resume. After each row: its metrics, settings, curves and log in OUTPUT/quality.tgz, what tests
+# are left alone, others resume. As rows end: their metrics, settings, curves and logs in OUTPUT/quality.tgz, what tests
 # of pairs of rows need in OUTPUT/predictions.txz.*, in parts of 15 MiB. Where three lanes have failed after CHECK
-# seconds, it ends.
+# seconds, it ends. Many small runs can share a card by NVIDIA's MPS: `nvidia-cuda-mps-control -d` before.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 output=$(realpath -m "${1:-${OUT:-runs}}")
@@ -58,10 +58,11 @@ pack() {
   (
     flock "$@" 9 || exit
     cd "$runs"
-    tar czf "$output/quality.tgz" --ignore-failed-read ./*/metrics.json ./*/config.yaml ./*/curves.csv ./*.log
-    rm -f "$output"/predictions.txz.*
+    tar czf quality.tgz --ignore-failed-read ./*/metrics.json ./*/config.yaml ./*/curves.csv ./*.log
+    mv quality.tgz "$output/quality.tgz"
     tar cf - --ignore-failed-read ./*/predictions.parquet | xz --lzma2=preset=1,dict=16MiB |
-      split -b 15M - "$output/predictions.txz."
+      split -b 15M - .predictions.txz.
+    for part in .predictions.txz.*; do mv "$part" "$output/${part#.}"; done
   ) 9>"$runs/lock" 2>/dev/null
 }
 # taught NAME TEACHER OPTIONS: a language model that reads a finished SASRec's vectors beside the texts'.
@@ -135,10 +136,8 @@ dual() {
       --seed_everything "$number" --metrics.variant "llara, $start" "$@"
   done
 }
-llara_cold() {
-  dual cold
-  NEED=120 dual frozen --model.learning_rates "{history_encoder.backbone: 0.0}"
-}
+llara_cold() { dual cold; }
+llara_frozen() { dual frozen --model.learning_rates "{history_encoder.backbone: 0.0}"; }
 llara_csft() {
   row llara_csft csft "${llara_data[@]}" --trainer.max_epochs 3
   dual from_csft --model.init_from "$runs/llara_csft"
@@ -189,7 +188,7 @@ rare() {
 }
 failed() { grep -lE "^[A-Za-z.]*(Error|Exception)" "$runs"/*.log 2>/dev/null; }
 pids=()
-# More lanes: deep frozen text small amazon rare
+# More lanes: llara_frozen deep frozen text small amazon rare
 for lane in ${LANES:-masked0 masked1 masked2 seed0 seed1 seed2 vectors llara_cold llara_csft llara_ebae hllm hllm_frozen}; do "$lane" & pids+=($!); done
 sleep "${CHECK:-90}"
 if [ "$(failed | wc -l)" -ge 3 ]; then

@@ -1,4 +1,4 @@
-"""Where SRA-CL's gain comes from: its inter-user contrast with five sources of positives, on Amazon Beauty.
+"""Where SRA-CL's gain comes from: its inter-user contrast with four sources of positives, and none, on Amazon Beauty.
 
     python benchmarks/sracl_arms.py --data FOLDER [--folder runs/sracl_arms] [--epochs 30] [--seeds 0 1 2] [--jobs 2]
 
