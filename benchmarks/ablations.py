@@ -56,6 +56,12 @@ TERMS: dict[str, tuple[str, str, list[str], dict[str, list[str]]]] = {
             "with both": [],
         },
     ),
+    "sracl_text": (
+        "SRA-CL on text: both contrasts by cosines, as in `sracl.yaml`, and none, one layer, 8 epochs, 50 items",
+        "sracl",
+        [*ONE_LAYER, "--trainer.max_epochs=8", "--data.max_items=50"],
+        {"without": ["--model.alpha=0", "--model.beta=0"], "with both": []},
+    ),
     "sracl_bank": (
         "SRA-CL on text: neighbours' states from a bank or encoded in each step, one layer, 3 epochs, 20 items",
         "sracl",
