@@ -60,8 +60,10 @@ pack() {
     cd "$runs"
     tar czf quality.tgz --ignore-failed-read ./*/metrics.json ./*/config.yaml ./*/curves.csv ./*.log
     mv quality.tgz "$output/quality.tgz"
+    rm -f .predictions.txz.*
     tar cf - --ignore-failed-read ./*/predictions.parquet | xz --lzma2=preset=1,dict=16MiB |
       split -b 15M - .predictions.txz.
+    rm -f "$output"/predictions.txz.*
     for part in .predictions.txz.*; do mv "$part" "$output/${part#.}"; done
   ) 9>"$runs/lock" 2>/dev/null
 }

@@ -2,8 +2,10 @@
 
 import copy
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -314,7 +316,8 @@ class RecDataModule(LightningDataModule):
     def _loading(self) -> dict[str, Any]:
         """Pinned memory for a GPU, which copies from it while it computes. Workers end with their epoch's loader."""
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return {"num_workers": self.num_workers, "pin_memory": on_gpu, "worker_init_fn": leave_sigterm_to_the_run}
+        starts = partial(leave_sigterm_to_the_run, run=os.getpid())
+        return {"num_workers": self.num_workers, "pin_memory": on_gpu, "worker_init_fn": starts}
 
     def _processes(self) -> dict[str, int]:
         trainer = self.trainer

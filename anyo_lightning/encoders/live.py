@@ -31,7 +31,7 @@ from anyo_lightning.llm.language_model import LLM
 
 SELF = " This one."
 NEXT = " The next one."
-# Padded tokens of a pass over items, or as many as a step has: few enough for the memory, enough for matrix products.
+# Padded tokens of a pass over items, or a process's share of a step's: few enough for the memory, enough for products.
 ITEM_TOKENS = 8192
 
 
@@ -240,7 +240,7 @@ class LiveTextEncoders(Encoders):
             tokens=tokens,
             prompt=self.backbone.tokens(self.self_prompt),
             head=head(item_projector),
-            batch_tokens=max(ITEM_TOKENS, data.batch_tokens),
+            batch_tokens=max(ITEM_TOKENS, data.batch_tokens // distributed.world_size()),
             held_tokens=lambda: data.held_tokens,
         )
         if data.supervision == "last":
