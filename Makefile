@@ -109,7 +109,8 @@ beauty: $(BEAUTY_TABLE:%=runs/beauty/%/metrics.json) $(BEAUTY_TABLE:%=runs/beaut
 # MovieLens-1M, history masked. DATA=folder with interactions.parquet and items.csv, in time order by `position`; without
 # it the rows are made of GroupLens's archive. Some three hours on one core, a seed: SASRec, UniSRec on the texts of all
 # 30 layers, and an LLM that reads SASRec's vectors beside those of texts. The table has all runs in runs/ml1m, so that
-# other seeds may be added to it: `--seed_everything 1 --run runs/ml1m/sasrec1`, or quality_gpu.sh's lanes `seed0 seed1 seed2`.
+# other seeds may be added to it: `--seed_everything 1 --run runs/ml1m/sasrec1`, or quality_gpu.sh's lanes `seed0 seed1
+# seed2`.
 ML1M_TABLE := $(FLOORS) sasrec unisrec e4srec_vectors_hybrid ensemble
 ML1M_DATA := $(if $(DATA),--data.interactions $(DATA)/interactions.parquet --data.items $(DATA)/items.csv \
 	--data.columns.timestamp position,--data.source ml-1m)

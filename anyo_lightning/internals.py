@@ -3,7 +3,10 @@
 Each with its reason, and with what happens where it is missing; a later version may move any.
 """
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -192,3 +195,26 @@ def cpu_has_bfloat16() -> bool:
         found = torch.cpu.get_capabilities()  # its names differ between x86 and ARM
         return any(map(found.get, ("avx512_bf16", "amx_bf16", "bf16")))
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def leave_sigterm_to_the_run(worker: int, *, run: int) -> None:
+    """Have a loader's worker end by SIGTERM from its run alone, and by no one else's, where Linux can tell.
+
+    What ends a run (Slurm, `timeout`) often tells all processes; the run wants a last step, and would fail without its
+    workers. Python ends those that are left at its exit by SIGTERM, and waits for them. `os._exit` is private by its
+    name alone: a thread has no other way to end its process without an error, of which torch would tell the run.
+
+    Args:
+        worker: The number of the worker.
+        run: The run's process id.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
+import psutil
 import pytest
 import torch
 from helpers import CONFIGS, differing, weights, write_loops
@@ -89,8 +90,7 @@ def same(first: RunFolder, second: RunFolder) -> bool:
 
 def children(process: "subprocess.Popen[str]") -> list[int]:
     """The processes that it has started."""
-    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in found.stdout.split()]
+    return [child.pid for child in psutil.Process(process.pid).children()]
 
 
 def blocks_sigterm(pid: int) -> bool:

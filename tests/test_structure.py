@@ -78,7 +78,7 @@ def test_private_parts_of_libraries_are_in_one_place() -> None:
         private = [node for node in nodes if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)]
         owners = {node: getattr(node.value, "id", None) in ("self", "cls") for node in private}
         own = {node.attr for node in private if owners[node]}
-        foreign = {node.attr for node in private if not owners[node]} - own - {"_exit"}  # of os, and documented
+        foreign = {node.attr for node in private if not owners[node]} - own
         assert not foreign, f"{file} reads {foreign}"
         assert not [name for name in imports(file) if re.search(r"\._[a-z]", name)], file
 

@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader
 from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
 from anyo_lightning.data.history_reader import HistoryReader, ReadsPrompts, ReadsTokens
 from anyo_lightning.data.item_texts import TrainedTexts, title_texts
-from anyo_lightning.data.loader import ResumableLoader, leave_sigterm_to_the_run
+from anyo_lightning.data.loader import ResumableLoader
 from anyo_lightning.data.sampler import TokenBudgetBatches
 from anyo_lightning.data.sources import NAMES, Columns, Source, load_source, read_files
 from anyo_lightning.data.splits import Queries, Split, make_split
 from anyo_lightning.data.tokens import ItemTokenStore
 from anyo_lightning.data.windows import Supervision, with_shuffled_ties
 from anyo_lightning.errors import InputError
+from anyo_lightning.internals import leave_sigterm_to_the_run
 
 
 class RecDataModule(LightningDataModule):

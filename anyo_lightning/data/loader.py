@@ -1,8 +1,5 @@
-"""A DataLoader that resumes in the middle of an epoch, and workers that leave SIGTERM to their run."""
+"""A DataLoader that resumes in the middle of an epoch."""
 
-import os
-import signal
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -63,25 +60,3 @@ class ResumableLoader(DataLoader[HistoryBatch]):
                 "what else decides them as before, or another --run"
             )
         self.batches.resume(state["consumed"])
-
-
-def leave_sigterm_to_the_run(worker: int, *, run: int) -> None:
-    """Have a loader's worker end by SIGTERM from its run alone, and by no one else's, where Linux can tell.
-
-    What ends a run (Slurm, `timeout`) often tells all processes; the run wants a last step, and would fail without its
-    workers. Python ends those that are left at its exit by SIGTERM, and waits for them.
-
-    Args:
-        worker: The number of the worker.
-        run: The run's process id.
-    """
-    if not hasattr(signal, "sigwaitinfo"):  # macOS
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
