@@ -1,6 +1,7 @@
 """The one exception for a user's mistake, and what others raise in one sentence."""
 
 import re
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def argument_sentence(error: Exception) -> str:
     keys = ".".join(named) or "the command line"
     if found := re.search(r"arguments are required: (.+)", text):
         if found[1].endswith(".model"):
-            return "Expected --config FILE, or --run with a run folder that has a config.yaml, got neither"
+            return "Expected a model in --config FILE, or in the config.yaml of --run FOLDER, got none"
         return f"Expected {found[1]} to be given, got none"
     if found := re.search(r"unrecognized arguments: (.+)", text):
         return f"Expected options that the command has (--help lists them), got {found[1]}"
@@ -61,13 +62,24 @@ def argument_sentence(error: Exception) -> str:
     return text
 
 
-def raised_by_us(error: BaseException) -> bool:
-    """Whether an exception comes from this package's own lines: a fault of ours, whose traceback is worth reading.
+def fault_in_code(error: BaseException) -> BaseException | None:
+    """Of an exception and those that led to it, one whose traceback is worth reading, or None.
 
-    What a library raises while a run is set up is about the options that it was given.
+    Such a one comes from a line of this package, or through a user's own class: what it raises itself, or what a
+    library raises that it calls. What a library raises for us while a run is set up is about the options.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    ours, standard = Path(__file__).parent, sysconfig.get_path("stdlib")
+    while True:
+        frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+        if frames and frames[-1].is_relative_to(ours):
+            return error
+        for path in frames:
+            is_library = not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or path.is_relative_to(standard)
+            if path.is_file() and not is_library and not path.is_relative_to(ours):
+                return error
+        if (before := error.__cause__ or error.__context__) is None:
+            return None
+        error = before
 
 
 @contextmanager

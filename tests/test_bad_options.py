@@ -158,8 +158,15 @@ def test_commands_refuse_what_they_do_not_know(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("fit", "Expected --config FILE, or --run with a run folder that has a config.yaml, got neither"),
-        ("test --run=absent", "Expected --config FILE, or --run with a run folder that has a config.yaml, got neither"),
+        ("fit", "Expected a model in --config FILE, or in the config.yaml of --run FOLDER, got none"),
+        (
+            f"fit -c {CONFIGS}/overlays/gpu.yaml --run=new",
+            "Expected a model in --config FILE, or in the config.yaml of --run FOLDER, got none",
+        ),
+        (
+            "test --run=absent",
+            "Expected --config FILE, or --run with a run folder, got absent, which has no config.yaml",
+        ),
         ("compare", "Expected runs to be given, got none"),
         ("export --run=absent", "Expected output to be given, got none"),
         ("recommend --run=absent --usr=1", "Expected options that the command has (--help lists them), got --usr=1"),

@@ -27,7 +27,7 @@ from anyo_lightning.cli.teach import teach
 from anyo_lightning.cli.trainer import AnyoTrainer
 from anyo_lightning.cli.words import nulls_as_configs
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.errors import InputError, in_own_words, raised_by_us
+from anyo_lightning.errors import InputError, fault_in_code, in_own_words
 from anyo_lightning.hardware import fast_dtype
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.probes.probe import probe
@@ -83,8 +83,10 @@ class AnyoCLI(LightningCLI):
                 raise
             if self.made_folder is not None:
                 self.made_folder.remove()  # nothing half-written stays
-            if isinstance(error, InputError | ArgumentError) or raised_by_us(error):
+            if isinstance(error, InputError | ArgumentError) or (fault := fault_in_code(error)) is error:
                 raise
+            if fault is not None:
+                raise fault from None  # what jsonargparse makes of it names no line
             reason = " ".join(str(error).split())[:400] or type(error).__name__
             raise InputError(f"Expected options with which a run can be set up, got: {reason}") from error
         finally:

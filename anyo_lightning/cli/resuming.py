@@ -103,7 +103,7 @@ def check(found: list[Change], *, stage: str, run: str, decays: bool, output: bo
             option = change.option.replace(".init_args", "")
             raise InputError(
                 f"Expected {option} {_word(change.before)}, with which {run} was trained{why}, got "
-                f"{_word(change.after)}: leave it, or start another run with --run NEW"
+                f"{_word(change.after)}: without --config a run keeps its settings, and --run NEW is another run"
                 f"{', or give --output FOLDER for such results' if tested else ''}"
             )
 

@@ -5,18 +5,27 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
 
 
 def with_config_of_run(arguments: list[str]) -> list[str]:
-    """Read the configuration from the run folder that `--run` names, unless one is given."""
-    runs = [i for i, argument in enumerate(arguments) if argument.partition("=")[0] == "--run"]
-    given = any(argument.partition("=")[0] in ("-c", "--config") for argument in arguments)
-    if not runs or given:
+    """Read the configuration from the run folder that `--run` names, unless one is given.
+
+    Raises:
+        InputError: The folder has none, and no model is given either.
+    """
+    names = [argument.partition("=")[0] for argument in arguments]
+    runs = [i for i, name in enumerate(names) if name == "--run"]
+    if not runs or not {"-c", "--config"}.isdisjoint(names):
         return arguments
     value = arguments[runs[-1]].partition("=")[2] or arguments[min(runs[-1] + 1, len(arguments) - 1)]  # the last counts
     file = RunFolder(value).config_file
-    return [arguments[0], f"--config={file}", *arguments[1:]] if file.is_file() else arguments
+    if file.is_file():
+        return [arguments[0], f"--config={file}", *arguments[1:]]
+    if {"--model", "--model.class_path", "-h", "--help"}.isdisjoint(names):
+        raise InputError(f"Expected --config FILE, or --run with a run folder, got {value}, which has no {file.name}")
+    return arguments
 
 
 def at(settings: dict[str, Any] | None, path: str) -> Any:
