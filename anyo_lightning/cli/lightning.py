@@ -18,6 +18,7 @@ from anyo_lightning.cli import launch, loggers
 from anyo_lightning.cli.config_writer import ConfigWriter, as_written
 from anyo_lightning.cli.main import STAGES
 from anyo_lightning.cli.option_checks import check_monitor, check_precision, check_trainer
+from anyo_lightning.cli.outcome import say_figures, say_interrupted, say_training
 from anyo_lightning.cli.output import check_counted, check_no_output, output_folder
 from anyo_lightning.cli.queries import predict_queries
 from anyo_lightning.cli.resuming import Change, changes, check
@@ -229,8 +230,9 @@ class AnyoCLI(LightningCLI):
         if model.trained and not best.is_file():
             print(f"Not tested: no epoch was validated, so that there is no {best}")
         else:
-            self.trainer.test(model, kwargs.get("datamodule"), ckpt_path=str(best) if best.is_file() else None)
-            self._say_where()
+            data, checkpoint = kwargs.get("datamodule"), str(best) if best.is_file() else None
+            self.trainer.test(model, data, ckpt_path=checkpoint, verbose=False)
+            say_figures(self.trainer, self.results, tested=True)
 
     def _train(self, model: RetrievalModule, start: str | None, **kwargs: Any) -> None:
         """Train from a checkpoint.
@@ -240,6 +242,11 @@ class AnyoCLI(LightningCLI):
         """
         try:
             self.trainer.fit(model, ckpt_path=start, **kwargs)
+            say_training(self.trainer, self.run_folder)
+        except SystemExit:
+            if self.trainer.interrupted and self.trainer.is_global_zero:
+                say_interrupted(self.run_folder)
+            raise
         except MisconfigurationException as error:
             reached, last = self.trainer.current_epoch, self.trainer.max_epochs
             if last is None or last == -1 or reached <= last:
@@ -272,9 +279,11 @@ class AnyoCLI(LightningCLI):
         if self.probing:
             asked, checkpoint = self.config.test.probe_memory, options["ckpt_path"]
             probe(self.trainer, self.model, self.datamodule, self.run_folder, checkpoint=checkpoint, asked=asked)
+            say_figures(self.trainer, self.results, tested=False)
         else:
-            self.trainer.test(model, **options)
-        self._say_where()
+            written = self.config.test.metrics.folder is not None
+            self.trainer.test(model, **({"verbose": False} if written else {}) | options)
+            say_figures(self.trainer, self.results, tested=written)
 
     def predict(self, model: LightningModule, **kwargs: Any) -> None:
         """Write the test users' query vectors, by the run's best checkpoint, to queries.parquet, or what it teaches."""
@@ -282,19 +291,15 @@ class AnyoCLI(LightningCLI):
         if self.teaching:
             options = self._with_checkpoint(kwargs)
             teach(self.trainer, self.model, self.datamodule, self.run_folder, k=self.teaching, options=options)
-            self._say_where()
-            return
-        predict_queries(self.trainer, model, self.datamodule, self.run_folder, options=self._with_checkpoint(kwargs))
-        self._say_where()
+        else:
+            options = self._with_checkpoint(kwargs)
+            predict_queries(self.trainer, model, self.datamodule, self.run_folder, options=options)
+        say_figures(self.trainer, self.results, tested=False)
 
     def _checkpoint_named(self, name: str | None) -> str | None:
         """The run folder's own file for `best` and `last`, as Lightning's users name them."""
         own = {"best": self.run_folder.best_checkpoint, "last": self.run_folder.last_checkpoint}
         return str(own[name]) if name in own else name
-
-    def _say_where(self) -> None:
-        if self.trainer.is_global_zero:
-            print(f"Run folder: {self.results.path}")
 
     def _with_checkpoint(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Let the Trainer load the run's best checkpoint, unless another is named or the model is not trained."""

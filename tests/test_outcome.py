@@ -1,0 +1,74 @@
+"""What the commands say at their end."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from helpers import CONFIGS, Anyo
+from lightning.pytorch import LightningModule, Trainer
+
+from anyo_lightning.runs import RunFolder
+from anyo_lightning.training.guards import Guards
+
+SASREC = [f"--config={CONFIGS / 'sasrec'}.yaml", "--model.encoders.dim=16", "--data.batch_tokens=300"]
+
+
+def test_a_run_ends_with_its_table(anyo: Anyo, small: list[str], tmp_path: Path) -> None:
+    """That of `anyo compare`, and how training went; a test says the same, of another checkpoint its figures alone."""
+    run = RunFolder(tmp_path / "sasrec")
+    fit = ["fit", *SASREC, *small, f"--run={run.path}"]
+    said = anyo(*fit, "--trainer.max_epochs=9", "--model.optimizer.lr=0.0", "--early_stopping.patience=1")
+    table = anyo("compare", run.path)
+    assert table in said
+    figure = run.read_metrics()["metrics"]["test/ndcg@10"]["value"]
+    assert f"{figure:.3f}".lstrip("0") in table
+    assert "Trained 2 epochs, stopped early; the test is of the one with the best val/ndcg@10, 0." in said
+    assert said.endswith(f"More figures: {run.metrics_file}\nRun folder: {run.path}\n")
+    assert "DataLoader" not in said
+    test = ["test", f"--run={run.path}", "--trainer.enable_progress_bar=false"]
+    assert table in anyo(*test)
+    other = anyo(*test, "--ckpt_path=last")
+    assert table not in other
+    assert "test/ndcg@10" in other
+
+
+def test_what_is_counted_has_a_table_and_no_epochs(anyo: Anyo, small: list[str], tmp_path: Path) -> None:
+    """A floor is not trained."""
+    said = anyo("fit", f"--config={CONFIGS / 'popularity'}.yaml", *small, f"--run={tmp_path / 'popularity'}")
+    assert anyo("compare", tmp_path / "popularity") in said
+    assert "Trained" not in said
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_ctrl_c_says_how_to_go_on(
+    epoch: int,
+    anyo: Anyo,
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the last epoch's end, if there was one; the command that is named goes on and tests."""
+    run = RunFolder(tmp_path / "sasrec")
+    started = Guards.on_train_batch_start
+
+    def interrupt(self: Guards, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        started(self, trainer, pl_module, batch, batch_idx)
+        if trainer.current_epoch == epoch:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(Guards, "on_train_batch_start", interrupt)
+            with pytest.raises(SystemExit) as stopped:
+                anyo("fit", *SASREC, *small, "--trainer.max_epochs=3", f"--run={run.path}")
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    if epoch == 0:
+        assert f"Interrupted: {run.path} has no checkpoint yet" in said
+    else:
+        assert f"Interrupted: anyo fit --run {run.path} goes on from {run.last_checkpoint}" in said
+        assert "Trained 3 epochs; the test is of" in anyo("fit", f"--run={run.path}")
