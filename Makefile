@@ -1,6 +1,6 @@
 # make demo: a first table from real data, then a language model's row.   make test: the suite.   make check: lint, types,
 # format. make demo-record: the README's table of the demo.
-# make table: all variants and floors into benchmarks/ml100k.md and runs/report.html. JOBS rows at a time, one core each.
+# make table: nine variants and floors into benchmarks/ml100k.md and runs/report.html. JOBS rows at a time, one core each.
 #   Language models at one budget, overlays/table.yaml; BUDGET= trains them as their own yaml files say, in runs/own.
 # make beauty BEAUTY=folder: floors, SASRec, UniSRec and an LLM on Amazon Beauty, history masked and not; the folder
 #   holds interactions.csv.gz and items.csv.gz.

@@ -8,6 +8,7 @@
 # seconds, it ends. Many small runs can share a card by NVIDIA's MPS: `nvidia-cuda-mps-control -d` before.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+: "${DATA:?is the folder of the data, see the head of this file}"
 output=$(realpath -m "${1:-${OUT:-runs}}")
 runs=$(realpath -m "${RUNS:-runs/quality_gpu}")
 ends=$(($(date +%s) + ${LIMIT:-420}))
@@ -111,6 +112,33 @@ deep() {
   ensemble ensemble_deep "taught_deep sasrec0" "${ml1m[@]}" --metrics.variant "ensemble, the deep LLM and SASRec"
 }
 frozen() { row vectors_deep e4srec_vectors "${ml1m[@]}" "${vectors[@]}"; }
+# Is it the texts? As `seed` and `vectors`, where each item has another's texts (`permuted_texts.py`).
+permuted() {
+  local items="$runs/permuted$1.csv" data
+  data=(--data.interactions "$DATA/ml-1m/interactions.parquet" --data.items "$items" --data.columns.timestamp position)
+  [ -f "$items" ] || python3 benchmarks/permuted_texts.py "$DATA/ml-1m/items.csv" "$items" || return
+  row "sasrec$1" sasrec "${ml1m[@]}" "${sasrec[@]}" --seed_everything "$1" --metrics.variant sasrec
+  taught "taught_permuted$1" "sasrec$1" "${data[@]}" "${three[@]}" --seed_everything "$1" \
+    --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors, titles permuted"
+  row "vectors_permuted$1" e4srec_vectors "${data[@]}" "${three[@]}" --seed_everything "$1" \
+    --metrics.variant "e4srec_vectors, titles permuted"
+}
+permuted0() { permuted 0; }
+permuted1() { permuted 1; }
+permuted2() { permuted 2; }
+# More seeds of what reads texts alone.
+vectors_of() {
+  row "vectors$1" e4srec_vectors "${ml1m[@]}" "${three[@]}" --seed_everything "$1" --metrics.variant e4srec_vectors
+}
+vectors1() { vectors_of 1; }
+vectors2() { vectors_of 2; }
+unisrec() {
+  local number
+  for number in 0 1 2; do
+    row "unisrec$number" unisrec "${ml1m[@]}" "${sasrec[@]}" --model.encoders.backbone.layers null \
+      --seed_everything "$number" --metrics.variant unisrec
+  done
+}
 # Text alone: three layers that read a frozen vector of each title, and HLLM, whose item LLM is trained, too.
 vectors() {
   row vectors e4srec_vectors "${ml1m[@]}" "${three[@]}" --metrics.variant e4srec_vectors
@@ -190,8 +218,11 @@ rare() {
 }
 failed() { grep -lE "^[A-Za-z.]*(Error|Exception)" "$runs"/*.log 2>/dev/null; }
 pids=()
-# More lanes: llara_frozen deep frozen text small amazon rare
-for lane in ${LANES:-masked0 masked1 masked2 seed0 seed1 seed2 vectors llara_cold llara_csft llara_ebae hllm hllm_frozen}; do "$lane" & pids+=($!); done
+# By default what no page has yet. Those of pages: seed0 seed1 seed2 vectors masked0 masked1 masked2 llara_cold llara_csft
+# llara_ebae; more: deep frozen text small.
+for lane in ${LANES:-permuted0 permuted1 permuted2 vectors1 vectors2 unisrec rare amazon hllm hllm_frozen llara_frozen}; do
+  "$lane" & pids+=($!)
+done
 sleep "${CHECK:-90}"
 if [ "$(failed | wc -l)" -ge 3 ]; then
   echo "ended: three lanes have failed"
