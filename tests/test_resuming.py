@@ -1,7 +1,9 @@
 """A run says what it did: what may change on it takes effect and is recorded, everything else is refused."""
 
+import contextlib
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pytest
 import torch
 import yaml
 from helpers import CONFIGS, Anyo, refused
+from lightning.pytorch import LightningModule, Trainer
 
 from anyo_lightning.runs import RunFolder
+from anyo_lightning.training.guards import Guards
 
 
 @pytest.fixture
@@ -163,6 +167,42 @@ def test_the_last_epoch_is_validated_and_saved(fit: Callable[..., RunFolder], tm
     validated = pl.read_csv(run.curves_file).filter(pl.col("val/ndcg@10").is_not_null())
     assert validated["epoch"].to_list() == [2, 4]
     assert torch.load(run.last_checkpoint, weights_only=True)["epoch"] == 4
+
+
+def test_the_last_epoch_is_validated_where_a_run_resumes_within_it(
+    anyo: Anyo, fit: Callable[..., RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped by SIGTERM after its first step, which Lightning goes on from without starting the epoch again."""
+    stopped = Guards.on_train_batch_start
+
+    def stop(self: Guards, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        stopped(self, trainer, pl_module, batch, batch_idx)
+        if trainer.current_epoch == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Guards, "on_train_batch_start", stop)
+        with contextlib.suppress(SystemExit):
+            fit(tmp_path / "run", "--trainer.check_val_every_n_epoch=3", "--data.batch_tokens=100")
+    run = RunFolder(tmp_path / "run")
+    steps = torch.load(run.last_checkpoint, weights_only=True)["global_step"]
+    assert not run.best_checkpoint.exists()
+    anyo("fit", f"--run={run.path}")
+    curves = pl.read_csv(run.curves_file)
+    assert curves.filter(pl.col("val/ndcg@10").is_not_null())["epoch"].to_list() == [1]
+    assert curves["step"][-1] > steps + 1  # it did resume within an epoch
+    assert run.finished
+
+
+def test_validations_counted_in_steps_stay_so_in_the_last_epoch(fit: Callable[..., RunFolder], tmp_path: Path) -> None:
+    """Not after as many steps of the epoch."""
+    run = fit(tmp_path / "whole", "--data.batch_tokens=100", "--final_test=false")
+    last = int(pl.read_csv(run.curves_file)["step"].max())  # of two epochs
+    counted = ["--trainer.check_val_every_n_epoch=null", f"--trainer.val_check_interval={last - 1}"]
+    run = fit(tmp_path / "counted", "--data.batch_tokens=100", *counted)
+    validated = pl.read_csv(run.curves_file).filter(pl.col("val/ndcg@10").is_not_null())
+    assert validated["step"].to_list() == [last - 1]
+    assert validated["epoch"].to_list() == [1]
 
 
 def test_patience_0_trains(fit: Callable[..., RunFolder], tmp_path: Path) -> None:

@@ -48,10 +48,15 @@ class Guards(Callback):
         stopping = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
         if any(callback.wait_count >= max(callback.patience, 1) for callback in stopping):
             trainer.should_stop = True
+        self.on_train_epoch_start(trainer, pl_module)  # which Lightning passes over where it resumes within an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the last epoch, whatever `trainer.check_val_every_n_epoch` says: it may be the best one."""
-        if trainer.max_epochs is not None and trainer.current_epoch == trainer.max_epochs - 1:
+        """Validate the last epoch, whatever `trainer.check_val_every_n_epoch` says: it may be the best one.
+
+        Where it is null, validations are counted in steps, and stay so.
+        """
+        last = trainer.max_epochs is not None and trainer.current_epoch == trainer.max_epochs - 1
+        if last and trainer.check_val_every_n_epoch is not None:
             trainer.check_val_every_n_epoch = 1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
