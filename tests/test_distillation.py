@@ -15,7 +15,9 @@ from helpers import CONFIGS, Anyo, MakeData, differing, fit, prepare, refused, s
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn import functional as F
 
+from anyo_lightning.encoders.hierarchical import HierarchicalEncoders
 from anyo_lightning.encoders.ids import IdEncoders
+from anyo_lightning.encoders.live import LiveTextEncoders, LiveTextItems
 from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.encoders.text_start import TextStartEncoders
 from anyo_lightning.errors import InputError
@@ -152,6 +154,23 @@ def test_it_starts_from_a_run_without_a_teacher(make: Make, make_data: MakeData,
         for name, value in weights(RunFolder(tmp_path / start).best_checkpoint).items():
             if name not in WEIGHTS:
                 assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_a_student_that_encodes_items_anew_is_built_without_reading_one(
+    tiny_llm: str, sasrec: SASRec, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The language model is on its own device by then, and nothing else is yet."""
+    monkeypatch.setattr(LiveTextItems, "forward", lambda *arguments: pytest.fail("an item was read"))
+    live = partial(HierarchicalEncoders, tiny(tiny_llm), item_backbone=tiny(tiny_llm), whiten=False)
+    model = E4SRec(live(dim=12), temperature=0.1, distil_from=tmp_path / "sasrec")
+    data = make_data(max_items=7)
+    data.read_for(model)
+    model.prepare(data)
+    assert model.distillation is not None
+    assert model.distillation.state_map.weight.shape[1] == 12
+    dual = LiveTextEncoders(tiny(tiny_llm), dim=None)
+    with pytest.raises(InputError, match=r"Expected model\.encoders\.dim with model\.distil_from, got null"):
+        prepare(E4SRec(dual, temperature=0.1, distil_from=tmp_path / "sasrec"), make_data(max_items=7))
 
 
 def test_teachers_that_do_not_fit(make: Make, tiny_llm: str, make_data: MakeData, tmp_path: Path) -> None:

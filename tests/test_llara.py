@@ -91,7 +91,7 @@ def test_catalogue_as_keys_supervises_every_boundary(make: Make, make_data: Make
 def test_any_model_has_its_live_encoders_measured(make: Make, make_data: MakeData) -> None:
     """E4SRec with a live item tower: the full softmax that LLaRA has with the catalogue as keys at τ = 1."""
     models = []
-    for kind, settings in ((E4SRec, {}), (LLaRA, {"keys": "catalogue", "temperature": 1.0})):
+    for kind, settings in ((E4SRec, {"temperature": 1.0}), (LLaRA, {"keys": "catalogue", "temperature": 1.0})):
         torch.manual_seed(0)
         models.append(prepare(make(kind, dim=16, whiten=True, dropout=0.0, **settings), make_data()).eval())
     batch = next(iter(models[0].data.train_dataloader()))
@@ -99,7 +99,9 @@ def test_any_model_has_its_live_encoders_measured(make: Make, make_data: MakeDat
         parts = [[m for m in getattr(model, side).modules() if isinstance(m, Whitened)] for model in models]
         assert [len(found) for found in parts] == [1, 1]
         assert parts[0][0].measured
-    assert not differing(*(model.state_dict() for model in models))
+    weights = [model.state_dict() for model in models]
+    assert weights[0].pop("temperature.log_ratio") == 0  # E4SRec's is learned; it is 1 still
+    assert not differing(*weights)
     losses = [model.loss(model(batch), batch)[0] for model in models]
     torch.testing.assert_close(*losses)
 

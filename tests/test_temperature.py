@@ -12,6 +12,7 @@ from helpers import CONFIGS, Anyo, MakeData, fit, prepare, refused, tiny, valida
 from lightning.pytorch.callbacks import LambdaCallback
 
 from anyo_lightning.encoders.adapted import AdaptedTextEncoders
+from anyo_lightning.encoders.live import LiveTextEncoders
 from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.errors import InputError
 from anyo_lightning.models.anyo import Anyo as AnyoModel
@@ -128,8 +129,13 @@ def test_what_does_not_go_together(
     ):
         with pytest.raises(InputError, match=words):
             E4SRec(encoders, temperature=temperature)
-    with pytest.raises(InputError, match=r"a temperature for encoders of unit length, such as E4SRec, got Anyo"):
-        AnyoModel(texts(unit_length=True))
+    dual = LiveTextEncoders(tiny(tiny_llm))  # of unit length in any case
+    for other in (texts(unit_length=True), dual):
+        with pytest.raises(InputError, match=r"a temperature for encoders of unit length, such as E4SRec, got Anyo"):
+            AnyoModel(other)
+    assert E4SRec(dual, temperature=0.05).logit_scale() == 1  # learned once the data are known
+    with pytest.raises(InputError, match=r"got null with true"):
+        E4SRec(dual)
     UniSRec(AdaptedTextEncoders(tiny(tiny_llm, lora=None), dim=16))
     options = [f"--config={CONFIGS / 'e4srec_vectors.yaml'}", *small, *small_llm, "--model.temperature=0.05"]
     assert "unit_length is true, and there alone, got 0.05 with false" in refused(capsys, anyo, "fit", *options)

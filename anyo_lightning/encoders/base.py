@@ -45,6 +45,17 @@ class Encoders(ABC):
 
     trains_only: tuple[str, ...] = ("dropout", "input_dropout", *RUN_OPTIONS)
 
+    def width(self, option: str) -> int:
+        """Of states and item vectors, the setting `dim`, for an option that needs it before anything is encoded.
+
+        Raises:
+            InputError: There is none; the width is a language model's.
+        """
+        dim: int | None = getattr(self, "dim", None)
+        if dim is None:
+            raise InputError(f"Expected model.encoders.dim with {option}, got null")
+        return dim
+
     def settings(self) -> dict[str, str]:
         """What decides the encoders' function beside their weights, for checkpoints: all but `trains_only`.
 

@@ -186,6 +186,7 @@ class LiveTextEncoders(Encoders):
     """
 
     texts = frozenset({"histories", "items"})
+    unit_length = True
 
     def __init__(
         self,

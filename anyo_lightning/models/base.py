@@ -42,7 +42,8 @@ class RetrievalModule(EncodingModule):
             a loss that knows no mask.
     """
 
-    cosines = False  # whether the loss has a temperature, without which cosines would be all but equal in a softmax
+    # Whether encoders may give cosines, all but equal in a softmax: the loss has a temperature, or reads none.
+    cosines = False
     masks = False  # whether the loss takes `mask_history`: `next_item_loss` does
 
     def __init__(

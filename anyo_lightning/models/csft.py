@@ -44,6 +44,7 @@ class CSFT(RetrievalModule):
     Reference: He et al., LLM2Rec (KDD 2025, arXiv 2506.21579), section 3.1.
     """
 
+    cosines = True
     encoders: LiveTextEncoders
 
     def row_tokens(self, data: RecDataModule) -> int:

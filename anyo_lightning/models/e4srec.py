@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -90,7 +89,8 @@ class E4SRec(RetrievalModule):
             if not maps or (trainer is not None and trainer.state.fn == "fit"):
                 teacher = read_teacher(self.distil_from, data)
                 width = teacher.width
-            dim = item_encoder(torch.zeros(1, dtype=torch.long)).shape[1]
+            assert self.encoders is not None
+            dim = self.encoders.width("model.distil_from")
             used = {name: weight > 0 for name, weight in self.weights.items()}
             self.distillation = Distillation(dim, width, teacher=teacher, **used)
         return history_encoder, item_encoder

@@ -40,6 +40,7 @@ class LLaRAPretrain(RetrievalModule):
     Reference: Li et al., Llama2Vec (ACL 2024, arXiv 2312.15503), section 3.2.
     """
 
+    cosines = True
     encoders: LiveTextEncoders
     item_encoder: LiveTextItems
 

@@ -81,7 +81,8 @@ class Student(RetrievalModule):
             self.read_teacher(data)
         if self.alignment:
             width = (self.teacher_vectors if saved is None else saved["teacher_map.weight"]).shape[1]
-            dim = item_encoder(torch.zeros(1, dtype=torch.long)).shape[1]
+            assert self.encoders is not None
+            dim = self.encoders.width("model.alignment")
             self.teacher_map = nn.Linear(width, dim, bias=False)
         return history_encoder, item_encoder
 
