@@ -89,6 +89,19 @@ MISTAKES = [
     (CLLMREC, ["--model.views=[original, poem]"], "poem"),
     (CLLMREC, [], "Expected views written by `anyo augment --kind summarise`"),
     (CLLMREC, ["--model.crop_share=1.5"], "crop_share"),
+    (CLLMREC, ["--model.temperature=0"], "Expected model.temperature to be positive, got 0"),
+    (CLLMREC, ["--model.weight=-1"], "Expected model.weight to be at least 0, got -1"),
+    (CLLMREC, ["--model.neighbours=0"], "Expected model.neighbours to be positive, got 0"),
+    (SRACL, ["--model.alpha=-1"], "Expected model.alpha to be at least 0, got -1"),
+    (SRACL, ["--model.beta=-0.1"], "Expected model.beta to be at least 0, got -0.1"),
+    (SASREC, ["--model.warmup=5"], "Expected model.warmup, a share of the steps, between 0 and 1, got 5"),
+    ("anyo", ["--model.negatives=0"], "Expected model.negatives to be positive, got 0"),
+    (E4SREC, ["--model.encoders.dim=0"], "Expected model.encoders.dim to be positive, got 0"),
+    (E4SREC, ["--model.encoders.hidden=0"], "Expected model.encoders.hidden to be positive, got 0"),
+    (LLARA, ["--model.encoders.dim=-3"], "Expected model.encoders.dim to be positive, got -3"),
+    (LLARA, ["--model.encoders.pooled_tokens=-1"], "Expected model.encoders.pooled_tokens to be at least 0, got -1"),
+    ("hllm", ["--model.encoders.dim=0"], "Expected model.encoders.dim to be positive, got 0"),
+    ("hllm", ["--model.encoders.pooled_tokens=-1"], "Expected model.encoders.pooled_tokens to be at least 0, got -1"),
 ]
 
 
@@ -107,7 +120,7 @@ def words(tiny_data: tuple[Path, Path], tiny_llm: str, tmp_path: Path) -> Callab
             "--trainer.enable_progress_bar=false",
             f"--trainer.default_root_dir={tmp_path / 'runs'}",
         ]
-        if config in (E4SREC, LLARA, CLLMREC):
+        if config in (E4SREC, LLARA, CLLMREC, "anyo"):
             small = {"name": tiny_llm, "layers": 2, "dtype": "float32"}
             found += [f"--model.encoders.backbone.{name}={value}" for name, value in small.items()]
             found += ["--data.max_tokens=300", "--data.max_items=20"]

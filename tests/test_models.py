@@ -133,7 +133,7 @@ def test_a_users_own_items_are_no_negatives(name: str, tiny_llm: str, make_data:
 
 def test_losses_that_know_no_mask_refuse_it(tiny_llm: str) -> None:
     """One sentence that names those that do."""
-    with pytest.raises(InputError, match=r"model\.mask_history with .* or UniSRec, got it for LLaRA"):
+    with pytest.raises(InputError, match=r"model\.mask_history with .*UniSRec or a class .*, got it for LLaRA"):
         LLaRA(LiveTextEncoders(tiny(tiny_llm)), mask_history=True)
 
 

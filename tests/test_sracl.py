@@ -1,5 +1,6 @@
 """SRA-CL: its contrasts by arithmetic, where gradients go, what a weight of zero saves, and that it learns."""
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import MakeData, differing, fit, prepare, tiny, validated, weights
+from helpers import CONFIGS, Anyo, MakeData, differing, fit, prepare, tiny, validated, weights
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -332,6 +333,28 @@ def test_it_learns_and_comes_back(
     best = RunFolder(tmp_path).best_checkpoint
     first = validated(trainer.lightning_module, make_data(), best)
     assert validated(make(), make_data(), best) == first
+
+
+@pytest.mark.parametrize("bank", [False, True])
+def test_a_trained_run_finds_no_neighbours(
+    bank: bool, tiny_bert: str, tiny_data: tuple[Path, Path], small: list[str], anyo: Anyo, tmp_path: Path
+) -> None:
+    """Nor needs the language model that they were found by: tested and asked again, it says the same without it."""
+    semantics, run = tmp_path / "semantics", RunFolder(tmp_path / "run")
+    shutil.copytree(tiny_bert, semantics)
+    options = [f"--model.semantics.name={semantics}", "--model.encoders.dim=16", f"--model.bank={str(bank).lower()}"]
+    anyo("fit", f"--config={CONFIGS / 'sracl_paper'}.yaml", *small, *options, f"--run={run.path}")
+    asked = ["recommend", f"--run={run.path}", "--like=GoldenEye (1995)", "--k=3"]
+    figures, lists = run.read_metrics()["metrics"], anyo(*asked)
+    shutil.rmtree(semantics)
+    anyo("test", f"--run={run.path}", "--trainer.enable_progress_bar=false")
+    again = run.read_metrics()["metrics"]
+    assert {name: figure for name, figure in again.items() if "seconds" not in name} == {
+        name: figure for name, figure in figures.items() if "seconds" not in name
+    }
+    assert anyo(*asked) == lists
+    with pytest.raises(SystemExit):  # training goes on with neighbours alone
+        anyo("fit", f"--run={run.path}", "--trainer.max_epochs=2")
 
 
 def test_a_run_with_a_bank_starts_from_one_without(tiny_bert: str, make_data: MakeData, tmp_path: Path) -> None:

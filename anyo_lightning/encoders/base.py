@@ -161,21 +161,21 @@ def check_dropout(**shares: float) -> None:
             raise InputError(f"Expected model.encoders.{name} in [0, 1), got {share}")
 
 
-def check_sizes(*, dim: int, heads: int, **others: int) -> None:
-    """Refuse sizes of a transformer that are not positive or do not fit.
+def check_sizes(*, dim: int | None, heads: int = 1, **others: int | None) -> None:
+    """Refuse sizes that are not positive or do not fit.
 
     Args:
-        dim: Width of its states.
-        heads: Its attention heads.
+        dim: Width of states; None is not given.
+        heads: Attention heads of a transformer.
         others: Further sizes, by the options' names.
 
     Raises:
         InputError: Naming the option; `dim` must be a multiple of `heads`.
     """
     for name, value in {"dim": dim, "heads": heads, **others}.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise InputError(f"Expected model.encoders.{name} to be positive, got {value}")
-    if dim % heads:
+    if dim is not None and dim % heads:
         raise InputError(f"Expected model.encoders.dim to be a multiple of model.encoders.heads, got {dim} and {heads}")
 
 

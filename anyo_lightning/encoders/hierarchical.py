@@ -7,12 +7,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
-from anyo_lightning.encoders.base import Encoders, ItemsByText, check_dropout
+from anyo_lightning.encoders.base import Encoders, ItemsByText, check_dropout, check_sizes
 from anyo_lightning.encoders.history import PROMPT, RESPONSE, ItemTokenHistory, input_layer, prompt_length
 from anyo_lightning.encoders.live import LiveTextItems
 from anyo_lightning.encoders.pooling import PooledReader
 from anyo_lightning.encoders.projector import Projector, UnitLength
 from anyo_lightning.encoders.whitening import Whitened
+from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.language_model import LLM
 
@@ -75,7 +76,7 @@ class HierarchicalEncoders(Encoders):
         pooled_tokens: Tokens added after an item's text, whose last states are pooled by their mean; 0 pools EOS.
 
     Raises:
-        InputError: When a share is outside [0, 1).
+        InputError: When a share is outside [0, 1), or a size is not positive.
 
     Reference: Chen et al., HLLM: Enhancing Sequential Recommendations via Hierarchical Large Language Models for Item
     and User Modeling (arXiv 2409.12740), section 3.
@@ -98,6 +99,9 @@ class HierarchicalEncoders(Encoders):
         pooled_tokens: int = 0,
     ) -> None:
         check_dropout(dropout=dropout, input_dropout=input_dropout)
+        check_sizes(dim=dim, hidden=hidden)
+        if pooled_tokens < 0:
+            raise InputError(f"Expected model.encoders.pooled_tokens to be at least 0, got {pooled_tokens}")
         self.backbone, self.item_backbone = backbone, item_backbone
         self.dim, self.hidden, self.whiten = dim, hidden, whiten
         self.dropout, self.input_dropout = dropout, input_dropout

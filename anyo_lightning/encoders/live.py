@@ -19,7 +19,7 @@ from anyo_lightning import distributed
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore, padded
-from anyo_lightning.encoders.base import Encoders, ItemsByText, check_dropout
+from anyo_lightning.encoders.base import Encoders, ItemsByText, check_dropout, check_sizes
 from anyo_lightning.encoders.history import TextHistory, check_histories
 from anyo_lightning.encoders.pooling import PooledReader
 from anyo_lightning.encoders.projector import Projector, UnitLength
@@ -201,6 +201,9 @@ class LiveTextEncoders(Encoders):
         pooled_tokens: int = 0,
     ) -> None:
         check_dropout(dropout=dropout)
+        check_sizes(dim=dim, hidden=hidden)
+        if pooled_tokens < 0:
+            raise InputError(f"Expected model.encoders.pooled_tokens to be at least 0, got {pooled_tokens}")
         if hidden is not None and dim is None:
             raise InputError(f"Expected model.encoders.dim with model.encoders.hidden, got hidden {hidden} and no dim")
         self.backbone, self.dim, self.hidden, self.whiten, self.dropout = backbone, dim, hidden, whiten, dropout

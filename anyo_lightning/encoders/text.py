@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.tokens import ItemTokenStore
-from anyo_lightning.encoders.base import Encoders, ItemsByText, check_dropout, language_model_in
+from anyo_lightning.encoders.base import Encoders, ItemsByText, check_dropout, check_sizes, language_model_in
 from anyo_lightning.encoders.history import (
     PROMPT,
     RESPONSE,
@@ -69,6 +69,7 @@ class TextEncoders(Encoders):
         input_dropout: float = 0.1,
     ) -> None:
         check_dropout(dropout=dropout, input_dropout=input_dropout)
+        check_sizes(dim=dim, hidden=hidden)
         self.backbone, self.reads, self.dim, self.pooling = backbone, reads, dim, pooling
         self.hidden, self.id_residual, self.item_vectors_from = hidden, id_residual, item_vectors_from
         self.unit_length = unit_length

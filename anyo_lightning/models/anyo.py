@@ -12,6 +12,7 @@ from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.encoders.base import Encoders
 from anyo_lightning.losses import inclusion_probabilities, sampled_softmax, systematic_sample
 from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.checks import check_positive
 
 
 class Anyo(RetrievalModule):
@@ -38,6 +39,7 @@ class Anyo(RetrievalModule):
         **training: Any,
     ) -> None:
         super().__init__(encoders, **training)
+        check_positive(negatives=negatives)
         self.negatives, self.popularity, self.shared_negatives = negatives, popularity, shared_negatives
 
     def build(self, data: RecDataModule) -> None:

@@ -65,9 +65,11 @@ class RetrievalModule(EncodingModule):
             )
         if mask_history and not self.masks:
             raise InputError(
-                "Expected model.mask_history with Anyo, CLLMRec, E4SRec, SASRec, SRACL or UniSRec, got it for "
-                f"{type(self).__name__}"
+                "Expected model.mask_history with Anyo, CLLMRec, E4SRec, SASRec, SRACL, UniSRec or a class with `masks "
+                f"= True`, as one may have whose loss is next_item_loss, got it for {type(self).__name__}"
             )
+        if not 0 <= warmup <= 1:
+            raise InputError(f"Expected model.warmup, a share of the steps, between 0 and 1, got {warmup}")
         self.mask_history = mask_history
         self.optimizer = optimizer
         self.learning_rates = learning_rates or {}

@@ -18,6 +18,7 @@ from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.errors import InputError
 from anyo_lightning.internals import trainer_of
 from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.checks import check_positive, check_weights
 from anyo_lightning.models.contrast import (
     boundary_identities,
     contrast_views,
@@ -151,8 +152,8 @@ class CLLMRec(RetrievalModule):
 
     def build(self, data: RecDataModule) -> None:
         """The head and the similar items, if a view needs them."""
-        if self.anchors <= 0:
-            raise InputError(f"Expected model.anchors to be positive, got {self.anchors}")
+        check_positive(anchors=self.anchors, temperature=self.temperature, neighbours=self.neighbours)
+        check_weights(weight=self.weight, negative_weight=self.negative_weight or 0)
         if self.weight and set(self.views) & set(PRUNED_BY_STATES) and (data.supervision != "all" or data.overlap):
             raise InputError(
                 f"Expected data.supervision all and data.overlap 0 with model.views {self.views}, for a state at each "

@@ -14,6 +14,7 @@ from anyo_lightning.encoders.base import Encoders
 from anyo_lightning.errors import InputError
 from anyo_lightning.internals import trainer_of
 from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.checks import check_weights
 from anyo_lightning.models.distillation import WEIGHTS, Distillation, read_teacher
 from anyo_lightning.models.temperature import Temperature, check_temperature
 
@@ -71,9 +72,7 @@ class E4SRec(RetrievalModule):
             )
         if temperature is not None:
             check_temperature(temperature)
-        for name, value in {"distillation": distillation, "alignment": alignment}.items():
-            if value < 0:
-                raise InputError(f"Expected model.{name} to be at least 0, got {value}")
+        check_weights(distillation=distillation, alignment=alignment)
         self.start, self.distil_from = temperature, distil_from
         self.weights = {"states": distillation, "items": alignment} if distil_from is not None else {}
         self.distillation: Distillation | None = None

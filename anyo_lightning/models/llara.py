@@ -19,6 +19,7 @@ from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.llm.evaluation_mode import evaluating
 from anyo_lightning.losses import full_softmax, info_nce
 from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.checks import check_positive
 from anyo_lightning.models.temperature import Temperature, check_temperature
 
 Keys = Literal["batch", "catalogue"]
@@ -94,14 +95,7 @@ class LLaRA(RetrievalModule):
         **training: Any,
     ) -> None:
         super().__init__(encoders, **training)
-        positive = {
-            "temperature": temperature,
-            "targets_per_history": targets_per_history,
-            "refresh_epochs": refresh_epochs,
-        }
-        for name, value in positive.items():
-            if value <= 0:
-                raise InputError(f"Expected model.{name} to be positive, got {value}")
+        check_positive(temperature=temperature, targets_per_history=targets_per_history, refresh_epochs=refresh_epochs)
         if learn_temperature:
             check_temperature(temperature)
         if not 0 <= hard_negatives <= mined_negatives:

@@ -1,12 +1,13 @@
 """SRA-CL: contrast histories with what semantically similar histories lead to, and with semantically similar views."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyo_lightning import distributed
@@ -15,6 +16,7 @@ from anyo_lightning.data.batches import HistoryBatch, HistoryDataset
 from anyo_lightning.data.datamodule import RecDataModule
 from anyo_lightning.data.loader import ResumableLoader
 from anyo_lightning.data.sampler import TokenBudgetBatches
+from anyo_lightning.encoders.base import LANGUAGE_MODEL
 from anyo_lightning.encoders.ids import IdEncoders
 from anyo_lightning.encoders.text import TextEncoders
 from anyo_lightning.errors import InputError
@@ -25,6 +27,7 @@ from anyo_lightning.llm.language_model import LLM
 from anyo_lightning.llm.text_vectors import Pooling
 from anyo_lightning.models import identity
 from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.checks import check_positive, check_weights
 from anyo_lightning.models.contrast import Synthesizer, boundary_identities, contrast_views, same_history, sampled
 from anyo_lightning.views.neighbours import (
     Positives,
@@ -124,18 +127,31 @@ class SRACL(RetrievalModule):
         self.temperature, self.unit_length, self.user_semantics = temperature, unit_length, user_semantics
         self.bank, self.mask_false_negatives = bank, mask_false_negatives
         self.semantic_model: dict[str, str] = {}
+        self.restored: Mapping[str, Tensor] | None = None  # the weights of a trained model that is only evaluated
+
+    def make_encoders(self, data: RecDataModule, saved: Mapping[str, Tensor] | None) -> tuple[nn.Module, nn.Module]:
+        """The encoders; where a trained model is only evaluated, `build` finds no neighbours."""
+        trainer, saved = trainer_of(self), saved or {}
+        whole = any(not name.startswith(LANGUAGE_MODEL) for name in saved)
+        self.restored = saved if whole and (trainer is None or trainer.state.fn != "fit") else None
+        return super().make_encoders(data, saved or None)
 
     def build(self, data: RecDataModule) -> None:
-        """What the terms need: neighbours, the synthesizer, the bank."""
-        sizes = {"neighbours": self.neighbours, "temperature": self.temperature, "anchors": self.anchors}
-        if self.prefixes is not None:
-            sizes["prefixes"] = self.prefixes
-        for name, size in sizes.items():
-            if size <= 0:
-                raise InputError(f"Expected model.{name} to be positive, got {size}")
+        """What the terms need: neighbours, the synthesizer, the bank.
+
+        Raises:
+            InputError: A setting is out of range, or no language model gives semantic vectors.
+        """
+        check_positive(neighbours=self.neighbours, temperature=self.temperature)
+        check_positive(anchors=self.anchors, prefixes=self.prefixes)
+        check_weights(alpha=self.alpha, beta=self.beta)
         if not 0 <= self.share <= 1:
             raise InputError(f"Expected model.share in [0, 1], got {self.share}")
         if not self.alpha and not self.beta:
+            return
+        if self.restored is not None:
+            self._make_saved_parts(self.restored)
+            self.restored = None
             return
         encoder = self._semantic_encoder()
         self.semantic_model = dict(encoder.identity)
@@ -265,9 +281,18 @@ class SRACL(RetrievalModule):
         """Refuse to resume training with other neighbours."""
         super().on_load_checkpoint(checkpoint)
         trainer = trainer_of(self)
+        found = checkpoint[METADATA].get("semantics", self.semantic_model)  # missing in those of earlier versions
         if trainer is not None and trainer.state.fn == "fit":
-            found = checkpoint[METADATA].get("semantics", self.semantic_model)  # missing in those of earlier versions
             identity.check_same("model.semantics", found, self.semantic_model)
+        self.semantic_model = found
+
+    def _make_saved_parts(self, saved: Mapping[str, Tensor]) -> None:
+        """The synthesizer and the bank as a checkpoint has them: recommending needs neither, loading both."""
+        if self.alpha:
+            dim, width = saved["synthesizer.map.weight"].shape
+            self.synthesizer = Synthesizer(width, dim)
+            if self.bank:
+                self.register_buffer("states_of_prefixes", torch.zeros_like(saved["states_of_prefixes"]))
 
     def _semantic_encoder(self) -> Backbone:
         if self.semantics is not None:

@@ -17,6 +17,7 @@ from anyo_lightning.errors import InputError
 from anyo_lightning.internals import trainer_of
 from anyo_lightning.losses import full_softmax
 from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.checks import check_positive, check_weights
 
 
 class Student(RetrievalModule):
@@ -65,11 +66,8 @@ class Student(RetrievalModule):
         **training: Any,
     ) -> None:
         super().__init__(encoders, **training)
-        for name, value in {"distillation": distillation, "alignment": alignment}.items():
-            if value < 0:
-                raise InputError(f"Expected model.{name} to be at least 0, got {value}")
-        if list_scale <= 0:
-            raise InputError(f"Expected model.list_scale to be positive, got {list_scale}")
+        check_weights(distillation=distillation, alignment=alignment)
+        check_positive(list_scale=list_scale)
         self.teacher, self.list_scale = teacher, list_scale
         self.distillation, self.alignment = distillation, alignment
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from anyo_lightning.data.batches import HistoryBatch
 from anyo_lightning.encoders.adapted import AdaptedTextEncoders
-from anyo_lightning.errors import InputError
 from anyo_lightning.models.base import RetrievalModule
+from anyo_lightning.models.checks import check_positive
 
 
 class UniSRec(RetrievalModule):
@@ -30,8 +30,7 @@ class UniSRec(RetrievalModule):
 
     def __init__(self, encoders: AdaptedTextEncoders, *, temperature: float = 0.07, **training: Any) -> None:
         super().__init__(encoders, **training)
-        if temperature <= 0:
-            raise InputError(f"Expected model.temperature to be positive, got {temperature}")
+        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def logit_scale(self) -> float:
