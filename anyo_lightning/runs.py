@@ -119,10 +119,15 @@ class RunFolder:
         return self.metrics_file.is_file()
 
     @property
+    def variant_folder(self) -> Path:
+        """The folder that holds the versions: `runs/sasrec` for `runs/sasrec/version_3`, otherwise the run's own."""
+        path = self.path.resolve()
+        return path.parent if VERSION.fullmatch(path.name) else path
+
+    @property
     def variant(self) -> str:
         """What the folder calls the variant: `sasrec` for `runs/sasrec/version_3`, otherwise the folder's own name."""
-        path = self.path.resolve()
-        return path.parent.name if VERSION.fullmatch(path.name) else path.name
+        return self.variant_folder.name
 
     @property
     def version(self) -> int:

@@ -215,6 +215,20 @@ def test_two_versions_of_one_variant_and_seed_can_be_told_apart(runs: Path, rank
     assert sorted(line.variant for line in results.lines) == ["sasrec (version_0)", "sasrec (version_1)"]
 
 
+def test_folders_that_are_called_alike_below_one_folder_all_count(tmp_path: Path, ranks: np.ndarray) -> None:
+    """`c3/a/sasrec` and `c3/b/sasrec` in `anyo compare c3` are the rows of `anyo compare c3/a c3/b`."""
+    for parent, step in (("a", 0), ("b", 1)):
+        version = write_run(tmp_path / "c3" / parent, "sasrec", np.roll(ranks, step))
+        for file in version.iterdir():
+            file.rename(version.parent / file.name)
+        version.rmdir()
+    both = load_results([tmp_path / "c3" / "a", tmp_path / "c3" / "b"], metrics=["test/hr@10"]).results
+    together = load_results([tmp_path / "c3"], metrics=["test/hr@10"]).results
+    assert len(together.lines) == 2
+    assert {line.variant for line in together.lines} == {line.variant for line in both.lines}
+    assert len({line.variant for line in together.lines}) == 2
+
+
 def test_an_unknown_metric_lists_those_there(runs: Path) -> None:
     """A typo in `metrics`."""
     with pytest.raises(InputError, match=r"Expected metrics to be among test/hr@10.*got 'test/ncdg@10'"):

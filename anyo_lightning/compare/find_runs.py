@@ -28,18 +28,18 @@ def find_runs(path: str | Path, *, every_split: bool = False) -> tuple[list[RunF
     if run.finished:
         return [run], []
     below = sorted(child for child in [*folder.glob("*"), *folder.glob("*/*")] if child.is_dir())
-    by_folder: dict[str, list[RunFolder]] = {}
+    by_folder: dict[Path, list[RunFolder]] = {}
     for run in map(RunFolder, below):
         if run.finished or run.config_file.is_file():
-            by_folder.setdefault(run.variant, []).append(run)
-    newest: dict[tuple[str, str, int | None, str | None], RunFolder] = {}
+            by_folder.setdefault(run.variant_folder, []).append(run)
+    newest: dict[tuple[Path, str, int | None, str | None], RunFolder] = {}
     skipped: list[RunFolder] = []
-    for folder_name, runs in by_folder.items():
+    for variant_folder, runs in by_folder.items():
         newest_first = sorted(runs, key=lambda run: run.version, reverse=True)
         tested = [run for run in newest_first if run.finished]
         for run in reversed(tested):
             metrics = run.read_metrics()
             split = metrics["split"]["fingerprint"] if every_split else None
-            newest[folder_name, metrics["variant"], metrics["seed"], split] = run
+            newest[variant_folder, metrics["variant"], metrics["seed"], split] = run
         skipped += [] if tested else newest_first[:1]
     return list(newest.values()), skipped if by_folder else [RunFolder(folder)]
