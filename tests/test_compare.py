@@ -229,6 +229,23 @@ def test_folders_that_are_called_alike_below_one_folder_all_count(tmp_path: Path
     assert len({line.variant for line in together.lines}) == 2
 
 
+def test_an_older_version_with_other_settings_has_a_row(
+    tmp_path: Path, ranks: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dropout decides the figures, the number of workers does not; an older version of another split is named."""
+    versions = (("00", 0.3, 0), ("aa", 0.1, 0), ("aa", 0.5, 0), ("aa", 0.1, 2))
+    for step, (fingerprint, dropout, workers) in enumerate(versions):
+        run = RunFolder(write_run(tmp_path, "sasrec", np.roll(ranks, step), fingerprint=fingerprint))
+        settings = {"model": {"encoders": {"dropout": dropout}}, "data": {"num_workers": workers}}
+        run.config_file.write_text(json.dumps(settings))
+    compare([tmp_path], format="json")
+    captured = capsys.readouterr()
+    rows = {row["variant"] for row in json.loads(captured.out)["rows"]}
+    assert rows == {"sasrec (version_2)", "sasrec (version_3)"}
+    oldest = tmp_path / "sasrec" / "version_0"
+    assert captured.err == f"Passed over {oldest}: a newer version is of another split\n"
+
+
 def test_an_unknown_metric_lists_those_there(runs: Path) -> None:
     """A typo in `metrics`."""
     with pytest.raises(InputError, match=r"Expected metrics to be among test/hr@10.*got 'test/ncdg@10'"):

@@ -35,7 +35,7 @@ def spreads(paths: Sequence[Path], metrics: Sequence[str]) -> list[Spread]:
     """Each variant's figures by split, the highest mean of the first metric first.
 
     Args:
-        paths: Run folders, or folders that hold them: the newest tested version of each variant, seed and split counts.
+        paths: Run folders, or folders that hold them: the newest tested one of each variant, seed, settings and split.
         metrics: Names as in metrics.json.
 
     Raises:

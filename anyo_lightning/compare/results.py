@@ -90,7 +90,7 @@ def load_results(
     """Read runs and work out what the table says.
 
     Args:
-        paths: Run folders, or folders that hold them: then the newest tested version of each variant and seed counts.
+        paths: Run folders, or folders that hold them: see `read_variants`.
         metrics: Names as in metrics.json. Rank metrics at any k are worked out from the predictions if need be.
         baseline: Variant or folder that the others are compared with.
         foreign: Lists of other systems, `NAME=FILE` each, as `read_foreign` takes them.

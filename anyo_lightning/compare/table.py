@@ -13,6 +13,7 @@ from anyo_lightning.compare.render import WIDTH_OF_A_FILE, Format, as_latex, as_
 from anyo_lightning.compare.report import as_html
 from anyo_lightning.compare.results import Comparison, load_results
 from anyo_lightning.errors import InputError
+from anyo_lightning.runs import RunFolder
 
 ALWAYS_SLICED = ("csv", "json", "html")
 
@@ -32,7 +33,8 @@ def compare(
     """Put tested runs into one table, the best first; runs that differ in their seed only are one row.
 
     Args:
-        runs: Run folders, or folders of runs (`runs`): then the newest tested version of each variant and seed below.
+        runs: Run folders, or folders of runs (`runs`): then the newest tested version of each variant, seed and
+            settings below.
         baseline: The variant or run folder that the others are compared with, user by user.
         foreign: Top-k lists of other systems for the same split, `NAME=FILE` each: CSV, Parquet or JSON lines with
             user, item, and score or rank, or a TREC run. Each name is a row, ranked and tested like the runs; a target
@@ -77,7 +79,10 @@ def compare(
         costs=choose_costs(columns),
     )
     for folder in comparison.results.passed_over:
-        print(f"Passed over {folder}: it has no metrics.json, so it has not been tested yet", file=sys.stderr)
+        reason = "it has no metrics.json, so it has not been tested yet"
+        if RunFolder(folder).finished:
+            reason = "a newer version is of another split"
+        print(f"Passed over {folder}: {reason}", file=sys.stderr)
     if output is None and format == "rich" and sys.stdout.isatty():
         console = Console()
         console.print(as_rich(comparison.results, width=console.width))

@@ -57,10 +57,11 @@ def read_variants(paths: Sequence[Path]) -> tuple[list[Variant], list[Path]]:
     """Read the tested runs that paths stand for and check that they may stand in one table.
 
     Args:
-        paths: Run folders, or folders that hold them: then the newest tested version of each variant and seed counts.
+        paths: Run folders, or folders that hold them: then the newest tested version of each variant, seed and
+            settings counts.
 
     Returns:
-        The rows, and the folders without a metrics.json that were passed over.
+        The rows, and the folders that were passed over: not tested yet, or of a split that a newer version replaced.
 
     Raises:
         InputError: A folder does not exist or holds no tested run, or runs differ in split or protocol; the two are
@@ -82,7 +83,7 @@ def read_splits(paths: Sequence[Path]) -> list[Variant]:
     """Read tested runs of one data set, strategy and tie policy, whose seeds and splits may differ.
 
     Args:
-        paths: Run folders, or folders that hold them: the newest tested version of each variant, seed and split counts.
+        paths: Run folders, or folders that hold them: the newest tested one of each variant, seed, settings and split.
 
     Returns:
         The rows; each has runs of one or more splits.
