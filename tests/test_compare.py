@@ -72,6 +72,17 @@ def test_runs_of_different_splits_are_refused_and_named(
     assert not (tmp_path / "table.json").exists()
 
 
+def test_one_split_of_files_of_two_names_is_one(tmp_path: Path, ranks: np.ndarray) -> None:
+    """The fingerprint decides; the name of the file is a caption."""
+    write_run(tmp_path, "markov", ranks)
+    renamed = RunFolder(write_run(tmp_path, "sasrec", ranks + 1))
+    metrics = renamed.read_metrics()
+    renamed.write_metrics(metrics | {"split": metrics["split"] | {"name": "copy"}})
+    results = load_results([tmp_path], metrics=METRICS).results
+    assert len(results.lines) == 2
+    assert results.split["name"] == "ml-100k"
+
+
 def test_folders_may_be_called_anything(tmp_path: Path, ranks: np.ndarray) -> None:
     """What rich reads as markup, such as `[/x]`, does not end the program with a traceback."""
     write_run(tmp_path / "c [bold]", "sasrec", ranks)

@@ -74,7 +74,7 @@ def read_variants(paths: Sequence[Path]) -> tuple[list[Variant], list[Path]]:
         found |= {run.path.resolve(): run for run in tested}
         passed_over |= {run.path.resolve(): run for run in others}
     runs = _tested(found, paths)
-    _check_one(runs, "split", lambda run: run.content["split"], _split_name)
+    _check_one(runs, "split", lambda run: run.content["split"], _split_name, key_of=_fingerprint)
     _check_one(runs, "protocol", lambda run: _decisive(run.content["protocol"]), _protocol_name)
     return _grouped(runs), [run.path for run in passed_over.values()]
 
@@ -165,16 +165,20 @@ def _check_one(
     what: str,
     content_of: Callable[[TestedRun], dict[str, Any]],
     name_of: Callable[[dict[str, Any]], str],
+    *,
+    key_of: Callable[[dict[str, Any]], str] | None = None,
 ) -> None:
-    """Refuse runs that differ in what `name_of` says, with the first two kinds side by side on stderr."""
+    """Refuse runs that differ in what `key_of` says, or else `name_of`; the first two kinds are then on stderr."""
     groups: dict[str, list[TestedRun]] = {}
     for run in runs:
-        groups.setdefault(name_of(content_of(run)), []).append(run)
+        groups.setdefault((key_of or name_of)(content_of(run)), []).append(run)
     if len(groups) == 1:
         return
     first, second = list(groups.values())[:2]
     _print_side_by_side(what, *(({"run": group[0].folder.path} | content_of(group[0])) for group in (first, second)))
-    found = "; ".join(f"{name}: {', '.join(str(run.folder.path) for run in of)}" for name, of in groups.items())
+    found = "; ".join(
+        f"{name_of(content_of(of[0]))}: {', '.join(str(run.folder.path) for run in of)}" for of in groups.values()
+    )
     raise InputError(f"Expected runs of one {what}, got {len(groups)}. {found}")
 
 
@@ -200,6 +204,10 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
 
 def _split_name(split: dict[str, Any]) -> str:
     return f"{split['name']} {split['strategy']} ties {split['ties']} fingerprint {split['fingerprint']}"
+
+
+def _fingerprint(split: dict[str, Any]) -> str:
+    return str(split["fingerprint"])
 
 
 def _split_kind(split: dict[str, Any]) -> str:
