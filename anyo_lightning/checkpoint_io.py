@@ -136,6 +136,24 @@ def check_runs_read(run: RunFolder, places: Mapping[str, Path]) -> None:
                 )
 
 
+def check_counted(run: RunFolder, split: Split) -> None:
+    """Refuse to count a floor on other data under the name of a run that was counted on its own.
+
+    Args:
+        run: The floor's run folder; where it has not been tested, nothing is refused.
+        split: The split of the data at hand.
+
+    Raises:
+        InputError: It is another one.
+    """
+    counted = run.read_metrics()["split"]["fingerprint"] if run.finished else split.fingerprint
+    if counted != split.fingerprint:
+        raise InputError(
+            f"Expected the data of split {counted} that {run.path} is counted on, got split {split.fingerprint}: fit "
+            "it there"
+        )
+
+
 def _hash_of(weights: Mapping[str, Tensor]) -> str:
     content = hashlib.sha256()
     for name, weight in sorted(weights.items()):

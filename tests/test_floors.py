@@ -1,9 +1,11 @@
 """Counting floors against plain loops over users and items."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from helpers import MakeData
+from helpers import CONFIGS, Anyo, MakeData
 from scipy import sparse
 
 from anyo_lightning.data.datamodule import RecDataModule
@@ -13,6 +15,7 @@ from anyo_lightning.models import floors
 from anyo_lightning.models.base import RetrievalModule
 from anyo_lightning.models.floors import EASE, Markov, Popularity
 from anyo_lightning.models.transitions import Transitions, sparse_mid_ranks
+from anyo_lightning.runs import RunFolder
 
 
 @pytest.fixture
@@ -144,3 +147,28 @@ def test_queries_of_floors_stay_sparse(data: RecDataModule) -> None:
         model.prepare(data)
         assert model.encode_catalogue().is_sparse
         assert all(model.test_step(batch, 0)["query"].is_sparse for batch in data.test_dataloader())
+
+
+@pytest.mark.parametrize("words", [("test",), ("predict",), ("recommend", "--user=u1")])
+def test_a_floor_of_other_data_is_refused(
+    words: tuple[str, ...],
+    anyo: Anyo,
+    small: list[str],
+    tiny_data: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It has no checkpoint that would not fit: the file it was counted on has changed, and its results stay."""
+    log, run = tmp_path / "ratings.csv", RunFolder(tmp_path / "markov")
+    lines = tiny_data[0].read_text().splitlines()
+    log.write_text("\n".join(lines))
+    options = [*small, f"--data.interactions={log}"]
+    anyo("fit", f"--config={CONFIGS}/markov.yaml", f"--run={run.path}", *options)
+    before = run.metrics_file.read_text()
+    log.write_text("\n".join(lines[:-30]))
+    with pytest.raises(SystemExit):
+        anyo(words[0], f"--run={run.path}", *words[1:])
+    assert f"{run.path} is counted on, got split" in capsys.readouterr().err
+    assert run.metrics_file.read_text() == before
+    anyo("fit", f"--run={run.path}", *options)  # to count it again is no mistake
+    assert run.metrics_file.read_text() != before

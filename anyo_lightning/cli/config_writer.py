@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from anyo_lightning.checkpoint_io import check_counted
 from anyo_lightning.cli.loggers import keep_ids, log_settings
 from anyo_lightning.cli.resuming import Change
 from anyo_lightning.disk import renamed_to
@@ -33,7 +34,13 @@ class ConfigWriter(SaveConfigCallback):
         self.run, self.changed, self.written = run, changed, False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet."""
+        """Write nothing yet; a floor, which has no checkpoint that would not fit, is counted anew by fit alone.
+
+        Raises:
+            InputError: It would be counted on other data than the run's.
+        """
+        if not (self.parser_of_fit or self.tests or getattr(pl_module, "trained", True)):
+            check_counted(self.run, trainer.datamodule.split)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it: the checkpoint is known to fit. Earlier figures are no longer the run's."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from anyo_lightning import checkpoint_io
 from anyo_lightning.data.splits import Split
 from anyo_lightning.errors import InputError
 from anyo_lightning.runs import RunFolder
@@ -49,12 +50,7 @@ def check_counted(run: RunFolder, split: Split, *, with_texts: bool = False) -> 
     Raises:
         InputError: It is another one, or with other texts.
     """
-    counted = run.read_metrics()["split"]["fingerprint"]
-    if counted != split.fingerprint:
-        raise InputError(
-            f"Expected the data of split {counted} that {run.path} is counted on, got split {split.fingerprint}: fit "
-            "it there"
-        )
+    checkpoint_io.check_counted(run, split)
     if with_texts and run.read_catalogue()["text"].to_list() != list(split.item_texts):
         raise InputError(
             f"Expected the texts of {run.path}, whose runs read their own, got others: test these runs with --output, "

@@ -58,7 +58,7 @@ def restore_run(folder: Path, *, device: torch.device) -> RestoredRun:
 
     Raises:
         InputError: The folder has no configuration or, for a trained model, no checkpoint that fits it; or its data
-            cannot be read.
+            cannot be read or, for a floor, are others than those that it was counted on.
     """
     run = RunFolder(folder)
     config = run.read_config()
@@ -73,6 +73,8 @@ def restore_run(folder: Path, *, device: torch.device) -> RestoredRun:
     else:
         checkpoint_io.check_runs_read(run, model.runs_read())
     data.setup("predict")
+    if not model.trained:
+        checkpoint_io.check_counted(run, data.split)
     data.read_for(model)
     metrics = RetrievalMetrics(mask_history=(config.get("metrics") or {}).get("mask_history"))
     model.history_masked = metrics.masks_history(data.split)
