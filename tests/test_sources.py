@@ -5,6 +5,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -507,3 +508,27 @@ def test_a_wheel_with_other_content_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sources, "ML_100K_WHEEL_SHA256", "0" * 64)
     refused("recbole==1.2.1 to have SHA-256 0000", lambda: load_source("ml-100k"))
     assert list(tmp_path.rglob("*.inter")) == list(tmp_path.rglob("*.whl")) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*have no text")
+def test_python_may_give_strings_and_a_dictionary(tmp_path: Path) -> None:
+    """As docs/python.md does: files as strings, columns as a dictionary, positions as numbers."""
+    rows = "".join(f"u{user},i{item},{item}\n" for user in range(6) for item in range(6))
+    (tmp_path / "ratings.csv").write_text("user_id,item_id,time\n" + rows)
+    (tmp_path / "bare.csv").write_text(rows)
+    cases: list[tuple[str, Any]] = [
+        ("ratings.csv", {"timestamp": "time"}),
+        ("bare.csv", {"user": 0, "item": 1, "timestamp": 2}),
+        ("ratings.csv", Columns(timestamp=None)),
+    ]
+    for name, columns in cases:
+        data = RecDataModule(interactions=str(tmp_path / name), columns=columns)
+        data.setup("fit")
+        assert data.split.users == 6
+    mistakes: list[tuple[Any, str]] = [
+        ({"time": "time"}, "Expected columns to be among user, .* got 'time'"),
+        ("time", "Expected columns to be a dictionary with user, .* got 'time'"),
+    ]
+    for columns, sentence in mistakes:
+        with pytest.raises(InputError, match=sentence):
+            RecDataModule(interactions="ratings.csv", columns=columns)

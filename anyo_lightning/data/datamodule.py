@@ -33,7 +33,7 @@ class RecDataModule(LightningDataModule):
         source: Named data set (`ml-100k`, `ml-1m`) or folder in a published form; not with `interactions`.
         interactions: The user's own file of interactions (CSV, TSV, Parquet, JSON; also .gz, .zip).
         items: The user's own catalogue file.
-        columns: Names of the columns of these two files, or their positions.
+        columns: Names of the columns of these two files, or their positions; in Python also as a dictionary.
         titles_only: Read histories by the first field of the template alone, the title: fewer tokens.
         supervision: `all` trains every item boundary of a window in one pass, `last` one prefix per sample.
         max_items: Most items of a history that are read.
@@ -62,8 +62,8 @@ class RecDataModule(LightningDataModule):
         self,
         *,
         source: str = "ml-100k",
-        interactions: Path | None = None,
-        items: Path | None = None,
+        interactions: Path | str | None = None,
+        items: Path | str | None = None,
         columns: Columns = Columns(),  # noqa: B008 - frozen
         titles_only: bool = False,
         supervision: Supervision = "all",
@@ -99,7 +99,8 @@ class RecDataModule(LightningDataModule):
                 f"Expected data.max_tokens to be at least {2 * max_item_tokens}, twice data.max_item_tokens, "
                 f"got {max_tokens}"
             )
-        self.source, self.interactions, self.items, self.columns = source, interactions, items, columns
+        self.source, self.columns = source, Columns.of(columns)
+        self.interactions, self.items = (None if file is None else Path(file) for file in (interactions, items))
         inspect.signature(make_split).bind(None, **split)  # a name that it lacks is a TypeError here, not in `setup`
         self.split_options = split
         self.titles_only = titles_only

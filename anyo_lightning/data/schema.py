@@ -1,7 +1,8 @@
 """The two tables that every reader gives, interactions and catalogue, and the checks they must pass."""
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import polars as pl
@@ -33,6 +34,22 @@ class Columns:
     rating: str | None = None
     split: str | None = None
     separator: str | None = None
+
+    @classmethod
+    def of(cls, columns: "Columns | Mapping[str, str | int | None]") -> "Columns":
+        """The same of a mapping, whose positions may be numbers.
+
+        Raises:
+            InputError: It is neither, or names what no file has.
+        """
+        if isinstance(columns, cls):
+            return columns
+        known = [field.name for field in fields(cls)]
+        if not isinstance(columns, Mapping):
+            raise InputError(f"Expected columns to be a dictionary with {', '.join(known)}, got {columns!r}")
+        if unknown := [name for name in columns if name not in known]:
+            raise InputError(f"Expected columns to be among {', '.join(known)}, got {unknown[0]!r}")
+        return cls(**{name: None if column is None else str(column) for name, column in columns.items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
