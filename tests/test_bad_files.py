@@ -89,6 +89,29 @@ INTERACTIONS: list[tuple[str, str | bytes | None, str, str]] = [
     ("x.csv", LOG.replace("\n", "\r"), "", "Expected a readable, well-formed file at .*x.csv, got: new-line character"),
     # columns
     ("x.csv", LOG, "--columns.user who", "Expected column who in .*x.csv, got the columns user_id, item_id, timestamp"),
+    (
+        "x.csv",
+        LOG.replace("timestamp", "time"),
+        "",
+        "got the columns user_id, item_id, time: name it with data.columns.timestamp time; "
+        "data.columns.timestamp null takes the order of the file",
+    ),
+    (
+        "x.csv",
+        "u,i,t\n1,2,3\n",
+        "--columns.user u",
+        "u, i, t: name it with data.columns.item and data.columns.timestamp;",
+    ),
+    ("x.csv", LOG.replace(",", ";"), "", "got the columns user_id;item_id;timestamp: data.columns.separator ';' would"),
+    ("x.csv", LOG.replace(",", "\t"), "", r"data.columns.separator [$]'.t' would part them"),
+    ("x.tsv", LOG, "", "got the columns user_id,item_id,timestamp: data.columns.separator ',' would part them"),
+    (
+        "x.csv",
+        "1,10,881250949\n1,11,881250950\n",
+        "",
+        "got the columns 1, 10, 881250949: where there is no header, give positions from 0, such as "
+        "data.columns.user 0, data.columns.item 1, data.columns.timestamp 2",
+    ),
     ("x.parquet", parquet(), "--columns.rating stars", "Expected column stars in .*x.parquet, got the columns user_id"),
     ("x.csv", LOG, "--columns.user 0 --columns.item 1 --columns.timestamp 7", "Expected column 7 in .*x.csv, got the"),
     (
@@ -179,6 +202,7 @@ INTERACTIONS: list[tuple[str, str | bytes | None, str, str]] = [
 CATALOGUES: list[tuple[str, str | bytes | None, str, str]] = [
     ("c.csv", None, "", "Expected a file at .*c.csv, got nothing there"),
     ("c.csv", "id,title\ni,T\n", "", "Expected column item_id in .*c.csv, got the columns id, title"),
+    ("c.csv", "id,title\ni,T\n", "", "got the columns id, title: name it with data.columns.catalogue_item$"),
     ("c.csv", "item_id,title\n1,T\n2,U\n", "", r"Expected items of the interactions \(i, j\) in .*c.csv, got others"),
     ("c.csv", "item_id,title\ni,T\n,U\n", "", "Expected a value of item_id in each row of .*c.csv, got none in row 2"),
     ("c.csv", 'item_id,title\ni,"T\n', "", "Expected well-formed quotes in line 2 of .*c.csv"),

@@ -23,6 +23,14 @@ GZIP = b"\x1f\x8b"
 Content = Path | io.BytesIO
 
 
+class MissingColumnError(InputError):
+    """A table without columns that must be there; whoever knows the options for their names may add to the sentence."""
+
+    def __init__(self, missing: Sequence[str], names: Sequence[str], path: Path | str) -> None:
+        super().__init__(f"Expected column {', '.join(missing)} in {path}, got the columns {', '.join(names)}")
+        self.missing, self.names = list(missing), list(names)
+
+
 def content(path: Path) -> tuple[str, Content]:
     """The name of a file without `.gz`, and where its bytes are; for a zip archive those of the one file in it.
 
@@ -80,10 +88,10 @@ def check_columns(names: Sequence[str], required: Sequence[str], path: Path | st
         path: What to call the table.
 
     Raises:
-        InputError: When a column is missing; the sentence lists those that are there.
+        MissingColumnError: When a column is missing; the sentence lists those that are there.
     """
     if missing := [name for name in required if name not in names]:
-        raise InputError(f"Expected column {', '.join(missing)} in {path}, got the columns {', '.join(names)}")
+        raise MissingColumnError(missing, names, path)
 
 
 def not_empty(table: pl.DataFrame, path: Path | str) -> pl.DataFrame:

@@ -4,9 +4,12 @@ A name or a folder goes to `load_source`, single files with named columns to `re
 """
 
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from anyo_lightning.data.amazon import read_amazon
+from anyo_lightning.data.files import MissingColumnError
 from anyo_lightning.data.readers import read_movielens, read_recbole
 from anyo_lightning.data.schema import Columns, Source, make_source
 from anyo_lightning.data.tables import read_table
@@ -24,6 +27,7 @@ ML_100K_SHA256 = {
 }
 ML_1M = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 ML_1M_SHA256 = "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20"
+SEPARATOR_NAMES = {";": "';'", "\t": "$'\\t'", ",": "','", "|": "'|'"}  # as a shell reads them
 GROUPLENS_TERMS = (
     "MovieLens is GroupLens's (University of Minnesota): research use only, no commercial use, no redistribution "
     "without permission; https://files.grouplens.org/datasets/movielens/{name}-README.txt"
@@ -73,17 +77,50 @@ def read_files(interactions: Path, items: Path | None, *, columns: Columns) -> S
     Raises:
         InputError: When a file is bad, a column is missing, or the content fails a check of `make_source`.
     """
-    named = (columns.user, columns.item, columns.timestamp, columns.rating, columns.split)
-    required = [name for name in named if name is not None]
+    named = {name: getattr(columns, name) for name in ("user", "item", "timestamp", "rating", "split")}
+    of_log = {f"data.columns.{name}": column for name, column in named.items() if column is not None}
     item, separator = columns.catalogue_item or columns.item, columns.separator
     interactions, items = interactions.expanduser(), items and items.expanduser()
+    with _naming_options(of_log):
+        log = read_table(interactions, required=list(of_log.values()), optional=(), separator=separator)
+    catalogue = None
+    if items is not None:
+        with _naming_options({"data.columns.catalogue_item": item}):
+            catalogue = read_table(items, required=[item], separator=separator)
     return make_source(
         interactions.name.partition(".")[0],
-        read_table(interactions, required=required, optional=(), separator=separator),
-        read_table(items, required=[item], separator=separator) if items is not None else None,
+        log,
+        catalogue,
         columns=columns,
         paths=(interactions, items),
     )
+
+
+@contextmanager
+def _naming_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Where columns are missing, say which option helps.
+
+    Args:
+        options: The columns that must be there, by the options that name them.
+    """
+    try:
+        yield
+    except MissingColumnError as error:
+        raise InputError(f"{error}: {_advice(error, options)}") from None
+
+
+def _advice(error: MissingColumnError, options: Mapping[str, str]) -> str:
+    header = error.names[0] if len(error.names) == 1 else ""
+    if found := next((name for name in SEPARATOR_NAMES if name in header), None):
+        return f"data.columns.separator {SEPARATOR_NAMES[found]} would part them"
+    if any(map(str.isdecimal, error.names)) and not all(map(str.isdecimal, options.values())):
+        positions = ", ".join(f"{option} {place}" for place, option in enumerate(options))
+        return f"where there is no header, give positions from 0, such as {positions}"
+    missing = [option for option, column in options.items() if column in error.missing]
+    others = [name for name in error.names if name not in options.values()]
+    name = f" {others[0]}" if len(missing) == len(others) == 1 else ""
+    null = "; data.columns.timestamp null takes the order of the file" if "data.columns.timestamp" in missing else ""
+    return f"name it with {' and '.join(missing)}{name}{null}"
 
 
 def _read_folder(folder: Path) -> Source:
