@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,7 @@ def test_a_comparison_loads_no_torch(tmp_path: Path, ranks: np.ndarray) -> None:
         write_run(tmp_path, variant, ranks, lists=True)
     script = f"""
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from anyo_lightning.compare.table import compare
 for form in ("rich", "markdown", "latex", "csv", "json", "html"):
@@ -261,3 +263,15 @@ def test_an_unknown_metric_lists_those_there(runs: Path) -> None:
     """A typo in `metrics`."""
     with pytest.raises(InputError, match=r"Expected metrics to be among test/hr@10.*got 'test/ncdg@10'"):
         compare([runs], metrics=["test/ncdg@10"])
+
+
+@pytest.mark.parametrize("words", [["hr@3"], ["test/hr@3"], ["[hr@3]"], ["[test/hr@3]"]])
+def test_a_metric_may_be_a_bare_name(words: list[str], runs: Path, anyo: Callable[..., str]) -> None:
+    """Beside a list of names, and with or without `test/`, on the command line."""
+    assert "HR@3" in anyo("compare", runs, "--metrics", *words)
+
+
+def test_an_unknown_metric_says_what_else_there_is(runs: Path) -> None:
+    """Rank metrics at any cutoff are worked out."""
+    with pytest.raises(InputError, match=r"coverage@10, or one of hr, .*map.* at another k; got 'test/hrr@10'"):
+        compare([runs], metrics="hrr@10")

@@ -10,7 +10,7 @@ import numpy as np
 
 from anyo_lightning.compare.costs import DEFAULT_COSTS
 from anyo_lightning.compare.foreign import read_foreign
-from anyo_lightning.compare.rows import SharedRows, is_rank_metric
+from anyo_lightning.compare.rows import FUNCTIONS, SharedRows, is_rank_metric
 from anyo_lightning.compare.slice_table import Slice, slice_table
 from anyo_lightning.compare.stats import Difference, differences_to
 from anyo_lightning.compare.variants import TestedRun, Variant, find_variant, read_variants
@@ -154,8 +154,10 @@ def _check_metrics(variants: Sequence[Variant], metrics: Sequence[str]) -> None:
     for run in (run for variant in variants for run in variant.runs):
         for metric in metrics:
             if metric not in run.content["metrics"] and not is_rank_metric(metric):
-                there = ", ".join(run.content["metrics"])
-                raise InputError(f"Expected metrics to be among {there}; got {metric!r}, which {run.folder.path} lacks")
+                raise InputError(
+                    f"Expected metrics to be among {', '.join(run.content['metrics'])}, or one of "
+                    f"{', '.join(FUNCTIONS)} at another k; got {metric!r}, which {run.folder.path} lacks"
+                )
 
 
 def _place(cell: Cell | None) -> float:

@@ -24,7 +24,7 @@ def compare(
     baseline: str | None = None,
     foreign: list[str] | None = None,
     format: Literal[Format, "html"] = "rich",  # noqa: A002
-    metrics: list[str] | None = None,
+    metrics: list[str] | str | None = None,
     columns: list[str] | str | None = None,
     slices: bool = False,
     across_splits: bool = False,
@@ -41,7 +41,7 @@ def compare(
             that is not in a list counts as not found, and metrics beyond the lists are left out.
         format: `rich` for the terminal, `markdown` for a README, `latex` (booktabs) for a paper, `csv` and `json` with
             everything in full precision, `html` for one page with plots and cases that needs no network.
-        metrics: Figures to show, by default `test/hr@10` and `test/ndcg@10`; the first decides the order.
+        metrics: Figures to show, a name or a list of names, by default `[hr@10,ndcg@10]`; the first decides the order.
         columns: What of the cost ledger the table shows, by default `[minutes,trained]`: a list of minutes, tokens,
             targets, pflop, ndcg/pflop, memory, trained, checkpoint, catalogue, index, queries/s and views, or `all`; a
             note below the table says what each is. csv, json and html have all of it anyway.
@@ -60,7 +60,8 @@ def compare(
         raise InputError(f"Expected output to be a file, got the folder {output}")
     if format == "html" and output is None and sys.stdout.isatty():
         raise InputError("Expected output to name a file for the HTML page, got none: a terminal cannot show it")
-    metrics = metrics or ["test/hr@10", "test/ndcg@10"]
+    metrics = [metrics] if isinstance(metrics, str) else metrics or ["test/hr@10", "test/ndcg@10"]
+    metrics = [name if "/" in name else f"test/{name}" for name in metrics]
     if across_splits:
         if baseline is not None or slices or foreign or format not in ("rich", "markdown"):
             raise InputError(
