@@ -70,6 +70,8 @@ def test_runs_of_different_splits_are_refused_and_named(
     assert "\n" not in message
     assert message.index("00000000000000aa") < message.index(str(first)) < message.index("00000000000000bb")
     assert str(second) in message
+    assert f": anyo compare {first}; " in message
+    assert message.endswith(f": anyo compare {second}")
     assert not (tmp_path / "table.json").exists()
 
 
@@ -143,15 +145,29 @@ def test_a_run_that_was_not_tested_is_passed_over_with_a_sentence(
 
 def test_a_baseline_must_be_one_of_the_rows(runs: Path, ranks: np.ndarray) -> None:
     """A typo lists what is there; a variant that is two rows asks which; a folder names the row that holds it."""
-    with pytest.raises(InputError, match="'sasrek', which names 0; the runs are e4srec, markov, sasrec"):
+    with pytest.raises(InputError, match=r"rows e4srec, markov, sasrec, or .*, got 'sasrek'"):
         compare([runs], baseline="sasrek")
     second = write_run(runs, "sasrec", ranks)
     both = [runs / "sasrec" / "version_0", second]
-    with pytest.raises(InputError, match=r"which names 2; give one of sasrec .version_0., sasrec .version_1."):
+    with pytest.raises(
+        InputError, match=r"'sasrec', which names 2: give one of sasrec .version_0., sasrec .version_1."
+    ):
         compare(both, baseline="sasrec")
     for name in (str(second), "sasrec (version_1)"):
         results = load_results(both, metrics=["test/hr@10"], baseline=name).results
         assert [line.is_baseline for line in results.lines] == [line.folders == (second,) for line in results.lines]
+
+
+def test_a_baseline_may_be_a_class_of_models(runs: Path, ranks: np.ndarray) -> None:
+    """`markov` names the run `mk` of `Markov` where no row is called so, and asks where two are."""
+    both = [runs / "e4srec", *(write_run(runs / "named", name, ranks) for name in ("mk", "own"))]
+    for folder, model in zip(both[1:], ("anyo_lightning.models.floors.Markov", "EASE"), strict=True):
+        RunFolder(folder).config_file.write_text(f"model: {{class_path: {model}}}")
+    for name in ("markov", "Markov"):
+        assert load_results(both, metrics=["test/hr@10"], baseline=name).results.baseline == "mk"
+    RunFolder(both[2]).config_file.write_text("model: {class_path: Markov}")
+    with pytest.raises(InputError, match="'markov', which names 2: give one of mk, own"):
+        load_results(both, metrics=["test/hr@10"], baseline="markov")
 
 
 def test_slices_part_the_users_and_match_the_whole(runs: Path, ranks: np.ndarray) -> None:

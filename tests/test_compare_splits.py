@@ -78,7 +78,7 @@ def test_mistakes_are_refused(drawn: Path) -> None:
     with pytest.raises(InputError, match="test/hr@7"):
         compare([drawn], across_splits=True, metrics=["test/hr@7"])
     write_run(drawn, "ease", np.ones(200), history_masked=False)
-    with pytest.raises(InputError, match="one protocol"):
+    with pytest.raises(InputError, match=r"one protocol, got 2\. .*version_1 --across_splits true$"):
         compare([drawn], across_splits=True)
 
 

@@ -35,7 +35,7 @@ def compare(
     Args:
         runs: Run folders, or folders of runs (`runs`): then the newest tested version of each variant, seed and
             settings below.
-        baseline: The variant or run folder that the others are compared with, user by user.
+        baseline: The row that the others are compared with, user by user: its name, run folder or class of models.
         foreign: Top-k lists of other systems for the same split, `NAME=FILE` each: CSV, Parquet or JSON lines with
             user, item, and score or rank, or a TREC run. Each name is a row, ranked and tested like the runs; a target
             that is not in a list counts as not found, and metrics beyond the lists are left out.

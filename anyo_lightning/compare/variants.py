@@ -4,6 +4,7 @@ Runs are one variant if metrics.json calls them so and their configurations agre
 apart. Runs of different splits or protocols are refused: their figures do not mean the same.
 """
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,13 @@ class Variant:
             run.folder.path.resolve() == folder for run in self.runs
         )
 
+    @property
+    def model(self) -> str:
+        """The class of its models, `Markov`; nothing where no config.yaml says it."""
+        run = RunFolder(self.runs[0].folder.path)
+        model = run.read_config().get("model") if run.config_file.is_file() else None
+        return str(model.get("class_path", "")).rpartition(".")[2] if isinstance(model, dict) else ""
+
 
 def read_variants(paths: Sequence[Path]) -> tuple[list[Variant], list[Path]]:
     """Read the tested runs that paths stand for and check that they may stand in one table.
@@ -93,23 +101,30 @@ def read_splits(paths: Sequence[Path]) -> list[Variant]:
     """
     found = {run.path.resolve(): run for path in paths for run in find_runs(path, every_split=True)[0]}
     runs = _tested(found, paths)
-    _check_one(runs, "kind of split", lambda run: run.content["split"], _split_kind)
-    _check_one(runs, "protocol", lambda run: _decisive(run.content["protocol"]), _protocol_name)
+    across = ["--across_splits", "true"]
+    _check_one(runs, "kind of split", lambda run: run.content["split"], _split_kind, options=across)
+    _check_one(runs, "protocol", lambda run: _decisive(run.content["protocol"]), _protocol_name, options=across)
     return _grouped(runs, any_draw=True)
 
 
 def find_variant(variants: Sequence[Variant], name: str) -> Variant:
-    """The row that is called so or holds that run folder.
+    """The row that is called so, holds that run folder, or is the only one of that class of models.
 
     Raises:
         InputError: None is, or more than one.
     """
-    named = [variant for variant in variants if variant.label == name] or [v for v in variants if v.holds(name)]
-    if len(named) != 1:
-        there = ", ".join(variant.label for variant in named or variants)
-        hint = "the runs are" if not named else "give one of"
+    named = (
+        [variant for variant in variants if variant.label == name]
+        or [variant for variant in variants if variant.holds(name)]
+        or [variant for variant in variants if variant.model.lower() == name.lower()]
+    )
+    if not named:
+        there = ", ".join(variant.label for variant in variants)
+        raise InputError(f"Expected baseline to be one of the rows {there}, or a run folder among them, got {name!r}")
+    if len(named) > 1:
+        there = ", ".join(variant.label for variant in named)
         raise InputError(
-            f"Expected baseline to name one of the rows, got {name!r}, which names {len(named)}; {hint} {there}"
+            f"Expected baseline to name one row, got {name!r}, which names {len(named)}: give one of {there}"
         )
     return named[0]
 
@@ -167,8 +182,12 @@ def _check_one(
     name_of: Callable[[dict[str, Any]], str],
     *,
     key_of: Callable[[dict[str, Any]], str] | None = None,
+    options: Sequence[str] = (),
 ) -> None:
-    """Refuse runs that differ in what `key_of` says, or else `name_of`; the first two kinds are then on stderr."""
+    """Refuse runs that differ in what `key_of` says, or else `name_of`; the first two kinds are then on stderr.
+
+    The sentence has the command, with these options, that compares each kind by itself.
+    """
     groups: dict[str, list[TestedRun]] = {}
     for run in runs:
         groups.setdefault((key_of or name_of)(content_of(run)), []).append(run)
@@ -176,9 +195,10 @@ def _check_one(
         return
     first, second = list(groups.values())[:2]
     _print_side_by_side(what, *(({"run": group[0].folder.path} | content_of(group[0])) for group in (first, second)))
-    found = "; ".join(
-        f"{name_of(content_of(of[0]))}: {', '.join(str(run.folder.path) for run in of)}" for of in groups.values()
-    )
+    folders = [[str(run.folder.path) for run in of] for of in groups.values()]
+    commands = [shlex.join(["anyo", "compare", *paths, *options]) for paths in folders]
+    names = [name_of(content_of(of[0])) for of in groups.values()]
+    found = "; ".join(f"{name}: {command}" for name, command in zip(names, commands, strict=True))
     raise InputError(f"Expected runs of one {what}, got {len(groups)}. {found}")
 
 
