@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import CONFIGS, Anyo, MakeData, refused
 
+from anyo_lightning.cli.main import main
 from anyo_lightning.cli.restore import restore
 from anyo_lightning.evaluation.index import ItemIndex
 from anyo_lightning.evaluation.ranking import rank
@@ -148,6 +149,19 @@ def test_the_command_prints_a_table_and_writes_a_page(anyo: Anyo, fit: Callable[
     assert "sasrec: 40 validation queries among 16 items of width 64, inner product, history not masked" in out
     assert [line.split()[0] for line in out.splitlines() if line.startswith(("Flat", "SQ8"))] == ["Flat", "SQ8"]
     assert "recall@5" in out
+
+
+def test_defaults_that_do_not_fit_the_catalogue_are_left_out(
+    fit: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16 items cannot fill 64 cells: the other indexes are measured, and a line says so."""
+    run = fit("sasrec")
+    main(["index", f"--run={run}", "--format=json"])
+    captured = capsys.readouterr()
+    assert [index["factory"] for index in json.loads(captured.out)["indexes"]] == ["Flat", "SQ8", "HNSW32"]
+    assert (
+        "Left out IVF64,Flat:nprobe=1 IVF64,Flat:nprobe=4 IVF64,Flat:nprobe=16: more cells than the 16" in captured.err
+    )
 
 
 def test_mistakes_are_one_sentence(

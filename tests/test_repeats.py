@@ -131,8 +131,28 @@ def test_the_choice_is_said_once(fit: Fit, capsys: pytest.CaptureFixture[str]) -
     fit(repeating(validation=2, test=3), *options)
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "metrics.mask_history" in line]
     assert "2 validation and 3 test targets" in said
+    assert "data.duplicates" not in said
     fit(repeating(), *options, folder="other")
     assert "metrics.mask_history" not in capsys.readouterr().err
+
+
+def test_rows_that_are_there_twice_are_told_from_repeated_targets(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row at the end of two users' histories twice: data.duplicates first is named, and then all is masked."""
+    histories = repeating(validation=1)
+    interactions, _ = write(tmp_path, histories)
+    last = [line for line in interactions.read_text().splitlines() if line.startswith(("u3,", "u7,"))][5::6]
+    assert len(last) == 2
+    files = [f"--data.interactions={tmp_path / 'twice.csv'}", "--model=Popularity"]
+    (tmp_path / "twice.csv").write_text(interactions.read_text() + "\n".join(last) + "\n")
+    fit(histories, *files)
+    said = capsys.readouterr().err
+    assert "1 validation and 2 test targets" in said
+    assert "masks them all the same; 2 of them at one timestamp" in said
+    assert "data.duplicates first keeps one" in said
+    fit(histories, *files, "--data.duplicates=first", folder="once")
+    assert "data.duplicates" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("repeated", "masked"), [(0, True), (1, False)])

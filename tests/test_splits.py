@@ -167,7 +167,11 @@ def test_rating_threshold() -> None:
 def test_options_out_of_range_and_too_little_data() -> None:
     """Each option is named with what was expected and found."""
     source = make_source(TOY)
-    refused("at least 3 interactions to be left with data.k_core 5 .* got 0 of 9", lambda: make_split(source))
+    sentence = "at least 3 interactions to be left with data.k_core 5, got 0 of 9: data.k_core 0 keeps all$"
+    refused(sentence, lambda: make_split(source))
+    rated = make_source(TOY, rating=[5.0] * 9)
+    sentence = "with data.k_core 0 and data.rating_threshold 6, got 0 of 9$"
+    refused(sentence, lambda: make_split(rated, k_core=0, rating_threshold=6))
     refused("k_core to be 0 or more, got -1", lambda: make_split(source, k_core=-1))
     for ratios in ((0.5, 0.5), (0.0, 0.1)):
         refused("data.ratios to be positive", lambda r=ratios: make_split(source, k_core=0, strategy="ratio", ratios=r))

@@ -4,8 +4,6 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-FACTORIES = ["Flat", "SQ8", "HNSW32", "IVF64,Flat:nprobe=1", "IVF64,Flat:nprobe=4", "IVF64,Flat:nprobe=16"]
-
 
 def recommend(arguments: list[str]) -> None:
     """`anyo recommend`."""
@@ -82,11 +80,16 @@ def index(arguments: list[str]) -> None:
 
 def index_parser() -> ArgumentParser:
     """The options of `anyo index`."""
-    from anyo_lightning.cli.measure_indexes import measure_indexes
+    from anyo_lightning.cli.measure_indexes import FACTORIES, measure_indexes
 
     parser = _parser("index", "Compare approximate indexes with exact search.")
     parser.add_argument("--run", type=Path, required=True, help="Run folder of a finished run.")
-    parser.add_argument("--factories", nargs="+", type=str, default=FACTORIES, help="FAISS factory strings.")
+    parser.add_argument(
+        "--factories",
+        nargs="+",
+        type=str,
+        help=f"FAISS factory strings; by default {' '.join(FACTORIES)}, as far as there are items for their cells.",
+    )
     parser.add_function_arguments(measure_indexes, skip={"run", "factories"})
     return parser
 

@@ -1,5 +1,6 @@
 """`anyo index`: approximate indexes against exact search, on a finished run's queries."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from anyo_lightning.fidelity.index_table import FidelityTable, as_rich, as_text
 from anyo_lightning.fidelity.measure import measure
 from anyo_lightning.runs import RunFolder
 
+FACTORIES = ("Flat", "SQ8", "HNSW32", "IVF64,Flat:nprobe=1", "IVF64,Flat:nprobe=4", "IVF64,Flat:nprobe=16")
+
 
 def measure_indexes(
     run: Path,
     *,
-    factories: list[str],
+    factories: list[str] | None = None,
     stage: Stage = "test",
     k: int = 10,
     format: Format = "rich",  # noqa: A002
@@ -30,7 +33,8 @@ def measure_indexes(
 
     Args:
         run: Run folder; its best checkpoint gives states and vectors, as in `anyo test`.
-        factories: FAISS factory strings, search parameters after a colon: `IVF64,Flat:nprobe=8`, `HNSW32:efSearch=64`.
+        factories: FAISS factory strings, search parameters after a colon: `IVF64,Flat:nprobe=8`, `HNSW32:efSearch=64`;
+            None takes those of `FACTORIES` that do not have more cells than there are items.
         stage: Whose queries are searched.
         k: Length of the lists, and the cutoff of recall and NDCG.
         format: `rich` for the terminal, `markdown`, `latex`, `csv` or `json`.
@@ -44,6 +48,9 @@ def measure_indexes(
     if k < 1:
         raise InputError(f"Expected k to be positive, got {k}")
     found = restore(run, stage=stage)
+    items, dim = found.vectors.shape
+    if factories is None:
+        factories = _fitting(items)
     indexes = measure(
         factories,
         split=found.split,
@@ -55,7 +62,6 @@ def measure_indexes(
         mask_history=found.history_masked,
     )
     bar = track(indexes, "Measuring indexes", len(factories), console=Console(stderr=True), transient=True)
-    items, dim = found.vectors.shape
     table = FidelityTable(
         variant=RunFolder(run).variant,
         stage=stage,
@@ -74,3 +80,12 @@ def measure_indexes(
     else:
         write_out(as_text(table, format), output)
     print(f"Plot: {plot}", file=sys.stderr)
+
+
+def _fitting(items: int) -> list[str]:
+    """Those of `FACTORIES` whose cells so many items can fill; the others are named on stderr."""
+    cells = {factory: int(match[1]) if (match := re.match(r"IVF(\d+)", factory)) else 0 for factory in FACTORIES}
+    left_out = [factory for factory in FACTORIES if cells[factory] > items]
+    if left_out:
+        print(f"Left out {' '.join(left_out)}: more cells than the {items} items", file=sys.stderr)
+    return [factory for factory in FACTORIES if factory not in left_out]

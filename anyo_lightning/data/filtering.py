@@ -50,9 +50,10 @@ def filtered(
     user_ids = table["user_id"].unique(maintain_order=True)
     table = _k_core(_with_indices(table, user_ids, source.items["item_id"]), k_core)
     if table.height < 3:
+        rated = "" if rating_threshold is None else f" and data.rating_threshold {rating_threshold}"
         raise InputError(
-            f"Expected at least 3 interactions to be left with data.k_core {k_core} and data.rating_threshold "
-            f"{rating_threshold}, got {table.height} of {source.interactions.height}"
+            f"Expected at least 3 interactions to be left with data.k_core {k_core}{rated}, got {table.height} of "
+            f"{source.interactions.height}{': data.k_core 0 keeps all' if k_core else ''}"
         )
     return table, user_ids
 

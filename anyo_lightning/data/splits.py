@@ -119,12 +119,21 @@ class Split:
         """The number of training interactions of each item."""
         return np.bincount(self.items[self.stages == TRAIN], minlength=self.catalogue_size).astype(np.int64)
 
-    def repeated_targets(self, stage: Stage) -> int:
-        """The number of a stage's targets that are in their own history: items that the user comes back to."""
+    def repeated_targets(self, stage: Stage, *, at_once: bool = False) -> int:
+        """The number of a stage's targets that are in their own history: items that the user comes back to.
+
+        Args:
+            stage: `validation` or `test`.
+            at_once: Count those alone that are there with the same timestamp: one row that is in the file twice.
+        """
         number = STAGE_NAMES.index(stage)
         pairs = self.user_of_interaction * self.catalogue_size + self.items
-        targets, histories = (pl.DataFrame({"pair": pairs[of]}) for of in (self.stages == number, self.stages < number))
-        return targets.join(histories, on="pair", how="semi").height
+        columns = {"pair": pairs} | ({"timestamp": self.timestamps} if at_once else {})
+        targets, histories = (
+            pl.DataFrame({name: values[of] for name, values in columns.items()})
+            for of in (self.stages == number, self.stages < number)
+        )
+        return targets.join(histories, on=list(columns), how="semi").height
 
     def training_history(self, user: int) -> Int32[np.ndarray, "history"]:
         """The user's training items, oldest first; a view: do not write into it."""

@@ -140,10 +140,14 @@ class RetrievalMetrics(Callback):
         self.history_masked = self.masks_history(split)
         if self.mask_history is None and not self.history_masked and not self._said and trainer.is_global_zero:
             self._said = True
+            twice = sum(split.repeated_targets(of, at_once=True) for of in ("validation", "test"))
+            hint = (
+                f"; {twice:,} of them at one timestamp, as rows that are there twice: data.duplicates first keeps one"
+            )
             print(
                 f"Histories are not masked, since {split.repeated_targets('validation'):,} validation and "
                 f"{split.repeated_targets('test'):,} test targets repeat an item of their own history: "
-                "metrics.mask_history true masks them all the same",
+                f"metrics.mask_history true masks them all the same{hint if twice else ''}",
                 file=sys.stderr,
             )
 
