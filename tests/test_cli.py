@@ -1,6 +1,7 @@
 """The command line, as users type it: every yaml, run folders, resuming, and one clear sentence for each mistake."""
 
 import gzip
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -288,6 +289,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert not heavy & set(modules.split())
     module = subprocess.run([sys.executable, "-m", "anyo_lightning"], capture_output=True, text=True, check=True)
     assert module.stdout.splitlines() == shown
+
+
+def test_the_version_is_that_of_the_package(anyo: Anyo) -> None:
+    """What a report of a mistake names."""
+    assert anyo("--version") == f"anyo-lightning {importlib.metadata.version('anyo-lightning')}\n"
 
 
 def test_a_training_is_quiet_and_imports_what_it_needs(small: list[str], small_llm: list[str], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line `anyo`: which command, and what is said of a mistake. The commands are in `cli/commands.py`."""
 
 import importlib
+import importlib.metadata
 import logging
 import os
 import sys
@@ -35,6 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_help()
         return
+    if arguments[0] == "--version":
+        print(f"anyo-lightning {importlib.metadata.version('anyo-lightning')}")
+        return
     _quiet()
     if (here := os.getcwd()) not in sys.path:  # for a yaml's `class_path: my_package.Mine`
         sys.path.append(here)
@@ -64,7 +68,7 @@ def _print_help() -> None:
     print("usage: anyo COMMAND [options]\n\nLLMs as encoders, nearest-neighbour search as the recommender.\n")
     for name, meaning in (STAGES | COMMANDS).items():
         print(f"  {name:<12}{meaning}")
-    print("\nOptions of a command: anyo COMMAND --help")
+    print("\nOptions of a command: anyo COMMAND --help. Which version this is: anyo --version")
 
 
 def _quiet() -> None:
