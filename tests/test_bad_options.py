@@ -183,7 +183,7 @@ def test_commands_refuse_what_they_do_not_know(
         ("compare", "Expected runs to be given, got none"),
         ("export --run=absent", "Expected output to be given, got none"),
         ("recommend --run=absent --usr=1", "Expected options that the command has (--help lists them), got --usr=1"),
-        ("compare absent --metrics=ndcg@10", "Expected metrics to be one of list[str], null, got ndcg@10"),
+        ("compare absent --metrics=ndcg@10", "Expected runs to be folders, found none at absent"),
         ("data --micro_batch_tokens=None", "Expected micro_batch_tokens to be one of int, 'auto', null, got None"),
         (
             f"fit --config={CONFIGS / E4SREC}.yaml --model.encoders.backbone.layers=x",
