@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from dual_encoders import Make, builder, fit, maker
-from helpers import MakeData, differing, prepare, validated, weights
+from helpers import LORA, MakeData, differing, prepare, save_as_run, validated, weights
 
 from anyo_lightning.data.splits import MISSING
 from anyo_lightning.encoders.live import LiveTextItems
@@ -98,6 +98,41 @@ def test_mining_takes_the_vectors_of_the_validation(
     fit(model, make_data(), tmp_path / "frozen", epochs=3)
     assert len(passes) == 1
     assert model.item_encoder.token_count(torch.arange(16)) == 0
+
+
+READ = {"self_prompt": " This one.", "pooled_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    ("encoders", "data", "message"),
+    [
+        ({"self_prompt": " Another."}, {}, 'encoders.self_prompt " This one.", with which .* trained, got " Another."'),
+        ({"self_prompt": ""}, {}, 'got ""$'),
+        ({"pooled_tokens": 3}, {}, "encoders.pooled_tokens 2, with which the checkpoint was trained, got 3"),
+        ({"lora": LORA | {"lora_alpha": 4}}, {}, "encoders.backbone lora .*with which the checkpoint was trained, got"),
+        ({}, {"max_item_tokens": 7}, "data.max_item_tokens 20, with which the checkpoint was trained, got 7"),
+        ({}, {"titles_only": True}, "data.titles_only False, with which the checkpoint was trained, got True"),
+        ({}, {}, None),
+        ({}, {"template": "{title}", "titles_only": True}, None),
+    ],
+    ids=["prompt", "no prompt", "pooled tokens", "LoRA", "cut", "titles", "the same", "no more than titles"],
+)
+def test_a_pre_trained_start_reads_the_same(
+    encoders: dict[str, Any], data: dict[str, Any], message: str | None, make: Make, make_data: MakeData, tmp_path: Path
+) -> None:
+    """Item vectors of other texts, prompts or LoRA would not be those that pre-training has made."""
+    read = {"template": data.get("template", "{title} film"), "max_item_tokens": 20}
+    start = make(LLaRAPretrain, **READ, next_prompt="")
+    save_as_run(prepare(start, make_data(supervision="last", **read)), tmp_path / "start")
+    model = make(**(READ | encoders), init_from=tmp_path / "start")
+    if message is None:
+        prepare(model, make_data(**(read | data)))
+        assert torch.equal(
+            model.state_dict()["item_encoder.reader.added"], start.state_dict()["item_encoder.reader.added"]
+        )
+    else:
+        with pytest.raises(InputError, match=message):
+            prepare(model, make_data(**(read | data)))
 
 
 def test_settings_that_cannot_work_are_refused(make: Make, make_data: MakeData) -> None:

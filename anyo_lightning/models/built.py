@@ -49,6 +49,7 @@ class BuiltModule(LightningModule):
     data: RecDataModule
     trained = True  # False: counted when the data are known, with nothing to fit and no checkpoint
     starts_from: tuple[str, ...] = ()  # other classes whose runs `init_from` may name; what those lack starts afresh
+    starts_alike: tuple[str, ...] = ()  # settings in which such a run must agree, or its weights would read other texts
     starts_afresh: tuple[str, ...] = ()  # state that `init_from` does not take over, whether the run has it or not
 
     def __init__(self, encoders: Encoders | None, *, init_from: Path | None) -> None:
@@ -188,12 +189,14 @@ class BuiltModule(LightningModule):
         """Take another run's weights over, and say which where it is of other items."""
         checkpoint = checkpoint_io.read(folder)
         transfer = Transfer.of(folder, checkpoint, self.data.split, self.encoders)
+        same = {"data.titles_only"} if self.data.texts_read == self.data.split.item_texts else set()
         weights = identity.weights_to_start_from(
             self,
             checkpoint,
             expected=self.identity(),
             defaults=self.default_settings,
             other_classes=self.starts_from,
+            alike=set(self.starts_alike) - same,  # a title may be all that there is of a text
             starts_afresh=self.starts_afresh,
             transfer=transfer,
         )

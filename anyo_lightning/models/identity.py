@@ -61,6 +61,7 @@ def check(
     *,
     defaults: Mapping[str, str],
     also: Collection[str] = (),
+    alike: Collection[str] = (),
     other_data: bool = False,
 ) -> None:
     """Refuse a checkpoint that does not belong to a module.
@@ -70,10 +71,12 @@ def check(
         checkpoint: What was read.
         defaults: Of settings; a checkpoint without one of these settings, of an earlier version, was trained with it.
         also: Names of other classes whose checkpoint is taken as well.
+        alike: Settings that must agree with one of these, too; its encoders may have other options.
         other_data: Whether catalogue and split may differ, and with them the template of its texts.
 
     Raises:
-        InputError: When the checkpoint is not one of ours, or names another model, backbone, catalogue or split.
+        InputError: When the checkpoint is not one of ours, or names another model, backbone, catalogue or split, or was
+            trained with another setting.
     """
     found = checkpoint.get(METADATA)
     if found is None or not {*PARTS, "settings"} <= set(found):
@@ -84,15 +87,16 @@ def check(
         if found[part] != expected[part] and not (part == "model" and found[part] in also):
             ours, its = _where_different(expected[part], found[part])
             raise InputError(f"Expected a checkpoint of {part} {_words(ours)}, got {_words(its)}")
-    if found["model"] != expected["model"]:
-        return  # another class, whose encoders may have other options
     its, ours = ({**side["settings"], **side.get("frozen", {})} for side in (found, expected))
     if "frozen" not in found:  # of an earlier version
         ours = expected["settings"]
-    for option in sorted((its.keys() | ours.keys()) - ({"data.template"} if other_data else set())):
+    compared = its.keys() | ours.keys() if found["model"] == expected["model"] else set(alike)
+    for option in sorted(compared - ({"data.template"} if other_data else set())):
         trained, given = its.get(option, defaults.get(option)), ours.get(option)
         if trained != given:
-            raise InputError(f"Expected {option} {trained}, with which the checkpoint was trained, got {given}")
+            raise InputError(
+                f"Expected {option} {_quoted(trained)}, with which the checkpoint was trained, got {_quoted(given)}"
+            )
 
 
 def check_same(option: str, trained: Mapping[str, str], given: Mapping[str, str]) -> None:
@@ -140,6 +144,7 @@ def weights_to_start_from(
     expected: Mapping[str, Any],
     defaults: Mapping[str, str],
     other_classes: Collection[str],
+    alike: Collection[str],
     starts_afresh: Collection[str],
     transfer: Transfer | None,
 ) -> dict[str, Tensor]:
@@ -154,6 +159,7 @@ def weights_to_start_from(
         expected: What `identify` says of the module.
         defaults: As `check` takes them.
         other_classes: Names of classes whose runs are taken beside the module's own.
+        alike: Settings in which a run of one of these must agree with the module.
         starts_afresh: Names of state that is not taken over.
         transfer: From its items to the module's, where it is of another catalogue or split.
 
@@ -161,12 +167,13 @@ def weights_to_start_from(
         InputError: When the run does not fit.
     """
     if is_fine_tuned(checkpoint, expected["model"]):
-        expected = {**expected, "backbones": [dict(_read_by_histories(module).identity)]}
+        expected, alike = {**expected, "backbones": [dict(_read_by_histories(module).identity)]}, ()
     check(
         expected,
         checkpoint,
         defaults=defaults,
         also=(*other_classes, *FINE_TUNED),
+        alike=alike,
         other_data=transfer is not None,
     )
     weights = {key: value for key, value in checkpoint["state_dict"].items() if key not in starts_afresh}
@@ -232,6 +239,11 @@ def _where_different(expected: Any, found: Any) -> tuple[Any, Any]:
         [{name: part.get(name, "none") for name in sorted(names)} for part in side] for side in (expected, found)
     )
     return ours, its
+
+
+def _quoted(value: str | None) -> str | None:
+    """A setting as it is, in quotes where that cannot be seen, as of an empty prompt."""
+    return value if value is None or value.strip() == value != "" else f'"{value}"'
 
 
 def _words(value: Any) -> str:

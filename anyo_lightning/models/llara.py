@@ -77,6 +77,10 @@ class LLaRA(RetrievalModule):
     item_encoder: LiveTextItems
     cosines = True
     starts_from = ("LLaRAPretrain",)
+    starts_alike = (
+        *(f"model.encoders.{name}" for name in ("backbone", "self_prompt", "pooled_tokens")),
+        *("data.titles_only", "data.max_item_tokens"),
+    )
     starts_afresh = ("mined",)
 
     def __init__(
