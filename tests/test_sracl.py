@@ -312,6 +312,32 @@ def test_mistakes_are_refused(tiny_bert: str, data: RecDataModule) -> None:
             made(tiny_bert, data, **changes)
 
 
+@pytest.mark.parametrize(
+    ("training", "options", "message"),
+    [
+        ("aaa", {"alpha": 0.0}, r"Expected at least two training items to find neighbours among, got 1"),
+        ("a", {"beta": 0.0}, r"Expected a training history of two items to find neighbours of, got none"),
+        ("abcd", {}, r"two items of different timestamps, since data\.shuffle_ties is true to find neighbours of, got"),
+    ],
+    ids=["one item", "one interaction", "one timestamp"],
+)
+def test_data_without_neighbours_are_refused(
+    training: str, options: dict[str, float], message: str, tiny_bert: str, tmp_path: Path
+) -> None:
+    """Instead of an error within a step."""
+    tied = "timestamps" in message
+    rows = [
+        f"{user},{item},{time if time >= len(training) or not tied else 0}"
+        for user in range(4)
+        for time, item in enumerate(training + "xy")
+    ]
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows))
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "\n".join(f"{item},film {item}" for item in "abcdxy"))
+    files = {name: tmp_path / f"{name}.csv" for name in ("interactions", "items")}
+    with pytest.raises(InputError, match=message):
+        made(tiny_bert, RecDataModule(**files, k_core=0, shuffle_ties=tied), **options)
+
+
 def variant(kind: str, llm: str, bert: str) -> Callable[..., SRACL]:
     """SRA-CL over ids as in the paper, or over text with a bank and the LLM's own vectors."""
     shared: dict[str, Any] = {"neighbours": 3, "optimizer": partial(torch.optim.AdamW, lr=1e-2)}

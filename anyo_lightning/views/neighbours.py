@@ -64,6 +64,9 @@ def training_prefixes(split: Split, *, shuffled_ties: bool, most: int | None = N
         split: The split; only interactions of stage 0 are used.
         shuffled_ties: Whether they change places.
         most: Prefixes per user at most, evenly spaced, the longest among them; None takes all.
+
+    Raises:
+        InputError: There is none.
     """
     users, starts, ends, seen = [], [], [], []
     for user in range(split.users):
@@ -84,6 +87,9 @@ def training_prefixes(split: Split, *, shuffled_ties: bool, most: int | None = N
         starts.append(np.full(len(bounds), start))
         ends.append(start + bounds)
         seen.append(start + first_seen)
+    if not users:
+        ties = " of different timestamps, since data.shuffle_ties is true" if shuffled_ties else ""
+        raise InputError(f"Expected a training history of two items{ties} to find neighbours of, got none")
     columns = [np.concatenate([np.empty(0, dtype=np.int64), *found]) for found in (users, starts, ends, seen)]
     return Prefixes(split.items, *columns)
 
@@ -200,8 +206,10 @@ def nearest(
         Row numbers; -1 at the end if there are fewer than k other candidates.
 
     Raises:
-        InputError: A vector is not finite.
+        InputError: A vector is not finite, or there is no other candidate.
     """
+    if k < 1:  # of the number of training items, less the row itself
+        raise InputError(f"Expected at least two training items to find neighbours among, got {len(candidates)}")
     unit = F.normalize(vectors.float(), dim=1).cpu().numpy()  # whose products are float32 whatever torch is set to
     if not np.isfinite(unit).all():
         raise InputError("Expected finite vectors to find neighbours by, got NaN or infinity among them")
