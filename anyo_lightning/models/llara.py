@@ -37,9 +37,10 @@ class LLaRA(RetrievalModule):
 
     With `keys: catalogue` the loss is the full softmax of cosines over all items that occur in training, `full_softmax`
     of `state / τ`, all supervised boundaries and no mask: E4SRec with a live item tower. All items are encoded in every
-    step, each process its share, in passes that keep no activations, so that memory grows by the items' vectors alone.
-    It needs no mining, no correction for popularity and no choice of boundaries, but a small catalogue, or a large
-    batch: the titles of MovieLens-100K are 16,000 tokens.
+    step, each process its share. A single pass keeps its activations; if the share needs several (`LiveTextItems`), or
+    `data.micro_batch_tokens` is set, none are kept, so that memory grows by the items' vectors alone. It needs no
+    mining, no correction for popularity and no choice of boundaries, but a small catalogue, or a large batch: the
+    titles of MovieLens-100K are 16,000 tokens.
 
     What differs from the paper and its code:
 
