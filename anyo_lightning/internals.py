@@ -198,11 +198,12 @@ def cpu_has_bfloat16() -> bool:
 
 
 def leave_sigterm_to_the_run(worker: int, *, run: int) -> None:
-    """Have a loader's worker end by SIGTERM from its run alone, and by no one else's, where Linux can tell.
+    """Let only its run end a loader's worker by SIGTERM, where Linux can tell who sent it.
 
-    What ends a run (Slurm, `timeout`) often tells all processes; the run wants a last step, and would fail without its
-    workers. Python ends those that are left at its exit by SIGTERM, and waits for them. `os._exit` is private by its
-    name alone: a thread has no other way to end its process without an error, of which torch would tell the run.
+    What ends a run (Slurm, `timeout`) often signals all of its processes, but the run still takes a last step, for which
+    it needs its workers. When Python exits, it ends the workers that are left by SIGTERM, and waits for them. `os._exit`
+    has a private name, but is documented; a thread has no other way to end its process without an error, which torch
+    would report to the run.
 
     Args:
         worker: The number of the worker.

@@ -132,7 +132,8 @@ class Guards(Callback):
             raise InputError(
                 f"Out of memory at {now} padded tokens in {len(self.batch.user)} histories: set "
                 f"data.micro_batch_tokens to less ({fits}), which changes no step, or lower data.max_items or "
-                "data.max_tokens, or set model.encoders.backbone.gradient_checkpointing (of hllm: item_backbone's, too)"
+                "data.max_tokens, or set model.encoders.backbone.gradient_checkpointing (and "
+                "model.encoders.item_backbone.gradient_checkpointing where there is an item_backbone)"
             ) from exception
 
     def _note_sigterm(self, *_: Any) -> None:
