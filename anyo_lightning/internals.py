@@ -200,10 +200,10 @@ def cpu_has_bfloat16() -> bool:
 def leave_sigterm_to_the_run(worker: int, *, run: int) -> None:
     """Let only its run end a loader's worker by SIGTERM, where Linux can tell who sent it.
 
-    What ends a run (Slurm, `timeout`) often signals all of its processes, but the run still takes a last step, for which
-    it needs its workers. When Python exits, it ends the workers that are left by SIGTERM, and waits for them. `os._exit`
-    has a private name, but is documented; a thread has no other way to end its process without an error, which torch
-    would report to the run.
+    What ends a run (Slurm, `timeout`) often signals all of its processes, but the run still takes a last step, for
+    which it needs its workers. When Python exits, it ends the workers that are left by SIGTERM, and waits for them.
+    `os._exit` has a private name, but is documented; a thread has no other way to end its process without an error,
+    which torch would report to the run.
 
     Args:
         worker: The number of the worker.
