@@ -75,12 +75,6 @@ class TokenBudgetBatches(Sampler[list[int]]):
         """Whether this process's last evaluation batch is another's, too, so that all have equally many."""
         return self.seed is None and len(range(self.rank, len(self.cuts) + 1, self.world_size)) < len(self)
 
-    def padding_share(self) -> float:
-        """The share of padded positions that hold no token, over an epoch of this process."""
-        batches = [rows for rows in self.batches() if len(rows)]
-        padded = sum(int(self.lengths[rows].max()) * len(rows) for rows in batches)
-        return 1 - float(sum(self.lengths[rows].sum() for rows in batches)) / padded
-
     def __iter__(self) -> Iterator[list[int]]:
         skip, self.skip = self.skip, 0
         for rows in self.batches()[skip:]:

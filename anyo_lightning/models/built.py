@@ -73,7 +73,11 @@ class BuiltModule(LightningModule):
         return 0 if self.encoders is None else self.encoders.row_tokens(data)
 
     def make_encoders(self, data: RecDataModule, saved: Mapping[str, Tensor] | None) -> tuple[nn.Module, nn.Module]:
-        """The history encoder and the item encoder, as `Encoders.build` makes them."""
+        """The history encoder and the item encoder, as `Encoders.build` makes them.
+
+        Raises:
+            InputError: There are no encoders in the settings.
+        """
         if self.encoders is None:
             raise InputError(f"Expected model.encoders for {type(self).__name__}, got none")
         return self.encoders.build(data, device=self.build_device, saved=saved)
@@ -279,7 +283,11 @@ class BuiltModule(LightningModule):
         self.seen = Seen(**seen) if self.global_rank == 0 else Seen()
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]
-        """Load weights; only the language models' frozen ones may be missing, and they must be."""
+        """Load weights; only the language models' frozen ones may be missing, and they must be.
+
+        Raises:
+            InputError: Other weights are missing or left over, or sizes differ.
+        """
         try:
             result = super().load_state_dict(state_dict, strict=False, assign=assign)
         except RuntimeError as error:  # torch's own sentence about sizes that differ

@@ -151,7 +151,11 @@ class CLLMRec(RetrievalModule):
         self.views_cost: dict[str, float] = {}  # of the views trained with
 
     def build(self, data: RecDataModule) -> None:
-        """The head and the similar items, if a view needs them."""
+        """The head and the similar items, if a view needs them.
+
+        Raises:
+            InputError: A setting is out of range, or the views need what the data or the encoders do not give.
+        """
         check_positive(anchors=self.anchors, temperature=self.temperature, neighbours=self.neighbours)
         check_weights(weight=self.weight, negative_weight=self.negative_weight or 0)
         if self.weight and set(self.views) & set(PRUNED_BY_STATES) and (data.supervision != "all" or data.overlap):

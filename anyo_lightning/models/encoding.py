@@ -95,9 +95,7 @@ class EncodingModule(BuiltModule):
         """
         tokens = self.reading.item_token_counts
         most = self.data.max_items if tokens is None else self.data.max_tokens
-        lengths = np.array(
-            [len(items) if tokens is None else int(tokens[items].sum()) for items in histories], dtype=int
-        )
+        lengths = [len(items) if tokens is None else int(tokens[items].sum()) for items in histories]
         rows = np.minimum(np.array(lengths, dtype=np.int64), most) + self.reading.row_tokens
         batches = TokenBudgetBatches(rows, budget=budget, seed=None).batches()
         parts = [

@@ -118,7 +118,11 @@ class LLaRA(RetrievalModule):
         self._validated: Tensor | None = None
 
     def build(self, data: RecDataModule) -> None:
-        """A learned temperature, and an empty list of mined negatives for each user."""
+        """A learned temperature, and an empty list of mined negatives for each user.
+
+        Raises:
+            InputError: Nothing would be trained.
+        """
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError(
                 "Expected model.encoders.backbone.lora, model.encoders.pooled_tokens or model.encoders.dim to give "
