@@ -59,7 +59,7 @@ def test_a_name_stands_for_one_module() -> None:
 
 def test_variants_do_not_import_each_other() -> None:
     """In models/, only base and its helpers are imported by another file; losses and metrics know no Lightning."""
-    helpers = ("base", "built", "contrast", "distillation", "encoding", "fitting", "identity")
+    helpers = ("base", "built", "checks", "contrast", "distillation", "encoding", "fitting", "identity")
     helpers += ("measuring", "parts", "restored_run", "schedule", "temperature", "transfer", "transitions")
     shared = {f"anyo_lightning.models.{name}" for name in helpers}
     for file in (PACKAGE / "models").glob("*.py"):
