@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
+from helpers import Anyo
 
 from anyo_lightning import Recommender
 from anyo_lightning.cli.serve_runs import LOCAL, hosts_for
@@ -58,6 +61,22 @@ def ask(address: str) -> Ask:
 
 def ids(lists: list[list[dict[str, Any]]]) -> list[list[str]]:
     return [[line["item_id"] for line in found] for found in lists]
+
+
+def test_who_reads_the_address_can_connect(
+    anyo: Anyo, runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also before the server has started, which takes a while on a busy machine."""
+    connected = []
+
+    def connect(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        assert "Serving" in capsys.readouterr().out
+        with socket.create_connection(sockets[0].getsockname(), timeout=10) as connection:
+            connected.append(connection.getpeername())
+
+    monkeypatch.setattr(uvicorn.Server, "run", connect)
+    anyo("serve", "--run", runs[0], "--port=0", "--device=cpu")
+    assert len(connected) == 1
 
 
 def test_answers_are_the_recommenders(ask: Ask, runs: list[Path]) -> None:

@@ -58,6 +58,7 @@ def serve_runs(
                 recommenders[name].add_items(new)
         app = make_app(recommenders, hosts=hosts)
         shown = f"[{host}]" if ":" in host else host
+        listener.listen()  # whoever reads the next line may connect at once, and waits for the server's start
         print(f"Serving {', '.join(recommenders)} at http://{shown}:{listener.getsockname()[1]}", flush=True)
         config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=30, server_header=False)
         uvicorn.Server(config).run(sockets=[listener])
