@@ -383,6 +383,23 @@ def test_a_trained_run_finds_no_neighbours(
         anyo("fit", f"--run={run.path}", "--trainer.max_epochs=2")
 
 
+def test_a_checkpoint_of_another_kind_is_refused(tiny_bert: str, data: RecDataModule) -> None:
+    """Where a run is tested by a checkpoint that lacks the synthesizer or the bank: with a sentence."""
+    others = {
+        "got no .*synthesizer": made(tiny_bert, data, alpha=0.0),
+        "got no states_of_prefixes": made(tiny_bert, data, bank=False),
+        "of model SRACL, got SASRec": prepare(SASRec(IdEncoders(dim=16)), data),
+    }
+    for message, other in others.items():
+        checkpoint: dict[str, Any] = {"state_dict": other.state_dict()}
+        other.on_save_checkpoint(checkpoint)
+        model = SRACL(IdEncoders(dim=16), semantics=LLM(tiny_bert, dtype="float32"))
+        prepare(model, data, saved=checkpoint["state_dict"])
+        load = model.on_load_checkpoint if isinstance(other, SASRec) else model.load_state_dict
+        with pytest.raises(InputError, match=message):
+            load(checkpoint if isinstance(other, SASRec) else checkpoint["state_dict"])
+
+
 def test_a_run_with_a_bank_starts_from_one_without(tiny_bert: str, make_data: MakeData, tmp_path: Path) -> None:
     """And the other way round: the bank is filled at the start of each epoch, and costs no trained token."""
     make = variant("ids", "", tiny_bert)

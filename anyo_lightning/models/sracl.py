@@ -287,12 +287,16 @@ class SRACL(RetrievalModule):
         self.semantic_model = found
 
     def _make_saved_parts(self, saved: Mapping[str, Tensor]) -> None:
-        """The synthesizer and the bank as a checkpoint has them: recommending needs neither, loading both."""
+        """The synthesizer and the bank as a checkpoint has them: recommending needs neither, loading both.
+
+        Of one that lacks them, such as another class's, they are empty: loading it says what is wrong.
+        """
         if self.alpha:
-            dim, width = saved["synthesizer.map.weight"].shape
+            dim, width = saved.get("synthesizer.map.weight", torch.empty(1, 1)).shape
             self.synthesizer = Synthesizer(width, dim)
             if self.bank:
-                self.register_buffer("states_of_prefixes", torch.zeros_like(saved["states_of_prefixes"]))
+                bank = saved.get("states_of_prefixes", torch.empty(0))
+                self.register_buffer("states_of_prefixes", torch.zeros_like(bank))
 
     def _semantic_encoder(self) -> Backbone:
         if self.semantics is not None:
