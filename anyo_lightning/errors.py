@@ -65,17 +65,19 @@ def argument_sentence(error: Exception) -> str:
 def fault_in_code(error: BaseException) -> BaseException | None:
     """Of an exception and those that led to it, one whose traceback is worth reading, or None.
 
-    Such a one comes from a line of this package, or through a user's own class: what it raises itself, or what a
-    library raises that it calls. What a library raises for us while a run is set up is about the options.
+    Such a one comes from a line of this package, or from a user's own class: what it raises itself, or what a library
+    raises that it calls. What a library raises for us while a run is set up is about the options.
     """
     ours, standard = Path(__file__).parent, sysconfig.get_path("stdlib")
     while True:
         frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
         if frames and frames[-1].is_relative_to(ours):
             return error
-        for path in frames:
+        for path in reversed(frames):
+            if path.is_relative_to(ours):
+                break
             is_library = not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or path.is_relative_to(standard)
-            if path.is_file() and not is_library and not path.is_relative_to(ours):
+            if path.is_file() and not is_library:
                 return error
         if (before := error.__cause__ or error.__context__) is None:
             return None

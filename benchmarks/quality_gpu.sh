@@ -116,7 +116,7 @@ frozen() { row vectors_deep e4srec_vectors "${ml1m[@]}" "${vectors[@]}"; }
 permuted() {
   local items="$runs/permuted$1.csv" data
   data=(--data.interactions "$DATA/ml-1m/interactions.parquet" --data.items "$items" --data.columns.timestamp position)
-  [ -f "$items" ] || python3 benchmarks/permuted_texts.py "$DATA/ml-1m/items.csv" "$items" || return
+  [ -f "$items" ] || python3 benchmarks/permuted_texts.py "$DATA/ml-1m/items.csv" "$items" --seed "$1" || return
   row "sasrec$1" sasrec "${ml1m[@]}" "${sasrec[@]}" --seed_everything "$1" --metrics.variant sasrec
   taught "taught_permuted$1" "sasrec$1" "${data[@]}" "${three[@]}" --seed_everything "$1" \
     --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors, titles permuted"

@@ -169,7 +169,7 @@ def test_a_student_that_encodes_items_anew_is_built_without_reading_one(
     assert model.distillation is not None
     assert model.distillation.state_map.weight.shape[1] == 12
     dual = LiveTextEncoders(tiny(tiny_llm), dim=None)
-    with pytest.raises(InputError, match=r"Expected model\.encoders\.dim with model\.distil_from, got null"):
+    with pytest.raises(InputError, match=r"a width, model\.encoders\.dim, with model\.distil_from, got none"):
         prepare(E4SRec(dual, temperature=0.1, distil_from=tmp_path / "sasrec"), make_data(max_items=7))
 
 

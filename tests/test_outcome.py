@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import polars as pl
 import pytest
 from helpers import CONFIGS, Anyo
 from lightning.pytorch import LightningModule, Trainer
@@ -17,12 +18,15 @@ def test_a_run_ends_with_its_table(anyo: Anyo, small: list[str], tmp_path: Path)
     """That of `anyo compare`, and how training went; a test says the same, of another checkpoint its figures alone."""
     run = RunFolder(tmp_path / "sasrec")
     fit = ["fit", *SASREC, *small, f"--run={run.path}"]
-    said = anyo(*fit, "--trainer.max_epochs=9", "--model.optimizer.lr=0.0", "--early_stopping.patience=1")
+    fit += ["--trainer.max_epochs=9", "--model.optimizer.lr=0.0", "--early_stopping.patience=1"]
+    said = anyo(*fit)
     table = anyo("compare", run.path)
     assert table in said
     figure = run.read_metrics()["metrics"]["test/ndcg@10"]["value"]
     assert f"{figure:.3f}".lstrip("0") in table
-    assert "Trained 2 epochs, stopped early; the test is of the one with the best val/ndcg@10, 0." in said
+    steps = pl.read_csv(run.curves_file)["step"].max()
+    assert f"Trained {steps} steps over 2 epochs, stopped early; best val/ndcg@10: 0." in said
+    assert "Trained" not in anyo(*fit)  # there is nothing left to train
     assert said.endswith(f"More figures: {run.metrics_file}\nRun folder: {run.path}\n")
     assert "DataLoader" not in said
     test = ["test", f"--run={run.path}", "--trainer.enable_progress_bar=false"]
@@ -49,7 +53,7 @@ def test_ctrl_c_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """From the last epoch's end, if there was one; the command that is named goes on and tests."""
-    run = RunFolder(tmp_path / "sasrec")
+    run = RunFolder(tmp_path / "the run")
     started = Guards.on_train_batch_start
 
     def interrupt(self: Guards, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
@@ -70,5 +74,16 @@ def test_ctrl_c_says_how_to_go_on(
     if epoch == 0:
         assert f"Interrupted: {run.path} has no checkpoint yet" in said
     else:
-        assert f"Interrupted: anyo fit --run {run.path} goes on from {run.last_checkpoint}" in said
-        assert "Trained 3 epochs; the test is of" in anyo("fit", f"--run={run.path}")
+        assert f"Interrupted: anyo fit --run '{run.path}' goes on from {run.last_checkpoint}" in said
+        assert "steps over 3 epochs; best val/ndcg@10" in anyo("fit", f"--run={run.path}")
+
+
+def test_steps_are_counted_where_training_ends_within_an_epoch(anyo: Anyo, small: list[str], tmp_path: Path) -> None:
+    """With `trainer.max_steps`, in the second epoch; and no test is promised where none follows."""
+    run = RunFolder(tmp_path / "sasrec")
+    anyo("fit", *SASREC, *small, "--final_test=false", f"--run={run.path}")
+    steps = pl.read_csv(run.curves_file)["step"].max()
+    limit = ["--trainer.max_epochs=3", f"--trainer.max_steps={steps + 1}", "--final_test=false"]
+    said = anyo("fit", *SASREC, *small, *limit, f"--run={tmp_path / 'limited'}")
+    assert f"Trained {steps + 1} steps over 2 epochs; best val/ndcg@10: 0." in said
+    assert "test" not in said

@@ -5,7 +5,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from helpers import CONFIGS
+from helpers import CONFIGS, Anyo, refused
 
 from anyo_lightning.cli.main import main
 
@@ -26,6 +26,10 @@ class Value(SASRec):
 class Key(SASRec):
     def next_item_loss(self, *args, **kwargs):
         return {}["scale"]
+
+class Option(SASRec):
+    def configure_optimizers(self):
+        return super().configure_optimizers()
 
 class Shape(SASRec):
     def next_item_loss(self, *args, **kwargs):
@@ -61,4 +65,21 @@ def test_a_fault_in_an_own_class_names_its_line(
     assert type(caught.value) is error
     assert line in [frame.line for frame in traceback.extract_tb(caught.value.__traceback__)]
     assert not run.exists()  # nothing was trained
+    monkeypatch.delitem(sys.modules, "of_ones_own", raising=False)
+
+
+def test_a_bad_option_of_an_own_class_is_one(
+    tiny_data: tuple[Path, Path],
+    tmp_path: Path,
+    anyo: Anyo,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also where the class passes on what a library then refuses."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "of_ones_own", raising=False)
+    (tmp_path / "of_ones_own.py").write_text(OWN)
+    options = [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--trainer.accelerator=cpu"]
+    own = ["--model.class_path=of_ones_own.Option", "--model.optimizer.lr=-1", f"--run={tmp_path / 'run'}"]
+    assert "Invalid learning rate" in refused(capsys, anyo, "fit", f"-c={CONFIGS}/sasrec.yaml", *own, *options)
     monkeypatch.delitem(sys.modules, "of_ones_own", raising=False)

@@ -242,7 +242,7 @@ class AnyoCLI(LightningCLI):
         """
         try:
             self.trainer.fit(model, ckpt_path=start, **kwargs)
-            say_training(self.trainer, self.run_folder)
+            say_training(self.trainer)
         except SystemExit:
             if self.trainer.interrupted and self.trainer.is_global_zero:
                 say_interrupted(self.run_folder)

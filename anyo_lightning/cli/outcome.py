@@ -1,5 +1,6 @@
 """What a command says at its end: how training went, the run's figures, and where they are."""
 
+import shlex
 import sys
 
 from lightning.pytorch import Trainer
@@ -7,23 +8,29 @@ from lightning.pytorch import Trainer
 from anyo_lightning.compare.table import compare
 from anyo_lightning.runs import RunFolder
 from anyo_lightning.training.checkpointing import BestCheckpoint
+from anyo_lightning.training.guards import Guards
 
 
-def say_training(trainer: Trainer, run: RunFolder) -> None:
-    """The epochs, why they were not more, and the figure of the epoch that is tested."""
-    if not trainer.is_global_zero or not run.best_checkpoint.is_file():
+def say_training(trainer: Trainer) -> None:
+    """The steps and epochs so far, and what validation said of the best; nothing where no step was taken."""
+    (guards,) = (callback for callback in trainer.callbacks if isinstance(callback, Guards))  # type: ignore[attr-defined]
+    if not trainer.is_global_zero or guards.first_step in (None, trainer.global_step):
         return
-    early = ", stopped early" if any(callback.stopped_epoch for callback in trainer.early_stopping_callbacks) else ""
+    epochs = trainer.fit_loop.epoch_progress.current.ready
+    said = f"Trained {trainer.global_step:,} steps over {epochs} epoch{'s' if epochs != 1 else ''}"
+    if any(callback.stopped_epoch for callback in trainer.early_stopping_callbacks):
+        said += ", stopped early"
     (best,) = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint))
     if best.best_model_score is not None:
-        early += f"; the test is of the one with the best {best.monitor}, {best.best_model_score:.4f}"
-    print(f"Trained {trainer.current_epoch} epochs{early}.")
+        said += f"; best {best.monitor}: {best.best_model_score:.4f}"
+    print(said)
 
 
 def say_interrupted(run: RunFolder) -> None:
     """How to go on after Ctrl-C."""
     kept = run.last_checkpoint
-    said = f"anyo fit --run {run.path} goes on from {kept}" if kept.is_file() else f"{run.path} has no checkpoint yet"
+    command = shlex.join(["anyo", "fit", "--run", str(run.path)])
+    said = f"{command} goes on from {kept}" if kept.is_file() else f"{run.path} has no checkpoint yet"
     print(f"Interrupted: {said}", file=sys.stderr)
 
 

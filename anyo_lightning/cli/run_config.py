@@ -1,5 +1,6 @@
 """A run's config.yaml, as commands that name the run read it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def with_config_of_run(arguments: list[str]) -> list[str]:
     file = RunFolder(value).config_file
     if file.is_file():
         return [arguments[0], f"--config={file}", *arguments[1:]]
-    if {"--model", "--model.class_path", "-h", "--help"}.isdisjoint(names):
+    named = any(name in ("--model", "--model.class_path", "-h") or name.endswith("help") for name in names)
+    if not named and not any(re.match("-c.", name) for name in names):
         raise InputError(f"Expected --config FILE, or --run with a run folder, got {value}, which has no {file.name}")
     return arguments
 

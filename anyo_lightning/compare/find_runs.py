@@ -1,5 +1,6 @@
 """Which runs below a folder are compared."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def _newest(newest_first: Sequence[RunFolder], every_split: bool) -> tuple[list[
     """Of a folder's versions those that count, the oldest first, and those of a split that a newer one has replaced."""
     counted: list[RunFolder] = []
     replaced: list[RunFolder] = []
+    settings_of = functools.cache(read_settings)  # a file is read once, however many versions there are
     splits: dict[tuple[str, int | None], dict[str | None, list[RunFolder]]] = {}  # of each variant and seed
     for run in newest_first:
         metrics = run.read_metrics()
@@ -59,7 +61,7 @@ def _newest(newest_first: Sequence[RunFolder], every_split: bool) -> tuple[list[
             replaced.append(run)
             continue
         same = by_split.setdefault(split, [])
-        if not same or not any(agree(read_settings(run), read_settings(newer)) for newer in same):
+        if not any(agree(settings_of(run), settings_of(newer)) for newer in same):
             same.append(run)
             counted.append(run)
     return counted[::-1], replaced

@@ -112,7 +112,7 @@ def _naming_options(options: Mapping[str, str]) -> Iterator[None]:
 def _advice(error: MissingColumnError, options: Mapping[str, str]) -> str:
     header = error.names[0] if len(error.names) == 1 else ""
     if found := next((name for name in SEPARATOR_NAMES if name in header), None):
-        return f"data.columns.separator {SEPARATOR_NAMES[found]} would part them"
+        return f"data.columns.separator {SEPARATOR_NAMES[found]} would part them; it holds for both files"
     if any(map(str.isdecimal, error.names)) and not all(map(str.isdecimal, options.values())):
         positions = ", ".join(f"{option} {place}" for place, option in enumerate(options))
         return f"where there is no header, give positions from 0, such as {positions}"

@@ -53,7 +53,7 @@ class Encoders(ABC):
         """
         dim: int | None = getattr(self, "dim", None)
         if dim is None:
-            raise InputError(f"Expected model.encoders.dim with {option}, got null")
+            raise InputError(f"Expected encoders with a width, model.encoders.dim, with {option}, got none")
         return dim
 
     def settings(self) -> dict[str, str]:

@@ -41,9 +41,11 @@ class Guards(Callback):
         self.loss: Tensor | None = None
         self.fitted = 0  # padded tokens of the largest batch that went through
         self.terminated = False
+        self.first_step: int | None = None  # of this fit; None where there is nothing left to train
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for SIGTERM (Lightning gives its handlers back at the end); stop where early stopping has before."""
+        self.first_step = trainer.global_step
         signal.signal(signal.SIGTERM, self._note_sigterm)
         stopping = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
         if any(callback.wait_count >= max(callback.patience, 1) for callback in stopping):
