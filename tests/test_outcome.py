@@ -1,13 +1,18 @@
 """What the commands say at their end."""
 
 import signal
+from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 from helpers import CONFIGS, Anyo
 from lightning.pytorch import LightningModule, Trainer
 
+from anyo_lightning.cli.lightning import AnyoCLI
+from anyo_lightning.models.sasrec import SASRec
 from anyo_lightning.runs import RunFolder
 from anyo_lightning.training.guards import Guards
 
@@ -34,6 +39,33 @@ def test_a_run_ends_with_its_table(anyo: Anyo, small: list[str], tmp_path: Path)
     other = anyo(*test, "--ckpt_path=last")
     assert table not in other
     assert "test/ndcg@10" in other
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_named_checkpoint_is_the_runs_own(
+    kind: type[str] | type[Path], anyo: Anyo, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--ckpt_path=last` is no file in the working directory, whichever of Lightning's types the parser gives."""
+    run = RunFolder(tmp_path / "sasrec")
+    anyo("fit", *SASREC, *small, "--final_test=false", f"--run={run.path}")
+    restored: list[Path] = []
+    monkeypatch.setattr(AnyoCLI, "test", partialmethod(with_checkpoint_as, AnyoCLI.test, kind))
+    monkeypatch.setattr(SASRec, "restore_from", lambda self, path, **options: restored.append(path))
+    anyo("test", f"--run={run.path}", "--ckpt_path=last", "--trainer.enable_progress_bar=false")
+    assert restored == [run.last_checkpoint]
+
+
+def with_checkpoint_as(
+    cli: AnyoCLI,
+    test: Callable[..., None],
+    kind: Callable[[str], object],
+    model: SASRec,
+    *,
+    ckpt_path: object,
+    **more: Any,
+) -> None:
+    """Give a command's checkpoint to its method as this type."""
+    test(cli, model, ckpt_path=kind(str(ckpt_path)), **more)
 
 
 def test_what_is_counted_has_a_table_and_no_epochs(anyo: Anyo, small: list[str], tmp_path: Path) -> None:

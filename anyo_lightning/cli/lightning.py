@@ -296,10 +296,13 @@ class AnyoCLI(LightningCLI):
             predict_queries(self.trainer, model, self.datamodule, self.run_folder, options=options)
         say_figures(self.trainer, self.results, tested=False)
 
-    def _checkpoint_named(self, name: str | None) -> str | None:
-        """The run folder's own file for `best` and `last`, as Lightning's users name them."""
+    def _checkpoint_named(self, name: str | Path | None) -> str | None:
+        """The run folder's own file for `best` and `last`, as Lightning's users name them.
+
+        Of Lightning's `str | Path` jsonargparse gives either, by which of the two any library has named first.
+        """
         own = {"best": self.run_folder.best_checkpoint, "last": self.run_folder.last_checkpoint}
-        return str(own[name]) if name in own else name
+        return None if name is None else str(own.get(str(name), name))
 
     def _with_checkpoint(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Let the Trainer load the run's best checkpoint, unless another is named or the model is not trained."""
