@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ class Shape(SASRec):
 """
 
 
+@pytest.fixture
+def fit(tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The words of `anyo fit` with a class of `OWN` to be named, in the folder `run`."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "of_ones_own", raising=False)
+    (tmp_path / "of_ones_own.py").write_text(OWN)
+    files = [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}"]
+    yield ["fit", f"-c={CONFIGS}/sasrec.yaml", *files, "--trainer.accelerator=cpu", f"--run={tmp_path / 'run'}"]
+    monkeypatch.delitem(sys.modules, "of_ones_own", raising=False)
+
+
 @pytest.mark.parametrize(
     ("name", "error", "line"),
     [
@@ -47,39 +59,17 @@ class Shape(SASRec):
     ],
 )
 def test_a_fault_in_an_own_class_names_its_line(
-    name: str,
-    error: type[Exception],
-    line: str,
-    tiny_data: tuple[Path, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, error: type[Exception], line: str, fit: list[str], tmp_path: Path
 ) -> None:
     """Whether the constructor or the first step raises it, and whether it does so itself or a library it calls."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "of_ones_own", raising=False)
-    (tmp_path / "of_ones_own.py").write_text(OWN)
-    run = tmp_path / "run"
-    options = [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--trainer.accelerator=cpu"]
     with pytest.raises(error) as caught:
-        main(["fit", f"-c={CONFIGS}/sasrec.yaml", f"--model.class_path=of_ones_own.{name}", *options, f"--run={run}"])
+        main([*fit, f"--model.class_path=of_ones_own.{name}"])
     assert type(caught.value) is error
     assert line in [frame.line for frame in traceback.extract_tb(caught.value.__traceback__)]
-    assert not run.exists()  # nothing was trained
-    monkeypatch.delitem(sys.modules, "of_ones_own", raising=False)
+    assert not (tmp_path / "run").exists()  # nothing was trained
 
 
-def test_a_bad_option_of_an_own_class_is_one(
-    tiny_data: tuple[Path, Path],
-    tmp_path: Path,
-    anyo: Anyo,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_bad_option_of_an_own_class_is_one(fit: list[str], anyo: Anyo, capsys: pytest.CaptureFixture[str]) -> None:
     """Also where the class passes on what a library then refuses."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "of_ones_own", raising=False)
-    (tmp_path / "of_ones_own.py").write_text(OWN)
-    options = [f"--data.interactions={tiny_data[0]}", f"--data.items={tiny_data[1]}", "--trainer.accelerator=cpu"]
-    own = ["--model.class_path=of_ones_own.Option", "--model.optimizer.lr=-1", f"--run={tmp_path / 'run'}"]
-    assert "Invalid learning rate" in refused(capsys, anyo, "fit", f"-c={CONFIGS}/sasrec.yaml", *own, *options)
-    monkeypatch.delitem(sys.modules, "of_ones_own", raising=False)
+    own = ["--model.class_path=of_ones_own.Option", "--model.optimizer.lr=-1"]
+    assert "Invalid learning rate" in refused(capsys, anyo, *fit, *own)

@@ -282,17 +282,16 @@ class AnyoCLI(LightningCLI):
             say_figures(self.trainer, self.results, tested=False)
         else:
             written = self.config.test.metrics.folder is not None
-            self.trainer.test(model, **({"verbose": False} if written else {}) | options)
+            self.trainer.test(model, **options | ({"verbose": False} if written else {}))
             say_figures(self.trainer, self.results, tested=written)
 
     def predict(self, model: LightningModule, **kwargs: Any) -> None:
         """Write the test users' query vectors, by the run's best checkpoint, to queries.parquet, or what it teaches."""
         kwargs.pop("return_predictions", None)
+        options = self._with_checkpoint(kwargs)
         if self.teaching:
-            options = self._with_checkpoint(kwargs)
             teach(self.trainer, self.model, self.datamodule, self.run_folder, k=self.teaching, options=options)
         else:
-            options = self._with_checkpoint(kwargs)
             predict_queries(self.trainer, model, self.datamodule, self.run_folder, options=options)
         say_figures(self.trainer, self.results, tested=False)
 
