@@ -32,7 +32,9 @@ def argument_sentence(error: Exception) -> str:
         if found[1].endswith(".model"):
             return "Expected a model in --config FILE, or in the config.yaml of --run FOLDER, got none"
         return f"Expected {found[1]} to be given, got none"
-    if found := re.search(r"unrecognized arguments: (.+)", text):
+    if "unrecognized arguments" in text and (nested := re.findall(r"NestedArg\(key='(.+?)'", text)):
+        return f"Expected options that the model has, got model.{max(nested, key=len)}"
+    if found := re.search(r"unrecognized arguments: (.+)", text) or re.search(r"does not accept option '(.+)'", text):
         return f"Expected options that the command has (--help lists them), got {found[1]}"
     if found := re.search(r"Option '([^']+)' is not accepted", text):
         classes = re.findall(r"class_path[= ]'([\w.]+)'", text[: found.start()])

@@ -189,6 +189,14 @@ def test_commands_refuse_what_they_do_not_know(
             f"fit --config={CONFIGS / E4SREC}.yaml --model.encoders.backbone.layers=x",
             "Expected model.encoders.backbone.layers to be one of int, null, got x",
         ),
+        (
+            f"fit --config={CONFIGS / SASREC}.yaml --model.encoders.backbone.layers=3",
+            "Expected options that the model has, got model.encoders.backbone.layers",
+        ),
+        (
+            f'fit --config={CONFIGS / SASREC}.yaml --config={{"data":{{"max_itms":3}}}}',
+            "Expected options that the command has (--help lists them), got data.max_itms",
+        ),
         ("fit --trainer=absent.yaml", "Expected a configuration for trainer, got absent.yaml"),
     ],
 )

@@ -127,7 +127,7 @@ class Guards(Callback):
             InputError: In the place of an out-of-memory error.
         """
         if isinstance(exception, SIGTERMException):
-            trainer.save_checkpoint(self.run.last_checkpoint)
+            trainer.save_checkpoint(self.run.last_checkpoint, weights_only=False)
         if self.batch is not None and is_out_of_memory(exception):
             now = padded_tokens(self.batch)
             fits = f"a step of {self.fitted} has fitted" if self.fitted else f"half may fit: {max(now // 2, 1)}"
