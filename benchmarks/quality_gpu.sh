@@ -112,20 +112,26 @@ deep() {
   ensemble ensemble_deep "taught_deep sasrec0" "${ml1m[@]}" --metrics.variant "ensemble, the deep LLM and SASRec"
 }
 frozen() { row vectors_deep e4srec_vectors "${ml1m[@]}" "${vectors[@]}"; }
-# Is it the texts? As `seed` and `vectors`, where each item has another's texts (`permuted_texts.py`).
-permuted() {
-  local items="$runs/permuted$1.csv" data
+# Is it the texts, is it the pre-training? As `seed` and `vectors`, where each item has another's texts, and where the
+# weights of the language model are in random order (`permuted_texts.py`, `shuffled_weights.py`).
+controls() {
+  local items="$runs/permuted$1.csv" model="$runs/shuffled_model$1" data
   data=(--data.interactions "$DATA/ml-1m/interactions.parquet" --data.items "$items" --data.columns.timestamp position)
   [ -f "$items" ] || python3 benchmarks/permuted_texts.py "$DATA/ml-1m/items.csv" "$items" --seed "$1" || return
+  [ -f "$model/tokenizer.json" ] ||
+    python3 benchmarks/shuffled_weights.py smollm2-135m-instruct "$model" --seed "$1" || return
   row "sasrec$1" sasrec "${ml1m[@]}" "${sasrec[@]}" --seed_everything "$1" --metrics.variant sasrec
+  taught "taught_shuffled$1" "sasrec$1" "${ml1m[@]}" "${three[@]}" --seed_everything "$1" \
+    --model.encoders.backbone.name "$model" \
+    --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors, weights shuffled"
   taught "taught_permuted$1" "sasrec$1" "${data[@]}" "${three[@]}" --seed_everything "$1" \
     --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors, titles permuted"
   row "vectors_permuted$1" e4srec_vectors "${data[@]}" "${three[@]}" --seed_everything "$1" \
     --metrics.variant "e4srec_vectors, titles permuted"
 }
-permuted0() { permuted 0; }
-permuted1() { permuted 1; }
-permuted2() { permuted 2; }
+controls0() { controls 0; }
+controls1() { controls 1; }
+controls2() { controls 2; }
 # More seeds of what reads texts alone.
 vectors_of() {
   row "vectors$1" e4srec_vectors "${ml1m[@]}" "${three[@]}" --seed_everything "$1" --metrics.variant e4srec_vectors
@@ -220,7 +226,7 @@ failed() { grep -lE "^[A-Za-z.]*(Error|Exception)" "$runs"/*.log 2>/dev/null; }
 pids=()
 # By default what no page has yet. Those of pages: seed0 seed1 seed2 vectors masked0 masked1 masked2 llara_cold llara_csft
 # llara_ebae; more: deep frozen text small.
-for lane in ${LANES:-permuted0 permuted1 permuted2 vectors1 vectors2 unisrec rare amazon hllm hllm_frozen llara_frozen}; do
+for lane in ${LANES:-controls0 controls1 controls2 vectors1 vectors2 unisrec rare amazon hllm hllm_frozen llara_frozen}; do
   "$lane" & pids+=($!)
 done
 sleep "${CHECK:-90}"
