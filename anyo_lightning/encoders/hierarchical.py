@@ -13,7 +13,6 @@ from anyo_lightning.encoders.live import LiveTextItems
 from anyo_lightning.encoders.pooling import PooledReader
 from anyo_lightning.encoders.projector import Projector, UnitLength
 from anyo_lightning.encoders.whitening import Whitened
-from anyo_lightning.errors import InputError
 from anyo_lightning.llm.backbone import Backbone
 from anyo_lightning.llm.language_model import LLM
 
@@ -100,8 +99,6 @@ class HierarchicalEncoders(Encoders):
     ) -> None:
         check_dropout(dropout=dropout, input_dropout=input_dropout)
         check_sizes(dim=dim, hidden=hidden)
-        if pooled_tokens < 0:
-            raise InputError(f"Expected model.encoders.pooled_tokens to be at least 0, got {pooled_tokens}")
         self.backbone, self.item_backbone = backbone, item_backbone
         self.dim, self.hidden, self.whiten = dim, hidden, whiten
         self.dropout, self.input_dropout = dropout, input_dropout

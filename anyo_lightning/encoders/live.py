@@ -202,8 +202,6 @@ class LiveTextEncoders(Encoders):
     ) -> None:
         check_dropout(dropout=dropout)
         check_sizes(dim=dim, hidden=hidden)
-        if pooled_tokens < 0:
-            raise InputError(f"Expected model.encoders.pooled_tokens to be at least 0, got {pooled_tokens}")
         if hidden is not None and dim is None:
             raise InputError(f"Expected model.encoders.dim with model.encoders.hidden, got hidden {hidden} and no dim")
         self.backbone, self.dim, self.hidden, self.whiten, self.dropout = backbone, dim, hidden, whiten, dropout
