@@ -144,7 +144,8 @@ def test_a_run_that_was_not_tested_is_passed_over_with_a_sentence(
 
 
 def test_a_baseline_must_be_one_of_the_rows(runs: Path, ranks: np.ndarray) -> None:
-    """A typo lists what is there; a variant that is two rows asks which; a folder names the row that holds it."""
+    """A typo lists what is there; a variant that is two rows asks which; a run's or a variant's folder names it."""
+    assert load_results([runs], metrics=["test/hr@10"], baseline=str(runs / "sasrec")).results.baseline == "sasrec"
     with pytest.raises(InputError, match=r"rows e4srec, markov, sasrec, or .*, got 'sasrek'"):
         compare([runs], baseline="sasrek")
     second = write_run(runs, "sasrec", ranks)

@@ -47,10 +47,10 @@ class Variant:
     note: str = ""
 
     def holds(self, name: str) -> bool:
-        """Whether the row is called so, or one of its runs lies in that folder."""
+        """Whether the row is called so, or the folder is one of its runs' or holds their versions."""
         folder = Path(name).resolve()
         return name in (self.label, self.runs[0].content["variant"]) or any(
-            run.folder.path.resolve() == folder for run in self.runs
+            folder in (run.folder.path.resolve(), run.folder.variant_folder) for run in self.runs
         )
 
     @property
