@@ -308,6 +308,16 @@ def test_titles_and_names_are_text(page: Any) -> None:
 
 
 @pytest.mark.browser
+def test_long_names_of_rows_stay_apart(page: Any) -> None:
+    """Rows that are called alike differ at the end: an axis without room for a whole name shows both its ends."""
+    names = [f"e4srec_vectors_hybrid, SASRec's vectors{end}" for end in ("", ", titles permuted", ", weights shuffled")]
+    shown = [page.evaluate("(name) => short(name)", name) for name in [*names, "markov_tuned"]]
+    assert len(set(shown)) == 4
+    assert all(len(text) <= 28 for text in shown)
+    assert shown[3] == "markov_tuned"
+
+
+@pytest.mark.browser
 def test_nothing_is_wider_than_a_phone_and_print_and_dark_are_readable(browser: Any, page_file: Path) -> None:
     """390 pixels: no sideways scrolling. Dark: light text. Print: a white page, whatever the screen's scheme."""
     context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
