@@ -128,6 +128,8 @@ controls() {
     --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors, titles permuted"
   row "vectors_permuted$1" e4srec_vectors "${data[@]}" "${three[@]}" --seed_everything "$1" \
     --metrics.variant "e4srec_vectors, titles permuted"
+  row "vectors_shuffled$1" e4srec_vectors "${ml1m[@]}" "${three[@]}" --seed_everything "$1" \
+    --model.encoders.backbone.name "$model" --metrics.variant "e4srec_vectors, weights shuffled"
 }
 controls0() { controls 0; }
 controls1() { controls 1; }
