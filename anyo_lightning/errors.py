@@ -32,10 +32,11 @@ def argument_sentence(error: Exception) -> str:
         if found[1].endswith(".model"):
             return "Expected a model in --config FILE, or in the config.yaml of --run FOLDER, got none"
         return f"Expected {found[1]} to be given, got none"
-    if "unrecognized arguments" in text and (nested := re.findall(r"NestedArg\(key='(.+?)'", text)):
-        return f"Expected options that the model has, got model.{max(nested, key=len)}"
-    if found := re.search(r"unrecognized arguments: (.+)", text) or re.search(r"does not accept option '(.+)'", text):
-        return f"Expected options that the command has (--help lists them), got {found[1]}"
+    if named and "unrecognized arguments" in text and (nested := re.findall(r"NestedArg\(key='(.+?)'", text)):
+        return f"Expected options of {named[0]}, got {named[0]}.{max(nested, key=len)}"
+    unknown = r"(?:unrecognized arguments: (.+)|Subcommand '.+?' does not accept option '(.+?)')"
+    if found := re.search(unknown, text):
+        return f"Expected options that the command has (--help lists them), got {found[1] or found[2]}"
     if found := re.search(r"Option '([^']+)' is not accepted", text):
         classes = re.findall(r"class_path[= ]'([\w.]+)'", text[: found.start()])
         owner = classes[-1].rpartition(".")[2] if classes else "it"  # the innermost

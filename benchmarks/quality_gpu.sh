@@ -113,14 +113,17 @@ deep() {
 }
 frozen() { row vectors_deep e4srec_vectors "${ml1m[@]}" "${vectors[@]}"; }
 # Is it the texts, is it the pre-training? As `seed` and `vectors`, where each item has another's texts, and where the
-# weights of the language model are in random order (`permuted_texts.py`, `shuffled_weights.py`).
+# weights of the language model are in random order (`permuted_texts.py`, `shuffled_weights.py`). Not beside `seed`.
 controls() {
-  local items="$runs/permuted$1.csv" model="$runs/shuffled_model$1" data
+  local items="$runs/permuted.csv" model="$runs/shuffled_model" data
   data=(--data.interactions "$DATA/ml-1m/interactions.parquet" --data.items "$items" --data.columns.timestamp position)
-  [ -f "$items" ] || python3 benchmarks/permuted_texts.py "$DATA/ml-1m/items.csv" "$items" --seed "$1" || return
-  [ -f "$model/tokenizer.json" ] ||
-    python3 benchmarks/shuffled_weights.py smollm2-135m-instruct "$model" --seed "$1" || return
+  (
+    flock 8  # one draw of both for all seeds: rows that differ in more than their seed are rows of their own
+    [ -f "$items" ] || python3 benchmarks/permuted_texts.py "$DATA/ml-1m/items.csv" "$items" || exit
+    [ -f "$model/tokenizer.json" ] || python3 benchmarks/shuffled_weights.py smollm2-135m-instruct "$model"
+  ) 8>"$runs/drawn" || return
   row "sasrec$1" sasrec "${ml1m[@]}" "${sasrec[@]}" --seed_everything "$1" --metrics.variant sasrec
+  taught "taught$1" "sasrec$1" "${ml1m[@]}" "${three[@]}" --seed_everything "$1"
   taught "taught_shuffled$1" "sasrec$1" "${ml1m[@]}" "${three[@]}" --seed_everything "$1" \
     --model.encoders.backbone.name "$model" \
     --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors, weights shuffled"

@@ -2,9 +2,11 @@
 
     python benchmarks/shuffled_weights.py smollm2-135m-instruct runs/shuffled_weights/model
 
-The folder is a model for `--model.encoders.backbone.name`. Shape, tokenizer and the values in each matrix are those of
-the pre-trained model, so that LoRA begins at the same scale; only what pre-training made of them is gone. A model that
-is initialised as for training is another control: its matrices are far smaller, and LoRA weighs more beside them.
+The folder is a model for `--model.encoders.backbone.name`. Architecture, tokenizer and the values in each parameter
+are the pre-trained model's, and so is each matrix's Frobenius norm; its spectrum, and what it does with inputs, are
+not. Item vectors that are read from texts come from these weights, too, and are less alike than the pre-trained
+model's. A figure as high as with pre-trained weights shows that their order is not needed; a lower one would not show
+that it is knowledge that was missed.
 """
 
 import argparse

@@ -191,11 +191,15 @@ def test_commands_refuse_what_they_do_not_know(
         ),
         (
             f"fit --config={CONFIGS / SASREC}.yaml --model.encoders.backbone.layers=3",
-            "Expected options that the model has, got model.encoders.backbone.layers",
+            "Expected options of model, got model.encoders.backbone.layers",
         ),
         (
             f'fit --config={CONFIGS / SASREC}.yaml --config={{"data":{{"max_itms":3}}}}',
             "Expected options that the command has (--help lists them), got data.max_itms",
+        ),
+        (
+            f"fit --config={CONFIGS / SASREC}.yaml --trainer.logger=CSVLogger --trainer.logger.foo.bar=3",
+            "Expected options of trainer.logger, got trainer.logger.foo.bar",
         ),
         ("fit --trainer=absent.yaml", "Expected a configuration for trainer, got absent.yaml"),
     ],

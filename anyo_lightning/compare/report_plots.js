@@ -28,7 +28,7 @@ function drawCost() {
     ...points.map(({ variant, row, x, y }) => {
       const { low, high } = variant.cells[metric];
       return {
-        x: [x], y: [y], mode: "markers", name: plain(variant.label), marker: marker(row, 11),
+        x: [x], y: [y], mode: "markers", name: short(variant.label), marker: marker(row, 11),
         error_y: low === null ? undefined : { array: [high - y], arrayminus: [y - low], color: colour(row), thickness: 1.3, width: 0 },
         hovertemplate: `${plain(variant.label)}<br>${decimal(y)}<extra></extra>`,
       };
@@ -37,7 +37,7 @@ function drawCost() {
   const title = byId("cost-axis").selectedOptions[0].textContent;
   Plotly.react(byId("cost-plot"), traces, layout({
     height: 440,
-    xaxis: { ...titled(title), type: "log", dtick: decades > 1.5 ? 1 : decades > 0.5 ? "D2" : "D1", tickformat: Math.max(...costs) >= 10000 ? "~s" : "~g" },
+    xaxis: { ...titled(title), type: "log", dtick: decades > 1.5 ? 1 : decades > 0.5 ? "D2" : undefined, tickformat: Math.max(...costs) >= 10000 ? "~s" : "~g" },
     yaxis: titled(titleOf(metric)),
     showlegend: true,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
@@ -55,7 +55,7 @@ function drawCurves() {
     variant.curves.filter((curve) => curve.points[name] && curve.points[name][axis]).forEach((curve, seed) => {
       const points = curve.points[name];
       traces.push({
-        x: points[axis], y: points.value, mode: points.value.length > 25 ? "lines" : "lines+markers", name: plain(variant.label),
+        x: points[axis], y: points.value, mode: points.value.length > 25 ? "lines" : "lines+markers", name: short(variant.label),
         legendgroup: variant.label, showlegend: seed === 0, marker: marker(row, 5),
         line: { color: colour(row), width: 1.8, dash: ["solid", "dash", "dot", "dashdot"][round(row) % 4] },
         hovertemplate: `${plain(variant.label)}${curve.seed === null ? "" : `, seed ${curve.seed}`}<br>%{x:,} ${axis === "step" ? "steps" : axis}<br>%{y:.4f}<extra></extra>`,

@@ -33,8 +33,8 @@ function fill(select, options, chosen = 0) {
 const CONFIG = { displayModeBar: false, responsive: true, scrollZoom: false };
 const INK = "#7a828c"; // the stylesheet gives texts and lines the theme's colours
 const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-// Rows that are called alike often differ at the end.
-const short = (text) => plain(text.length > 28 ? `${text.slice(0, 13)}…${text.slice(-14)}` : text);
+// Rows that are called alike often differ in their ends.
+const short = (text) => plain(text.length > 28 ? `${text.slice(0, 17)}…${text.slice(-10)}` : text);
 const decimal = (value) => value.toFixed(3).replace(/^(-?)0\./, "$1.");
 const marker = (row, size = 9) => ({ color: colour(row), size, symbol: ["circle", "diamond", "square", "triangle-up"][round(row) % 4] });
 

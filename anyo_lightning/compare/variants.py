@@ -120,7 +120,7 @@ def find_variant(variants: Sequence[Variant], name: str) -> Variant:
     )
     if not named:
         there = ", ".join(variant.label for variant in variants)
-        raise InputError(f"Expected baseline to be one of the rows {there}, or a run folder among them, got {name!r}")
+        raise InputError(f"Expected baseline to be one of the rows {there}, or a folder of theirs, got {name!r}")
     if len(named) > 1:
         there = ", ".join(variant.label for variant in named)
         raise InputError(

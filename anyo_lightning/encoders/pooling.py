@@ -21,7 +21,7 @@ class PooledReader(nn.Module):
         added_tokens: How many tokens to add; 0 pools EOS.
 
     Raises:
-        InputError: For a bidirectional backbone, or fewer added tokens than none.
+        InputError: For a bidirectional backbone, or a negative number of added tokens.
     """
 
     def __init__(self, backbone: Backbone, *, end: int, added_tokens: int = 0) -> None:
