@@ -122,8 +122,7 @@ controls() {
     [ -f "$items" ] || python3 benchmarks/permuted_texts.py "$DATA/ml-1m/items.csv" "$items" || exit
     [ -f "$model/tokenizer.json" ] || python3 benchmarks/shuffled_weights.py smollm2-135m-instruct "$model"
   ) 8>"$runs/drawn" || return
-  row "sasrec$1" sasrec "${ml1m[@]}" "${sasrec[@]}" --seed_everything "$1" --metrics.variant sasrec
-  taught "taught$1" "sasrec$1" "${ml1m[@]}" "${three[@]}" --seed_everything "$1"
+  seed "$1"
   taught "taught_shuffled$1" "sasrec$1" "${ml1m[@]}" "${three[@]}" --seed_everything "$1" \
     --model.encoders.backbone.name "$model" \
     --metrics.variant "e4srec_vectors_hybrid, SASRec's vectors, weights shuffled"

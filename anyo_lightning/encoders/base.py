@@ -161,12 +161,13 @@ def check_dropout(**shares: float) -> None:
             raise InputError(f"Expected model.encoders.{name} in [0, 1), got {share}")
 
 
-def check_sizes(*, dim: int | None, heads: int = 1, **others: int | None) -> None:
+def check_sizes(*, dim: int | None, heads: int = 1, pooled_tokens: int = 0, **others: int | None) -> None:
     """Refuse sizes that are not positive or do not fit.
 
     Args:
         dim: Width of states; None is not given.
         heads: Attention heads of a transformer.
+        pooled_tokens: Tokens added after a text; none are, with 0.
         others: Further sizes, by the options' names.
 
     Raises:
@@ -175,6 +176,8 @@ def check_sizes(*, dim: int | None, heads: int = 1, **others: int | None) -> Non
     for name, value in {"dim": dim, "heads": heads, **others}.items():
         if value is not None and value < 1:
             raise InputError(f"Expected model.encoders.{name} to be positive, got {value}")
+    if pooled_tokens < 0:
+        raise InputError(f"Expected model.encoders.pooled_tokens to be at least 0, got {pooled_tokens}")
     if dim is not None and dim % heads:
         raise InputError(f"Expected model.encoders.dim to be a multiple of model.encoders.heads, got {dim} and {heads}")
 

@@ -98,7 +98,7 @@ class HierarchicalEncoders(Encoders):
         pooled_tokens: int = 0,
     ) -> None:
         check_dropout(dropout=dropout, input_dropout=input_dropout)
-        check_sizes(dim=dim, hidden=hidden)
+        check_sizes(dim=dim, hidden=hidden, pooled_tokens=pooled_tokens)
         self.backbone, self.item_backbone = backbone, item_backbone
         self.dim, self.hidden, self.whiten = dim, hidden, whiten
         self.dropout, self.input_dropout = dropout, input_dropout

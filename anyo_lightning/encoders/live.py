@@ -201,7 +201,7 @@ class LiveTextEncoders(Encoders):
         pooled_tokens: int = 0,
     ) -> None:
         check_dropout(dropout=dropout)
-        check_sizes(dim=dim, hidden=hidden)
+        check_sizes(dim=dim, hidden=hidden, pooled_tokens=pooled_tokens)
         if hidden is not None and dim is None:
             raise InputError(f"Expected model.encoders.dim with model.encoders.hidden, got hidden {hidden} and no dim")
         self.backbone, self.dim, self.hidden, self.whiten, self.dropout = backbone, dim, hidden, whiten, dropout

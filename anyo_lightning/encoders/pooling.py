@@ -21,13 +21,11 @@ class PooledReader(nn.Module):
         added_tokens: How many tokens to add; 0 pools EOS.
 
     Raises:
-        InputError: For a bidirectional backbone, or a negative number of added tokens.
+        InputError: For a bidirectional backbone.
     """
 
     def __init__(self, backbone: Backbone, *, end: int, added_tokens: int = 0) -> None:
         super().__init__()
-        if added_tokens < 0:
-            raise InputError(f"Expected model.encoders.pooled_tokens to be at least 0, got {added_tokens}")
         if not backbone.causal:
             raise InputError(f"Expected a causal backbone for EOS pooling, got {backbone.identity['name']}")
         self.backbone = backbone
